@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef _LINUX_PKSM_H
+#define _LINUX_PKSM_H
+/*
+ * PKSM: page-based kernel samepage merging.
+ *
+ * This header is what the rest of mm sees of the engine: the hooks of the
+ * fault path, of the free path and of the copy-on-write path. What mm asks of
+ * any implementation of CONFIG_KSM stays in <linux/ksm.h>.
+ *
+ * PG_pksm marks a page that the engine keeps a record of. The fault path sets
+ * it by __SetPagePKSM() while the page is still private; the free path clears
+ * it by __ClearPagePKSM(). In between it changes by ClearPagePKSM() only.
+ */
+#include <linux/jump_label.h>
+#include <linux/mm_types.h>
+#include <linux/page-flags.h>
+
+struct anon_vma;
+struct page_ext_operations;
+struct pksm_rmap_item;
+
+#ifdef CONFIG_PKSM
+
+extern struct page_ext_operations pksm_page_ext_ops;
+
+DECLARE_STATIC_KEY_FALSE(pksm_intake_key);
+
+struct pksm_rmap_item *__pksm_rmap_item(struct page *page);
+void pksm_add_new_anon_page(struct page *page,
+			    struct pksm_rmap_item *rmap_item,
+			    struct anon_vma *anon_vma);
+void pksm_del_anon_page(struct page *page);
+void __pksm_page_broken(void);
+
+/**
+ * pksm_rmap_item - the record of a page that may enter the engine
+ * @folio: a new anonymous folio, not yet visible to anybody else
+ *
+ * The gate of the fault path: while PKSM does not run this is one predictable
+ * branch and nothing else.
+ *
+ * Context: Any. Takes no lock and never sleeps.
+ * Return: The record, or NULL when the folio is not to be tracked.
+ */
+static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
+{
+	if (!static_branch_unlikely(&pksm_intake_key))
+		return NULL;
+	if (folio_test_large(folio))
+		return NULL;
+	return __pksm_rmap_item(&folio->page);
+}
+
+/**
+ * pksm_page_broken - count a copy-on-write break of a merged page
+ * @folio: the page that was mapped before the copy, or NULL for the zero page
+ *
+ * Context: Any. The caller holds a reference on @folio.
+ */
+static inline void pksm_page_broken(struct folio *folio)
+{
+	if (folio && folio_test_ksm(folio))
+		__pksm_page_broken();
+}
+
+#else /* !CONFIG_PKSM */
+
+static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
+{
+	return NULL;
+}
+
+static inline void pksm_add_new_anon_page(struct page *page,
+					  struct pksm_rmap_item *rmap_item,
+					  struct anon_vma *anon_vma)
+{
+}
+
+static inline void pksm_del_anon_page(struct page *page)
+{
+}
+
+static inline void pksm_page_broken(struct folio *folio)
+{
+}
+
+#endif /* CONFIG_PKSM */
+#endif /* _LINUX_PKSM_H */

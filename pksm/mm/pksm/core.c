@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: the daemon, and the switch that starts and stops it.
+ *
+ * pksmd sleeps until the fault path or the free path leaves something for it,
+ * then until the pages it took over have settled, and so on. When nothing waits
+ * any more it sleeps without a time limit.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/err.h>
+#include <linux/freezer.h>
+#include <linux/init.h>
+#include <linux/kthread.h>
+#include <linux/sched.h>
+#include <linux/swap.h>
+
+#include "internal.h"
+
+/* Pages between two chances for others to take pksm_mutex. */
+#define PKSM_BATCH	64
+
+/* The queues, both indexes and the stable nodes; see internal.h. */
+DEFINE_MUTEX(pksm_mutex);
+
+/* Guarded by pksm_mutex; read without it where a moment's delay is no harm. */
+enum pksm_run pksm_run;
+bool pksm_use_zero_pages = true;
+
+struct task_struct *pksmd_task;
+
+/* pksmd sleeps without a time limit: whoever leaves it work has to wake it. */
+static bool pksm_idle;
+
+static void pksm_wake_work(struct irq_work *work)
+{
+	pksm_wake_daemon();
+}
+
+static DEFINE_IRQ_WORK(pksm_wake, pksm_wake_work);
+
+/**
+ * pksm_wake_daemon - let pksmd look around
+ *
+ * Context: Any in which tasks may be woken.
+ */
+void pksm_wake_daemon(void)
+{
+	if (pksmd_task)
+		wake_up_process(pksmd_task);
+}
+
+/**
+ * pksm_kick - there is something for pksmd
+ *
+ * Costs a read while pksmd is awake, or has a time to wake up.
+ *
+ * Context: Any, after what there is to do was made visible, with a full memory
+ * barrier between the two.
+ */
+void pksm_kick(void)
+{
+	if (unlikely(READ_ONCE(pksm_idle)))
+		irq_work_queue(&pksm_wake);
+}
+
+static bool pksm_work_pending(void)
+{
+	return pksm_intake_pending() || pksm_dead_nodes_pending();
+}
+
+/* One round. Returns how long to sleep after it, in jiffies; 0: not at all. */
+static unsigned long pksm_do_round(void)
+{
+	unsigned long timeout = MAX_SCHEDULE_TIMEOUT;
+	bool turned = false;
+
+	mutex_lock(&pksm_mutex);
+	pksm_reap_dead_nodes();
+	pksm_unstable_reap();
+	pksm_queue_collect();
+	if (pksm_run == PKSM_RUN_MERGE) {
+		if (pksm_queue_ripe(&turned)) {
+			/* Pages in the LRU batches have one reference more. */
+			if (turned)
+				lru_add_drain_all();
+			pksm_queue_run(PKSM_BATCH);
+			timeout = 0;
+		} else {
+			timeout = pksm_queue_timeout();
+		}
+	}
+	mutex_unlock(&pksm_mutex);
+	return timeout;
+}
+
+static void pksm_sleep(unsigned long timeout)
+{
+	set_current_state(TASK_INTERRUPTIBLE | TASK_FREEZABLE);
+	if (timeout == MAX_SCHEDULE_TIMEOUT)
+		WRITE_ONCE(pksm_idle, true);
+	/* Pairs with the barrier before pksm_kick(). */
+	smp_mb();
+	if (!kthread_should_stop() &&
+	    !(timeout == MAX_SCHEDULE_TIMEOUT && pksm_work_pending()))
+		schedule_timeout(timeout);
+	__set_current_state(TASK_RUNNING);
+	WRITE_ONCE(pksm_idle, false);
+}
+
+static int pksmd(void *unused)
+{
+	set_user_nice(current, 5);
+	set_freezable();
+	while (!kthread_should_stop()) {
+		unsigned long timeout = pksm_do_round();
+
+		try_to_freeze();
+		if (timeout)
+			pksm_sleep(timeout);
+		else
+			cond_resched();
+	}
+	return 0;
+}
+
+/* Close the gate of the fault path, and wait for those who have passed it. */
+static void pksm_intake_off(void)
+{
+	static_branch_disable(&pksm_intake_key);
+	/* They hold a page table lock, which is an RCU read-side section. */
+	synchronize_rcu();
+}
+
+static void pksm_forget_everything(void)
+{
+	pksm_unstable_reap();
+	pksm_unstable_empty();
+	pksm_queue_forget_all();
+}
+
+/**
+ * pksm_set_run - start, stop, or stop and unmerge everything
+ * @run: what to do
+ *
+ * Context: Process context. Takes pksm_mutex, may sleep.
+ * Return: 0; -ENOMEM without memory for the indexes; -ENODEV without a daemon;
+ * -EINTR; or the error of pksm_unmerge_all(), after which the engine is stopped.
+ */
+int pksm_set_run(enum pksm_run run)
+{
+	int err = 0;
+
+	if (!pksmd_task)
+		return -ENODEV;
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	if (run == pksm_run)
+		goto out;
+
+	switch (run) {
+	case PKSM_RUN_MERGE:
+		err = pksm_index_alloc();
+		if (err)
+			break;
+		WRITE_ONCE(pksm_run, run);
+		static_branch_enable(&pksm_intake_key);
+		break;
+	case PKSM_RUN_STOP:
+		pksm_intake_off();
+		WRITE_ONCE(pksm_run, run);
+		break;
+	case PKSM_RUN_UNMERGE:
+		pksm_intake_off();
+		WRITE_ONCE(pksm_run, run);
+		pksm_forget_everything();
+		err = pksm_unmerge_all();
+		if (err)
+			WRITE_ONCE(pksm_run, PKSM_RUN_STOP);
+		break;
+	}
+out:
+	mutex_unlock(&pksm_mutex);
+	pksm_wake_daemon();
+	return err;
+}
+
+static bool pksm_on_at_boot __initdata = IS_ENABLED(CONFIG_PKSM_DEFAULT_ON);
+
+static int __init pksm_setup(char *str)
+{
+	return kstrtobool(str, &pksm_on_at_boot) == 0;
+}
+__setup("pksm=", pksm_setup);
+
+static int __init pksm_init(void)
+{
+	struct task_struct *task;
+	int err;
+
+	err = pksm_rmap_init();
+	if (err)
+		return err;
+	task = kthread_run(pksmd, NULL, "pksmd");
+	if (IS_ERR(task)) {
+		pr_err("cannot start pksmd: %pe\n", task);
+		return PTR_ERR(task);
+	}
+	pksmd_task = task;
+	if (!pksm_on_at_boot)
+		return 0;
+	err = pksm_set_run(PKSM_RUN_MERGE);
+	if (err)
+		pr_err("cannot run: error %d\n", err);
+	return err;
+}
+subsys_initcall(pksm_init);

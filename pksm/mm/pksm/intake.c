@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: where pages enter and leave.
+ *
+ * The hooks of the fault path and of the free path, the record of a page and
+ * the counters that go with its state. Nothing here allocates, sleeps or takes
+ * a lock.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/memory_hotplug.h>
+#include <linux/page_ext.h>
+
+#include "../internal.h"
+#include "internal.h"
+
+DEFINE_STATIC_KEY_FALSE(pksm_intake_key);
+
+DEFINE_PER_CPU(struct pksm_cpu, pksm_cpu) = {
+	.new_head = PKSM_END,
+};
+
+static bool __init pksm_page_ext_need(void)
+{
+	return true;
+}
+
+struct page_ext_operations pksm_page_ext_ops __refdata = {
+	.size = sizeof(struct pksm_rmap_item),
+	.need = pksm_page_ext_need,
+};
+
+/* === records === */
+
+/**
+ * __pksm_rmap_item - find the record of a page
+ * @page: any page
+ *
+ * Memory cannot go offline under PKSM (see Kconfig), so the record stays where
+ * it is once found.
+ *
+ * Context: Any.
+ * Return: The record, or NULL where there is none: page_ext is not there yet,
+ * or the page frame number does not fit a record.
+ */
+struct pksm_rmap_item *__pksm_rmap_item(struct page *page)
+{
+	struct pksm_rmap_item *item;
+	struct page_ext *page_ext;
+
+	if (unlikely(page_to_pfn(page) >= PKSM_END))
+		return NULL;
+	page_ext = page_ext_get(page);
+	if (unlikely(!page_ext))
+		return NULL;
+	item = page_ext_data(page_ext, &pksm_page_ext_ops);
+	page_ext_put(page_ext);
+	return item;
+}
+
+/**
+ * pksm_item - find the record of a page frame
+ * @pfn: a page frame number that the engine stored, or any other
+ *
+ * Context: Any.
+ * Return: The record, or NULL where there is none.
+ */
+struct pksm_rmap_item *pksm_item(unsigned long pfn)
+{
+	struct page *page = pfn_to_online_page(pfn);
+
+	return page ? __pksm_rmap_item(page) : NULL;
+}
+
+static enum pksm_class pksm_classify(u32 state)
+{
+	if (!(state & PKSM_LIVE))
+		return PKSM_CLASS_UNTRACKED;
+	if (state & PKSM_STABLE)
+		return PKSM_CLASS_SHARED;
+	switch (pksm_where(state)) {
+	case PKSM_INDEX:
+		return state & PKSM_REBORN ? PKSM_CLASS_NEW :
+					     PKSM_CLASS_UNSHARED;
+	case PKSM_LIST:
+		return pksm_level(state) ? PKSM_CLASS_VOLATILE : PKSM_CLASS_NEW;
+	default:
+		return PKSM_CLASS_NEW;
+	}
+}
+
+/* The bits that go when a page goes. */
+static u32 pksm_life(u32 state)
+{
+	return PKSM_LIVE | PKSM_STABLE |
+	       (pksm_where(state) == PKSM_INDEX ? PKSM_REBORN : 0);
+}
+
+/**
+ * pksm_item_set - change the state of a record, and the counters with it
+ * @item: the record
+ * @old: the state it is believed to have
+ * @new: the state it shall have
+ *
+ * Context: Any.
+ * Return: true when the state was @old and is now @new, false when somebody
+ * else changed it first.
+ */
+bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new)
+{
+	enum pksm_class from, to;
+
+	if (cmpxchg(&item->state, old, new) != old)
+		return false;
+	from = pksm_classify(old);
+	to = pksm_classify(new);
+	if (from != to) {
+		this_cpu_dec(pksm_cpu.nr[from]);
+		this_cpu_inc(pksm_cpu.nr[to]);
+	}
+	return true;
+}
+
+/**
+ * pksm_count_event - count something that happened
+ * @event: what
+ *
+ * Context: Any.
+ */
+void pksm_count_event(enum pksm_event event)
+{
+	this_cpu_inc(pksm_cpu.events[event]);
+}
+
+/**
+ * pksm_nr_class - number of tracked pages of a class
+ * @class: which
+ *
+ * Return: The number of pages. A page that changes its class while the CPUs
+ * are summed up may be missed or counted twice, but never for longer.
+ */
+long pksm_nr_class(enum pksm_class class)
+{
+	long sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += per_cpu(pksm_cpu.nr[class], cpu);
+	return max(sum, 0L);
+}
+
+/**
+ * pksm_nr_event - how often something happened since boot
+ * @event: what
+ *
+ * Return: The number of events.
+ */
+unsigned long pksm_nr_event(enum pksm_event event)
+{
+	unsigned long sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += per_cpu(pksm_cpu.events[event], cpu);
+	return sum;
+}
+
+/* === the fault path === */
+
+/*
+ * Push a record on this CPU's new list. Only pksmd ever takes records off, and
+ * takes all of them with one xchg(), so a plain cmpxchg() loop is free of the
+ * ABA problem; and being moved to another CPU midway does no harm.
+ */
+static void pksm_push_new(unsigned long pfn, struct pksm_rmap_item *item)
+{
+	u32 *head = raw_cpu_ptr(&pksm_cpu.new_head);
+	u32 old = READ_ONCE(*head);
+
+	do {
+		WRITE_ONCE(item->next, old);
+	} while (!try_cmpxchg(head, &old, (u32)pfn));
+}
+
+/*
+ * Bring a record to life. Returns true when it is linked to nothing, so that
+ * nobody would ever find it.
+ */
+static bool pksm_revive(struct pksm_rmap_item *item, bool stable)
+{
+	u32 old, new;
+
+	do {
+		old = READ_ONCE(item->state);
+		VM_WARN_ON_ONCE(old & PKSM_LIVE);
+		switch (pksm_where(old)) {
+		case PKSM_LIST:		/* still queued from its former life */
+			new = PKSM_LIVE | PKSM_LIST;
+			break;
+		case PKSM_INDEX:	/* still in the bucket of that life */
+			new = old | PKSM_LIVE | PKSM_REBORN;
+			break;
+		default:
+			new = PKSM_LIVE | (stable ? PKSM_NONE : PKSM_LIST);
+			break;
+		}
+		if (stable)
+			new |= PKSM_STABLE;
+	} while (!pksm_item_set(item, old, new));
+
+	return pksm_where(old) == PKSM_NONE && !stable;
+}
+
+/**
+ * pksm_add_new_anon_page - take a new anonymous page in
+ * @page: the page: new, of order 0, not yet on the LRU and not yet in a page
+ *	table, so that nobody else writes its flags
+ * @rmap_item: its record, from pksm_rmap_item()
+ * @anon_vma: that of its VMA; the engine finds it again through the folio
+ *
+ * The hook of the fault path. The page's contents are of no interest yet: all
+ * that happens here is that the record joins the new list.
+ *
+ * Context: Process context, page table lock held. Takes no lock, allocates
+ * nothing and never sleeps.
+ */
+void pksm_add_new_anon_page(struct page *page,
+			    struct pksm_rmap_item *rmap_item,
+			    struct anon_vma *anon_vma)
+{
+	bool push;
+
+	VM_WARN_ON_ONCE_PAGE(PagePKSM(page), page);
+	VM_WARN_ON_ONCE_PAGE(!PageAnon(page), page);
+	VM_WARN_ON_ONCE_PAGE(folio_anon_vma(page_folio(page)) != anon_vma &&
+			     folio_anon_vma(page_folio(page)) != anon_vma->root,
+			     page);
+
+	/* The mark comes last: whoever sees it finds the record alive. */
+	push = pksm_revive(rmap_item, false);
+	__SetPagePKSM(page);
+	if (push)
+		pksm_push_new(page_to_pfn(page), rmap_item);
+	pksm_kick();
+}
+
+/**
+ * pksm_add_moved_page - take the page in that migration copied another to
+ * @page: the new page, locked
+ * @item: its record
+ * @stable: the old one was a stable page
+ *
+ * Context: Process context. Takes no lock and never sleeps.
+ */
+void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
+			 bool stable)
+{
+	bool push;
+
+	VM_WARN_ON_ONCE_PAGE(PagePKSM(page), page);
+	push = pksm_revive(item, stable);
+	SetPagePKSM(page);
+	if (push)
+		pksm_push_new(page_to_pfn(page), item);
+	pksm_kick();
+}
+
+/* === the free path === */
+
+/*
+ * Tell pksmd of a record that is dead in its bucket. One writer (this CPU,
+ * interrupts off) and one reader (pksmd): a slot that is not zero belongs to
+ * the reader.
+ */
+static void pksm_ring_push(unsigned long pfn)
+{
+	struct pksm_cpu *pc;
+	unsigned long flags;
+	u32 *slot;
+
+	local_irq_save(flags);
+	pc = this_cpu_ptr(&pksm_cpu);
+	slot = &pc->ring[pc->ring_head % PKSM_RING_SIZE];
+	/* Pairs with the releases of pksm_reap_ring(), and it with this one. */
+	if (likely(!smp_load_acquire(slot))) {
+		/* The slot is the reader's now. */
+		smp_store_release(slot, (u32)pfn + 1);
+		pc->ring_head++;
+	} else {
+		WRITE_ONCE(pc->ring_lost, true);
+	}
+	local_irq_restore(flags);
+	/* Before pksm_kick(). */
+	smp_mb();
+}
+
+/**
+ * pksm_del_anon_page - forget a page that is being freed
+ * @page: the page, with PG_pksm set and no reference left; page->mapping is
+ *	still there
+ *
+ * The hook of the free path. The record dies at once; whatever it is linked
+ * to is left to pksmd.
+ *
+ * Context: Any, hard interrupts included. Takes no lock and never sleeps.
+ */
+void pksm_del_anon_page(struct page *page)
+{
+	struct pksm_rmap_item *item = __pksm_rmap_item(page);
+	struct pksm_stable_node *node;
+	u32 old, new;
+
+	__ClearPagePKSM(page);
+	if (WARN_ON_ONCE(!item))
+		return;
+
+	do {
+		old = READ_ONCE(item->state);
+		VM_WARN_ON_ONCE_PAGE(!(old & PKSM_LIVE), page);
+		new = old & ~pksm_life(old);
+	} while (!pksm_item_set(item, old, new));
+
+	if (old & PKSM_STABLE) {
+		node = pksm_folio_node(page_folio(page));
+		if (node) {
+			llist_add(&node->dead,
+				  raw_cpu_ptr(&pksm_cpu.dead_nodes));
+			pksm_kick();
+		}
+	} else if (pksm_where(old) == PKSM_INDEX && !(old & PKSM_REBORN)) {
+		/* A record that was reborn has been announced before. */
+		pksm_ring_push(page_to_pfn(page));
+		pksm_kick();
+	}
+}
+
+/**
+ * __pksm_page_broken - count a copy-on-write break
+ *
+ * Context: Any.
+ */
+void __pksm_page_broken(void)
+{
+	pksm_count_event(PKSM_EVENT_BROKEN);
+}
+
+/* === pksmd's side === */
+
+/**
+ * pksm_forget - stop tracking a page that is still in use
+ * @page: the page, of which a reference is held
+ * @item: its record; what it is linked to, it stays linked to, dead
+ *
+ * Context: Any.
+ */
+void pksm_forget(struct page *page, struct pksm_rmap_item *item)
+{
+	u32 old;
+
+	ClearPagePKSM(page);
+	do {
+		old = READ_ONCE(item->state);
+	} while (!pksm_item_set(item, old, old & ~pksm_life(old)));
+}
+
+/**
+ * pksm_get_tracked - take a reference on a page if it is still tracked
+ * @pfn: page frame number
+ *
+ * Afterwards its record is alive and stays so; whether it is the page that was
+ * there when @pfn was stored, the record's state tells.
+ *
+ * Context: Any.
+ * Return: The folio, or NULL when it is free, about to be freed, or has its
+ * reference count frozen.
+ */
+struct folio *pksm_get_tracked(unsigned long pfn)
+{
+	struct page *page = pfn_to_online_page(pfn);
+	struct folio *folio;
+
+	if (!page)
+		return NULL;
+	/* Tracked pages have order 0; a tail page has no references. */
+	folio = (struct folio *)page;
+	if (!folio_try_get(folio))
+		return NULL;
+	if (unlikely(!PagePKSM(page))) {
+		folio_put(folio);
+		return NULL;
+	}
+	/* Pairs with the full barrier of pksm_item_set(): see the mark's use. */
+	smp_rmb();
+	return folio;
+}
+
+/**
+ * pksm_intake_pending - is there anything that only pksmd can deal with?
+ *
+ * Return: true when a new list or a ring holds something.
+ */
+bool pksm_intake_pending(void)
+{
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		struct pksm_cpu *pc = per_cpu_ptr(&pksm_cpu, cpu);
+
+		if (READ_ONCE(pc->new_head) != PKSM_END ||
+		    READ_ONCE(pc->ring_lost) ||
+		    READ_ONCE(pc->ring[pc->ring_tail % PKSM_RING_SIZE]))
+			return true;
+	}
+	return false;
+}

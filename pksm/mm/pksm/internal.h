@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef _MM_PKSM_INTERNAL_H
+#define _MM_PKSM_INTERNAL_H
+/*
+ * What the files of mm/pksm share.
+ *
+ * The engine in one page
+ * ----------------------
+ *
+ * A record of 8 bytes, struct pksm_rmap_item, lies in the page_ext of every
+ * page. It is never allocated: the fault path finds it by the page frame
+ * number, marks it alive and links it to a per-CPU list. pksmd takes those
+ * lists, lets the pages settle for a while, reads each page once to hash it,
+ * and either finds an equal page or links the record into the bucket of its
+ * hash, the unstable index. Merging makes one of two equal pages a stable page
+ * (a KSM page for the rest of mm), described by a struct pksm_stable_node in
+ * the stable index; the other is absorbed and freed.
+ *
+ * Life of a record
+ * ----------------
+ *
+ * A record is *alive* from the fault that made its page to the free of that
+ * page. It is *linked* from the time it joins a list or a bucket to the time
+ * pksmd takes it out. The two do not end together: the free path may run in
+ * any context, so it only clears PKSM_LIVE; and the page may be born again
+ * before pksmd has come by, in which case the fault path finds a record that
+ * is linked already and only sets PKSM_LIVE again, together with PKSM_REBORN
+ * where the record lies in a bucket by the hash of the page's former life.
+ *
+ *	where	LIVE	meaning
+ *	NONE	0	not tracked
+ *	NONE	1	pksmd is working on the page
+ *	LIST	1	new, or waiting for another try
+ *	LIST	0	freed; pksmd drops the record when it gets there
+ *	INDEX	1	hashed, unique so far (REBORN: a new page, see above)
+ *	INDEX	0	freed; pksmd takes it out of its bucket
+ *
+ * PKSM_STABLE marks a merged page. pksmd links none of them, but migration may
+ * move a merged page to a frame whose record is still linked from a former
+ * life; whoever meets it there takes it out and leaves the mark.
+ *
+ * @state is changed by cmpxchg only, since the fault path, the free path and
+ * pksmd all write it. @next belongs to the fault path while the record is not
+ * linked and to pksmd while it is. A reference on the page (taken with
+ * folio_try_get(), then PagePKSM() tested again) keeps the free path out: as
+ * long as it is held, nobody but the holder of pksm_mutex changes @state.
+ *
+ * Lock order
+ * ----------
+ *
+ *	pksm_mutex
+ *	  mmap_lock			(unmerge only)
+ *	    folio lock			(in merging by trylock only)
+ *	      anon_vma->root->rwsem
+ *	        page table lock
+ *
+ * pksm_mutex guards the queues, both indexes and the stable nodes. A node's
+ * list of sharers is also read by rmap walks, which hold the folio lock of the
+ * stable page instead: it is changed with both locks held. The exception is a
+ * node whose page is gone, which no rmap walk can reach.
+ */
+#include <linux/bits.h>
+#include <linux/irq_work.h>
+#include <linux/llist.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/pksm.h>
+#include <linux/rmap.h>
+#include <linux/types.h>
+
+#include "compat.h"
+
+/* struct pksm_rmap_item, @state */
+#define PKSM_LIVE		BIT(0)
+#define PKSM_STABLE		BIT(1)		/* a merged page */
+#define PKSM_WHERE_MASK		GENMASK(3, 2)
+#define PKSM_NONE		0
+#define PKSM_LIST		BIT(2)		/* a new list or a queue */
+#define PKSM_INDEX		BIT(3)		/* a bucket of the unstable index */
+#define PKSM_REBORN		BIT(4)		/* INDEX: the hash is a dead page's */
+#define PKSM_LEVEL_SHIFT	5		/* LIST: how often it was put back */
+#define PKSM_LEVEL_MASK		GENMASK(7, 5)
+#define PKSM_HASH_SHIFT		5		/* INDEX: 27 bits of the hash */
+#define PKSM_HASH_BITS		27
+
+/* The end of every chain of page frame numbers. */
+#define PKSM_END		U32_MAX
+
+/**
+ * struct pksm_rmap_item - what the engine knows of a page that is not merged
+ * @state: PKSM_LIVE, where it is, and its level or hash (see above)
+ * @next: page frame number of the next record in its chain, or PKSM_END
+ *
+ * It needs neither an anon_vma nor an index: the folio has them.
+ */
+struct pksm_rmap_item {
+	u32 state;
+	u32 next;
+};
+
+static_assert(sizeof(struct pksm_rmap_item) == 8);
+
+/**
+ * struct pksm_sharer - one page that was absorbed by a stable page
+ * @link: in the stable node's list
+ * @anon_vma: where the PTEs are that mapped it; a reference is held
+ * @index: their page offset in it
+ */
+struct pksm_sharer {
+	struct hlist_node link;
+	struct anon_vma *anon_vma;
+	pgoff_t index;
+};
+
+static_assert(sizeof(struct pksm_sharer) <= 32);
+
+/**
+ * struct pksm_stable_node - a stable page
+ * @link: in the bucket of the stable index
+ * @sharers: the pages it absorbed; see the lock order for who may look
+ * @anon_vma: that of the page before it became stable; a reference is held.
+ *	Its page offset is still in folio->index.
+ * @pfn: the page; changed by migration, under the folio lock
+ * @nr_sharers: length of @sharers
+ * @hash: the whole keyed hash
+ * @dead: links it to the list of nodes whose page was freed, in place of @hash
+ */
+struct pksm_stable_node {
+	struct hlist_node link;
+	struct hlist_head sharers;
+	struct anon_vma *anon_vma;
+	u32 pfn;
+	u32 nr_sharers;
+	union {
+		u64 hash;
+		struct llist_node dead;
+	};
+};
+
+static_assert(sizeof(struct pksm_stable_node) <= 48);
+
+/*
+ * Classes of tracked pages. Every tracked page (every page with PG_pksm) is in
+ * exactly one; a record changes class in the cmpxchg that changes its state.
+ */
+enum pksm_class {
+	PKSM_CLASS_UNTRACKED,	/* not counted: everything that is not alive */
+	PKSM_CLASS_NEW,		/* born, not hashed yet */
+	PKSM_CLASS_UNSHARED,	/* hashed, unique so far */
+	PKSM_CLASS_VOLATILE,	/* changed or busy, waits for another try */
+	PKSM_CLASS_SHARED,	/* stable pages */
+	NR_PKSM_CLASSES,
+};
+
+/* Events since boot. */
+enum pksm_event {
+	PKSM_EVENT_SCANNED,	/* pages hashed */
+	PKSM_EVENT_MERGED,	/* pages absorbed */
+	PKSM_EVENT_BROKEN,	/* copy-on-write breaks of stable pages */
+	NR_PKSM_EVENTS,
+};
+
+/* Slots of the per-CPU ring of freed pages whose record lies in a bucket. */
+#define PKSM_RING_SIZE		1024
+
+/**
+ * struct pksm_cpu - what fault and free paths write, each on its own CPU
+ * @new_head: the new list, a chain of page frame numbers
+ * @nr: pages by class; single CPUs may be negative, the sum is exact
+ * @events: see enum pksm_event
+ * @dead_nodes: stable nodes whose page was freed
+ * @ring_head: where the free path writes next
+ * @ring_tail: where pksmd reads next
+ * @ring_lost: the ring was full: pksmd must look at every record
+ * @ring: page frame number + 1, or 0 for an empty slot
+ */
+struct pksm_cpu {
+	u32 new_head;
+	long nr[NR_PKSM_CLASSES];
+	unsigned long events[NR_PKSM_EVENTS];
+	struct llist_head dead_nodes;
+	u32 ring_head;
+	u32 ring_tail;
+	bool ring_lost;
+	u32 ring[PKSM_RING_SIZE];
+};
+
+DECLARE_PER_CPU(struct pksm_cpu, pksm_cpu);
+
+/* What became of a page that pksmd took out of its queue. */
+enum pksm_result {
+	PKSM_MERGED,	/* absorbed: nothing maps the page any more */
+	PKSM_DIFFERS,	/* not equal to the other page */
+	PKSM_BUSY,	/* locked, referenced or changing: try again later */
+	PKSM_UNFIT,	/* nothing that could ever be merged */
+	PKSM_NOMEM,	/* no memory for the engine's own records */
+};
+
+/* /sys/kernel/mm/pksm/run */
+enum pksm_run {
+	PKSM_RUN_STOP,
+	PKSM_RUN_MERGE,
+	PKSM_RUN_UNMERGE,
+};
+
+/* core.c */
+extern struct mutex pksm_mutex;
+extern enum pksm_run pksm_run;
+extern bool pksm_use_zero_pages;
+extern struct task_struct *pksmd_task;
+
+int pksm_set_run(enum pksm_run run);
+void pksm_wake_daemon(void);
+void pksm_kick(void);
+
+/* intake.c */
+struct pksm_rmap_item *pksm_item(unsigned long pfn);
+bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new);
+void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
+			 bool stable);
+void pksm_forget(struct page *page, struct pksm_rmap_item *item);
+struct folio *pksm_get_tracked(unsigned long pfn);
+bool pksm_intake_pending(void);
+void pksm_count_event(enum pksm_event event);
+long pksm_nr_class(enum pksm_class class);
+unsigned long pksm_nr_event(enum pksm_event event);
+
+/* queue.c */
+#define PKSM_NR_LEVELS		7U
+
+extern unsigned int pksm_settle_millisecs;
+
+void pksm_queue_add(unsigned long pfn, struct pksm_rmap_item *item, u32 level);
+void pksm_queue_collect(void);
+bool pksm_queue_settle(struct pksm_rmap_item *item);
+void pksm_queue_drop(struct page *page, struct pksm_rmap_item *item);
+void pksm_queue_run(unsigned int budget);
+bool pksm_queue_ripe(bool *turned);
+unsigned long pksm_queue_timeout(void);
+void pksm_queue_restart(void);
+void pksm_queue_forget_all(void);
+
+/* index.c */
+int pksm_index_alloc(void);
+bool pksm_index_ready(void);
+u64 pksm_hash_page(struct page *page);
+u64 pksm_zero_hash(void);
+bool pksm_hash_alike(u64 hash1, u64 hash2);
+void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
+			  u64 hash);
+void pksm_unstable_remove(unsigned long pfn, struct pksm_rmap_item *item);
+unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
+void pksm_unstable_reap(void);
+void pksm_unstable_empty(void);
+void pksm_stable_insert(struct pksm_stable_node *node);
+void pksm_stable_remove(struct pksm_stable_node *node);
+struct pksm_stable_node *pksm_stable_next(u64 hash,
+					  struct pksm_stable_node *node);
+void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node));
+
+/* merge.c */
+void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
+
+/* rmap.c */
+extern unsigned long pksm_nr_nodes;
+extern unsigned long pksm_nr_sharers;
+
+int pksm_rmap_init(void);
+struct pksm_stable_node *pksm_node_alloc(void);
+void pksm_node_free(struct pksm_stable_node *node);
+struct pksm_sharer *pksm_sharer_alloc(void);
+void pksm_sharer_free(struct pksm_sharer *sharer);
+struct pksm_stable_node *pksm_folio_node(struct folio *folio);
+struct folio *pksm_node_get_folio(struct pksm_stable_node *node);
+void pksm_node_prune(struct pksm_stable_node *node, struct folio *folio);
+void pksm_reap_dead_nodes(void);
+bool pksm_dead_nodes_pending(void);
+void pksm_detach_unmapped(void);
+unsigned long pksm_nr_sharing(void);
+
+/* unmerge.c */
+int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long end, bool lock_vma);
+int pksm_unmerge_all(void);
+
+/* madvise.c */
+bool pksm_vma_compatible(struct vm_area_struct *vma);
+
+static inline u32 pksm_where(u32 state)
+{
+	return state & PKSM_WHERE_MASK;
+}
+
+static inline u32 pksm_level(u32 state)
+{
+	return (state & PKSM_LEVEL_MASK) >> PKSM_LEVEL_SHIFT;
+}
+
+#endif /* _MM_PKSM_INTERNAL_H */

@@ -1,0 +1,663 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: merging one page.
+ *
+ * The critical section
+ * --------------------
+ *
+ * To absorb a page, each PTE that maps it is replaced under its page table lock
+ * in one go: clear the PTE and flush the TLB, so that no CPU can write to the
+ * page or take a new reference through this PTE; then see that nobody else has
+ * one; then compare; then install the stable page, or put the old PTE back.
+ * Nothing has to be rolled back, since nothing was changed before the last test
+ * passed.
+ *
+ * That the reference count equals the number of mappings, with the PTE cleared
+ * and flushed, excludes every foreign reference: get_user_pages(), FOLL_PIN,
+ * O_DIRECT, vmsplice. The order matters: a lockless get_user_pages_fast() takes
+ * its reference first and looks at the PTE again afterwards.
+ *
+ * A page with several mappings (after fork) is not writable anywhere; writing
+ * to it means copying it, because its folio lock is held here and
+ * wp_can_reuse_anon_folio() needs that lock. So its contents cannot change once
+ * they were compared under the first PTE.
+ *
+ * Two equal pages of the unstable index
+ * -------------------------------------
+ *
+ * The one found in the index is to become the stable page. It is frozen first:
+ * all its PTEs are write-protected in the same way, and with the folio lock held
+ * it stays as it is. When the other page turns out equal, under its own PTE
+ * lock, the frozen page becomes a KSM page there and then. When it does not, the
+ * frozen page is thawed: it gets PG_anon_exclusive back, so that the next write
+ * to it costs a fault and no copy.
+ *
+ * Pages in the swap cache are not merged: their swap entry is freed first, and
+ * where that is not possible somebody else still has a PTE for it.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/highmem.h>
+#include <linux/ksm.h>
+#include <linux/mm_inline.h>
+#include <linux/mmu_notifier.h>
+#include <linux/pagemap.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
+#include <linux/userfaultfd_k.h>
+
+#include "../internal.h"
+#include "internal.h"
+
+/**
+ * struct pksm_merge - one attempt to absorb a page
+ * @kpage: the page to map instead: stable, frozen or the zero page
+ * @node: the node of @kpage; NULL for the zero page
+ * @convert: @kpage is a frozen page, which becomes stable on success
+ * @equal: the contents were compared and are equal
+ * @differs: they were compared and are not
+ * @unfit: a VMA was met whose pages are never merged
+ * @nr: number of PTEs replaced
+ * @sharer: describes the absorbed page; complete once @nr is not 0
+ */
+struct pksm_merge {
+	struct page *kpage;
+	struct pksm_stable_node *node;
+	bool convert;
+	bool equal;
+	bool differs;
+	bool unfit;
+	unsigned int nr;
+	struct pksm_sharer *sharer;
+};
+
+/**
+ * struct pksm_freeze - one attempt to write-protect a page
+ * @nr: number of PTEs that are write-protected now
+ * @failed: one could not be
+ * @unfit: a VMA was met whose pages are never merged
+ * @exclusive: PG_anon_exclusive was cleared
+ */
+struct pksm_freeze {
+	unsigned int nr;
+	bool failed;
+	bool unfit;
+	bool exclusive;
+};
+
+static bool pksm_pages_equal(struct page *page1, struct page *page2)
+{
+	char *addr1 = kmap_local_page(page1);
+	char *addr2 = kmap_local_page(page2);
+	bool equal = !memcmp(addr1, addr2, PAGE_SIZE);
+
+	kunmap_local(addr2);
+	kunmap_local(addr1);
+	return equal;
+}
+
+/*
+ * Compare a few cache lines, to save freezing a page for nothing when only the
+ * bits of the hash that a record keeps are equal.
+ */
+static bool pksm_pages_similar(struct page *page1, struct page *page2)
+{
+	const size_t step = PAGE_SIZE / 4 + 128;
+	char *addr1 = kmap_local_page(page1);
+	char *addr2 = kmap_local_page(page2);
+	bool similar = true;
+	size_t at;
+
+	for (at = 0; similar && at < PAGE_SIZE; at += step)
+		similar = !memcmp(addr1 + at, addr2 + at, 64);
+	kunmap_local(addr2);
+	kunmap_local(addr1);
+	return similar;
+}
+
+/* Only mappings and the caller hold references. The PTE was cleared and flushed. */
+static bool pksm_no_foreign_reference(struct folio *folio)
+{
+	return folio_mapcount(folio) + 1 == folio_ref_count(folio);
+}
+
+/* May pages of this VMA be merged at all, or just now? */
+static bool pksm_vma_fit(struct vm_area_struct *vma, bool *unfit)
+{
+	if (!pksm_vma_compatible(vma)) {
+		*unfit = true;
+		return false;
+	}
+	/* exec moves the page tables of its stack without the rmap locks. */
+	return !vma_is_temporary_stack(vma);
+}
+
+/* A PTE that stays what it is but for the page it maps. */
+static bool pksm_pte_fit(pte_t pte)
+{
+	return pte_present(pte) && !pte_uffd_wp(pte);
+}
+
+static void pksm_start_mmu_notifier(struct mmu_notifier_range *range,
+				    struct vm_area_struct *vma,
+				    unsigned long addr)
+{
+	mmu_notifier_range_init(range, MMU_NOTIFY_CLEAR, 0, vma->vm_mm, addr,
+				addr + PAGE_SIZE);
+	mmu_notifier_invalidate_range_start(range);
+}
+
+/* === freezing === */
+
+/* Write-protect one PTE; returns false, with everything as it was, if not. */
+static bool pksm_freeze_pte(struct page_vma_mapped_walk *pvmw,
+			    struct folio *folio, struct pksm_freeze *freeze)
+{
+	struct vm_area_struct *vma = pvmw->vma;
+	struct page *page = folio_page(folio, 0);
+	unsigned long addr = pvmw->address;
+	bool exclusive = PageAnonExclusive(page);
+	pte_t pte;
+
+	if (!pksm_pte_fit(ptep_get(pvmw->pte)))
+		return false;
+
+	flush_cache_page(vma, addr, page_to_pfn(page));
+	pte = ptep_clear_flush(vma, addr, pvmw->pte);
+	if (!pksm_no_foreign_reference(folio) ||
+	    (exclusive && folio_try_share_anon_rmap_pte(folio, page))) {
+		set_pte_at(vma->vm_mm, addr, pvmw->pte, pte);
+		return false;
+	}
+	freeze->exclusive |= exclusive;
+	if (pte_dirty(pte))
+		folio_mark_dirty(folio);
+	set_pte_at(vma->vm_mm, addr, pvmw->pte,
+		   pte_wrprotect(pte_mkclean(pte)));
+	return true;
+}
+
+static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
+			    unsigned long addr, void *arg)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	struct pksm_freeze *freeze = arg;
+	struct mmu_notifier_range range;
+
+	if (!pksm_vma_fit(vma, &freeze->unfit)) {
+		freeze->failed = true;
+		return false;
+	}
+	pksm_start_mmu_notifier(&range, vma, addr);
+	if (page_vma_mapped_walk(&pvmw)) {
+		if (pksm_freeze_pte(&pvmw, folio, freeze))
+			freeze->nr++;
+		else
+			freeze->failed = true;
+		page_vma_mapped_walk_done(&pvmw);
+	}
+	mmu_notifier_invalidate_range_end(&range);
+	return !freeze->failed;
+}
+
+static bool pksm_thaw_one(struct folio *folio, struct vm_area_struct *vma,
+			  unsigned long addr, void *arg)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	struct page *page = folio_page(folio, 0);
+
+	if (!page_vma_mapped_walk(&pvmw))
+		return true;
+	/*
+	 * Had it been mapped a second time meanwhile, by fork, it would be
+	 * nobody's own any more. The page table lock keeps that from happening
+	 * now.
+	 */
+	if (pte_present(ptep_get(pvmw.pte)) && folio_mapcount(folio) == 1)
+		SetPageAnonExclusive(page);
+	page_vma_mapped_walk_done(&pvmw);
+	return false;
+}
+
+static void pksm_thaw(struct folio *folio, struct pksm_freeze *freeze)
+{
+	struct rmap_walk_control rwc = {
+		.rmap_one = pksm_thaw_one,
+		.anon_lock = folio_lock_anon_vma_read,
+	};
+
+	if (freeze->exclusive)
+		rmap_walk(folio, &rwc);
+}
+
+/*
+ * Write-protect every PTE of a locked page. As long as the lock is held, the
+ * page then cannot change. On failure everything is as it was.
+ */
+static bool pksm_freeze(struct folio *folio, struct pksm_freeze *freeze)
+{
+	struct rmap_walk_control rwc = {
+		.rmap_one = pksm_freeze_one,
+		.arg = freeze,
+		.anon_lock = folio_lock_anon_vma_read,
+	};
+
+	rmap_walk(folio, &rwc);
+	/*
+	 * Every mapping must have been met. Writable PTEs are exclusive, so a
+	 * page that is mapped more often than this has none.
+	 */
+	if (!freeze->failed && freeze->nr &&
+	    freeze->nr == folio_mapcount(folio))
+		return true;
+	pksm_thaw(folio, freeze);
+	return false;
+}
+
+/* === absorbing === */
+
+/* The frozen page has found its equal: from now on it is a KSM page. */
+static void pksm_make_stable(struct page *kpage, struct pksm_stable_node *node)
+{
+	struct folio *kfolio = page_folio(kpage);
+
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(kfolio), kfolio);
+	VM_WARN_ON_ONCE_FOLIO(PageAnonExclusive(kpage), kfolio);
+	VM_WARN_ON_ONCE_FOLIO(folio_test_swapcache(kfolio), kfolio);
+
+	node->anon_vma = folio_anon_vma(kfolio);
+	get_anon_vma(node->anon_vma);
+	WRITE_ONCE(kfolio->mapping, (struct address_space *)
+		   ((unsigned long)node | PKSM_MAPPING_KSM));
+	/* Reclaim would just drop a clean page that no PTE says is dirty. */
+	folio_mark_dirty(kfolio);
+	folio_mark_accessed(kfolio);
+}
+
+static pte_t pksm_make_pte(struct page *kpage, struct vm_area_struct *vma,
+			   pte_t old)
+{
+	pte_t pte;
+
+	if (is_zero_pfn(page_to_pfn(kpage)))
+		/* Dirty says that it is ours: see is_ksm_zero_pte(). */
+		pte = pte_mkdirty(pte_mkspecial(pfn_pte(page_to_pfn(kpage),
+							vma->vm_page_prot)));
+	else
+		pte = mk_pte(kpage, vma->vm_page_prot);
+	if (pte_soft_dirty(old))
+		pte = pte_mksoft_dirty(pte);
+	return pte;
+}
+
+/* Replace one PTE; returns false, with everything as it was, if not. */
+static bool pksm_merge_pte(struct page_vma_mapped_walk *pvmw,
+			   struct folio *folio, struct pksm_merge *merge)
+{
+	struct vm_area_struct *vma = pvmw->vma;
+	struct mm_struct *mm = vma->vm_mm;
+	struct page *page = folio_page(folio, 0);
+	struct page *kpage = merge->kpage;
+	unsigned long addr = pvmw->address;
+	pte_t pte;
+
+	if (!pksm_pte_fit(ptep_get(pvmw->pte)))
+		return false;
+
+	flush_cache_page(vma, addr, page_to_pfn(page));
+	pte = ptep_clear_flush(vma, addr, pvmw->pte);
+	if (!pksm_no_foreign_reference(folio))
+		goto restore;
+	if (!merge->equal) {
+		if (!pksm_pages_equal(page, kpage)) {
+			merge->differs = true;
+			goto restore;
+		}
+		merge->equal = true;
+	}
+	if (PageAnonExclusive(page) &&
+	    folio_try_share_anon_rmap_pte(folio, page))
+		goto restore;
+
+	/* Nothing can fail any more. */
+	if (merge->convert) {
+		pksm_make_stable(kpage, merge->node);
+		merge->convert = false;
+	}
+	if (merge->node) {
+		folio_get(page_folio(kpage));
+		folio_add_anon_rmap_pte(page_folio(kpage), kpage, vma, addr,
+					RMAP_NONE);
+	} else {
+		ksm_map_zero_page(mm);
+		dec_mm_counter(mm, MM_ANONPAGES);
+	}
+	set_pte_at(mm, addr, pvmw->pte, pksm_make_pte(kpage, vma, pte));
+	folio_remove_rmap_pte(folio, page, vma);
+	folio_put(folio);
+	return true;
+
+restore:
+	set_pte_at(mm, addr, pvmw->pte, pte);
+	return false;
+}
+
+static bool pksm_merge_one(struct folio *folio, struct vm_area_struct *vma,
+			   unsigned long addr, void *arg)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	struct pksm_merge *merge = arg;
+	struct mmu_notifier_range range;
+	bool go_on = true;
+
+	if (!merge->node && mm_forbids_zeropage(vma->vm_mm))
+		return true;
+	if (!pksm_vma_fit(vma, &merge->unfit))
+		return true;
+	pksm_start_mmu_notifier(&range, vma, addr);
+	if (page_vma_mapped_walk(&pvmw)) {
+		if (pksm_merge_pte(&pvmw, folio, merge)) {
+			if (!merge->nr++ && merge->sharer) {
+				struct anon_vma *anon_vma =
+					folio_anon_vma(folio);
+
+				get_anon_vma(anon_vma);
+				merge->sharer->anon_vma = anon_vma;
+				merge->sharer->index = folio->index;
+			}
+		} else if (!merge->nr) {
+			/* The others would fail in the same way. */
+			go_on = false;
+		}
+		page_vma_mapped_walk_done(&pvmw);
+	}
+	mmu_notifier_invalidate_range_end(&range);
+	return go_on;
+}
+
+static enum pksm_result pksm_merge_walk(struct folio *folio,
+					struct pksm_merge *merge)
+{
+	struct rmap_walk_control rwc = {
+		.rmap_one = pksm_merge_one,
+		.arg = merge,
+		.anon_lock = folio_lock_anon_vma_read,
+	};
+
+	rmap_walk(folio, &rwc);
+	if (merge->nr && !folio_mapped(folio)) {
+		pksm_count_event(PKSM_EVENT_MERGED);
+		return PKSM_MERGED;
+	}
+	if (merge->differs)
+		return PKSM_DIFFERS;
+	return merge->unfit && !merge->nr ? PKSM_UNFIT : PKSM_BUSY;
+}
+
+/*
+ * The state of a page, beyond its PTEs, that allows merging it. Frees its swap
+ * entry where it has one that nobody else needs.
+ */
+static enum pksm_result pksm_folio_fit(struct folio *folio)
+{
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
+
+	if (folio_test_large(folio) || !folio_test_anon(folio) ||
+	    folio_test_ksm(folio) || folio_test_hwpoison(folio))
+		return PKSM_UNFIT;
+	if (!folio_mapped(folio) || folio_test_writeback(folio))
+		return PKSM_BUSY;
+	if (folio_test_swapcache(folio) && !folio_free_swap(folio))
+		return PKSM_BUSY;
+	return PKSM_MERGED;
+}
+
+/* Absorb a locked page into a stable page, whose folio is locked as well. */
+static enum pksm_result pksm_merge_with_stable(struct folio *folio,
+					       struct folio *kfolio,
+					       struct pksm_stable_node *node)
+{
+	struct pksm_merge merge = {
+		.kpage = folio_page(kfolio, 0),
+		.node = node,
+		.sharer = pksm_sharer_alloc(),
+	};
+	enum pksm_result result;
+
+	if (!merge.sharer)
+		return PKSM_NOMEM;
+	result = pksm_merge_walk(folio, &merge);
+	if (!merge.nr) {
+		pksm_sharer_free(merge.sharer);
+		return result;
+	}
+	hlist_add_head(&merge.sharer->link, &node->sharers);
+	node->nr_sharers++;
+	pksm_node_prune(node, kfolio);
+	return result;
+}
+
+/* Absorb a locked page into a page of the unstable index, locked as well. */
+static enum pksm_result pksm_merge_with_frozen(struct folio *folio,
+					       struct folio *kfolio,
+					       struct pksm_rmap_item *kitem,
+					       u64 hash)
+{
+	struct page *kpage = folio_page(kfolio, 0);
+	struct pksm_freeze freeze = { };
+	struct pksm_merge merge = {
+		.kpage = kpage,
+		.convert = true,
+	};
+	enum pksm_result result;
+	u32 old;
+
+	merge.node = pksm_node_alloc();
+	merge.sharer = pksm_sharer_alloc();
+	if (!merge.node || !merge.sharer) {
+		result = PKSM_NOMEM;
+		goto out;
+	}
+	merge.node->pfn = page_to_pfn(kpage);
+	merge.node->hash = hash;
+	INIT_HLIST_HEAD(&merge.node->sharers);
+
+	if (!pksm_freeze(kfolio, &freeze)) {
+		result = freeze.unfit ? PKSM_DIFFERS : PKSM_BUSY;
+		goto out;
+	}
+	result = pksm_merge_walk(folio, &merge);
+	if (!merge.nr) {
+		pksm_thaw(kfolio, &freeze);
+		goto out;
+	}
+
+	hlist_add_head(&merge.sharer->link, &merge.node->sharers);
+	merge.node->nr_sharers = 1;
+	pksm_stable_insert(merge.node);
+	pksm_unstable_remove(page_to_pfn(kpage), kitem);
+	do {
+		old = READ_ONCE(kitem->state);
+	} while (!pksm_item_set(kitem, old, PKSM_LIVE | PKSM_STABLE));
+	return result;
+
+out:
+	if (merge.node)
+		pksm_node_free(merge.node);
+	if (merge.sharer)
+		pksm_sharer_free(merge.sharer);
+	return result;
+}
+
+/* === looking for a partner === */
+
+static enum pksm_result pksm_try_zero(struct folio *folio)
+{
+	struct pksm_merge merge = { .kpage = ZERO_PAGE(0) };
+
+	return pksm_merge_walk(folio, &merge);
+}
+
+static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash)
+{
+	enum pksm_result result = PKSM_DIFFERS;
+	struct pksm_stable_node *node = NULL;
+
+	while ((node = pksm_stable_next(hash, node))) {
+		struct folio *kfolio = pksm_node_get_folio(node);
+
+		if (!kfolio)
+			continue;
+		if (kfolio == folio) {
+			folio_put(kfolio);
+			return PKSM_UNFIT;
+		}
+		if (!folio_trylock(kfolio)) {
+			folio_put(kfolio);
+			result = PKSM_BUSY;
+			continue;
+		}
+		if (pksm_folio_node(kfolio) == node &&
+		    !folio_test_hwpoison(kfolio)) {
+			result = pksm_merge_with_stable(folio, kfolio, node);
+		}
+		folio_unlock(kfolio);
+		folio_put(kfolio);
+		if (result == PKSM_MERGED || result == PKSM_NOMEM)
+			break;
+	}
+	return result;
+}
+
+/* A page of the index was not equal after all: has it changed since? */
+static void pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
+			 u64 hash)
+{
+	struct page *kpage = folio_page(kfolio, 0);
+
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	if (pksm_hash_alike(pksm_hash_page(kpage), hash))
+		return;
+	pksm_unstable_remove(page_to_pfn(kpage), kitem);
+	pksm_queue_add(page_to_pfn(kpage), kitem, 1);
+}
+
+static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash)
+{
+	enum pksm_result result = PKSM_DIFFERS;
+	unsigned long pfn = PKSM_END;
+	struct pksm_rmap_item *kitem;
+	struct folio *kfolio;
+	unsigned long next;
+
+	for (pfn = pksm_unstable_next(hash, PKSM_END); pfn != PKSM_END;
+	     pfn = next) {
+		enum pksm_result one = PKSM_BUSY;
+
+		kitem = pksm_item(pfn);
+		kfolio = pksm_get_tracked(pfn);
+		/* Look ahead: this record may leave the bucket. */
+		next = pksm_unstable_next(hash, pfn);
+		if (!kfolio)
+			continue;
+		if (READ_ONCE(kitem->state) & PKSM_REBORN ||
+		    !folio_trylock(kfolio)) {
+			folio_put(kfolio);
+			continue;
+		}
+		if (!pksm_pages_similar(folio_page(folio, 0),
+					folio_page(kfolio, 0)))
+			one = PKSM_DIFFERS;
+		else if (pksm_folio_fit(kfolio) == PKSM_MERGED)
+			one = pksm_merge_with_frozen(folio, kfolio, kitem,
+						     hash);
+		if (one == PKSM_DIFFERS)
+			pksm_recheck(kfolio, kitem, hash);
+		folio_unlock(kfolio);
+		folio_put(kfolio);
+		if (one == PKSM_MERGED || one == PKSM_NOMEM)
+			return one;
+		if (one != PKSM_DIFFERS)
+			result = one;
+	}
+	return result;
+}
+
+static enum pksm_result pksm_try(struct folio *folio, u64 *hash, bool *hashed)
+{
+	enum pksm_result result;
+
+	result = pksm_folio_fit(folio);
+	if (result != PKSM_MERGED)
+		return result;
+
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	*hash = pksm_hash_page(folio_page(folio, 0));
+	*hashed = true;
+	if (*hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
+		result = pksm_try_zero(folio);
+		if (result != PKSM_DIFFERS)
+			return result;
+	}
+	result = pksm_try_stable(folio, *hash);
+	if (result == PKSM_DIFFERS)
+		result = pksm_try_unstable(folio, *hash);
+	return result;
+}
+
+/**
+ * pksm_consider - deal with a page that has settled
+ * @pfn: its page frame number
+ * @item: its record, popped from its queue and still marked PKSM_LIST
+ *
+ * Reads the page, and merges it, or puts its record into the unstable index, or
+ * back into a queue, or gives the page up.
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ */
+void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
+{
+	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
+	enum pksm_result result = PKSM_BUSY;
+	struct folio *folio;
+	bool hashed = false;
+	u64 hash = 0;
+
+	lockdep_assert_held(&pksm_mutex);
+
+	folio = pksm_get_tracked(pfn);
+	if (!folio) {
+		/* Being freed, or its reference count is frozen. */
+		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1));
+		return;
+	}
+	if (READ_ONCE(item->state) & PKSM_STABLE) {
+		/* It was freed just now, and a stable page moved here. */
+		pksm_queue_settle(item);
+		folio_put(folio);
+		return;
+	}
+	if (folio_trylock(folio)) {
+		result = pksm_try(folio, &hash, &hashed);
+		folio_unlock(folio);
+	}
+
+	/* Enough tries: from now on others must find this page. */
+	if (result != PKSM_MERGED && result != PKSM_UNFIT &&
+	    level >= PKSM_NR_LEVELS)
+		result = hashed ? PKSM_DIFFERS : PKSM_UNFIT;
+
+	switch (result) {
+	case PKSM_MERGED:
+	case PKSM_UNFIT:
+		pksm_queue_drop(folio_page(folio, 0), item);
+		break;
+	case PKSM_DIFFERS:
+		pksm_unstable_insert(pfn, item, hash);
+		break;
+	default:
+		pksm_queue_add(pfn, item, level);
+		break;
+	}
+	folio_put(folio);
+}

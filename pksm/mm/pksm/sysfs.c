@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: /sys/kernel/mm/pksm.
+ *
+ * One value a file. The controls come first, then the counters; what each of
+ * them means is in Documentation/ABI/testing/sysfs-kernel-mm-pksm.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/init.h>
+#include <linux/kobject.h>
+#include <linux/ksm.h>
+#include <linux/sched/cputime.h>
+#include <linux/sysfs.h>
+
+#include "internal.h"
+
+/* An hour: enough for anybody, and far from overflowing when shifted. */
+#define PKSM_MAX_SETTLE_MILLISECS	3600000U
+
+#define PKSM_ATTR_RO(_name) \
+	static struct kobj_attribute _name##_attr = __ATTR_RO(_name)
+#define PKSM_ATTR(_name) \
+	static struct kobj_attribute _name##_attr = __ATTR_RW(_name)
+
+/* === controls === */
+
+static ssize_t run_show(struct kobject *kobj, struct kobj_attribute *attr,
+			char *buf)
+{
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_run));
+}
+
+static ssize_t run_store(struct kobject *kobj, struct kobj_attribute *attr,
+			 const char *buf, size_t count)
+{
+	unsigned int run;
+	int err;
+
+	if (kstrtouint(buf, 10, &run) || run > PKSM_RUN_UNMERGE)
+		return -EINVAL;
+	err = pksm_set_run(run);
+	return err ? err : count;
+}
+PKSM_ATTR(run);
+
+static ssize_t settle_millisecs_show(struct kobject *kobj,
+				     struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_settle_millisecs));
+}
+
+static ssize_t settle_millisecs_store(struct kobject *kobj,
+				      struct kobj_attribute *attr,
+				      const char *buf, size_t count)
+{
+	unsigned int msecs;
+
+	if (kstrtouint(buf, 10, &msecs) || msecs > PKSM_MAX_SETTLE_MILLISECS)
+		return -EINVAL;
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	WRITE_ONCE(pksm_settle_millisecs, msecs);
+	pksm_queue_restart();
+	mutex_unlock(&pksm_mutex);
+	pksm_wake_daemon();
+	return count;
+}
+PKSM_ATTR(settle_millisecs);
+
+static ssize_t use_zero_pages_show(struct kobject *kobj,
+				   struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_use_zero_pages));
+}
+
+static ssize_t use_zero_pages_store(struct kobject *kobj,
+				    struct kobj_attribute *attr,
+				    const char *buf, size_t count)
+{
+	bool use;
+
+	if (kstrtobool(buf, &use))
+		return -EINVAL;
+	WRITE_ONCE(pksm_use_zero_pages, use);
+	return count;
+}
+PKSM_ATTR(use_zero_pages);
+
+/* === counters === */
+
+#define PKSM_CLASS_ATTR(_name, _class)					\
+static ssize_t _name##_show(struct kobject *kobj,			\
+			    struct kobj_attribute *attr, char *buf)	\
+{									\
+	return sysfs_emit(buf, "%ld\n", pksm_nr_class(_class));		\
+}									\
+PKSM_ATTR_RO(_name)
+
+PKSM_CLASS_ATTR(pages_new, PKSM_CLASS_NEW);
+PKSM_CLASS_ATTR(pages_unshared, PKSM_CLASS_UNSHARED);
+PKSM_CLASS_ATTR(pages_volatile, PKSM_CLASS_VOLATILE);
+PKSM_CLASS_ATTR(pages_shared, PKSM_CLASS_SHARED);
+
+#define PKSM_EVENT_ATTR(_name, _event)					\
+static ssize_t _name##_show(struct kobject *kobj,			\
+			    struct kobj_attribute *attr, char *buf)	\
+{									\
+	return sysfs_emit(buf, "%lu\n", pksm_nr_event(_event));		\
+}									\
+PKSM_ATTR_RO(_name)
+
+PKSM_EVENT_ATTR(pages_scanned, PKSM_EVENT_SCANNED);
+PKSM_EVENT_ATTR(pages_merged, PKSM_EVENT_MERGED);
+PKSM_EVENT_ATTR(pages_broken, PKSM_EVENT_BROKEN);
+
+static ssize_t pages_sharing_show(struct kobject *kobj,
+				  struct kobj_attribute *attr, char *buf)
+{
+	unsigned long sharing;
+
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	sharing = pksm_nr_sharing();
+	mutex_unlock(&pksm_mutex);
+	return sysfs_emit(buf, "%lu\n", sharing);
+}
+PKSM_ATTR_RO(pages_sharing);
+
+static ssize_t zero_pages_show(struct kobject *kobj,
+			       struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%ld\n", atomic_long_read(&ksm_zero_pages));
+}
+PKSM_ATTR_RO(zero_pages);
+
+static ssize_t rmap_items_show(struct kobject *kobj,
+			       struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%lu\n", READ_ONCE(pksm_nr_sharers));
+}
+PKSM_ATTR_RO(rmap_items);
+
+static ssize_t stable_nodes_show(struct kobject *kobj,
+				 struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%lu\n", READ_ONCE(pksm_nr_nodes));
+}
+PKSM_ATTR_RO(stable_nodes);
+
+static ssize_t general_profit_show(struct kobject *kobj,
+				   struct kobj_attribute *attr, char *buf)
+{
+	long profit;
+
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	profit = (pksm_nr_sharing() + atomic_long_read(&ksm_zero_pages)) *
+		 PAGE_SIZE;
+	profit -= pksm_nr_sharers * sizeof(struct pksm_sharer);
+	profit -= pksm_nr_nodes * sizeof(struct pksm_stable_node);
+	mutex_unlock(&pksm_mutex);
+	return sysfs_emit(buf, "%ld\n", profit);
+}
+PKSM_ATTR_RO(general_profit);
+
+static ssize_t cpu_usecs_show(struct kobject *kobj,
+			      struct kobj_attribute *attr, char *buf)
+{
+	u64 nsecs = pksmd_task ? task_sched_runtime(pksmd_task) : 0;
+
+	return sysfs_emit(buf, "%llu\n", div_u64(nsecs, NSEC_PER_USEC));
+}
+PKSM_ATTR_RO(cpu_usecs);
+
+static struct attribute *pksm_attrs[] = {
+	&run_attr.attr,
+	&settle_millisecs_attr.attr,
+	&use_zero_pages_attr.attr,
+	&pages_new_attr.attr,
+	&pages_unshared_attr.attr,
+	&pages_volatile_attr.attr,
+	&pages_shared_attr.attr,
+	&pages_sharing_attr.attr,
+	&zero_pages_attr.attr,
+	&pages_scanned_attr.attr,
+	&pages_merged_attr.attr,
+	&pages_broken_attr.attr,
+	&rmap_items_attr.attr,
+	&stable_nodes_attr.attr,
+	&general_profit_attr.attr,
+	&cpu_usecs_attr.attr,
+	NULL,
+};
+
+static const struct attribute_group pksm_attr_group = {
+	.name = "pksm",
+	.attrs = pksm_attrs,
+};
+
+static int __init pksm_sysfs_init(void)
+{
+	int err = sysfs_create_group(mm_kobj, &pksm_attr_group);
+
+	if (err)
+		pr_err("cannot make the files in sysfs: error %d\n", err);
+	return err;
+}
+late_initcall(pksm_sysfs_init);

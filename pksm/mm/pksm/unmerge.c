@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: giving every process its own copy back.
+ *
+ * Breaking is left to the page fault: FAULT_FLAG_UNSHARE makes a private copy of
+ * a merged page, or of a zero page that PKSM installed, without writing to it.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/ksm.h>
+#include <linux/oom.h>
+#include <linux/pagewalk.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
+
+#include "internal.h"
+
+/* How often all processes are visited before run=2 gives up. */
+#define PKSM_UNMERGE_ROUNDS	16
+
+/* Does this PTE map something that PKSM merged? */
+static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t pte)
+{
+	struct page *page = NULL;
+
+	if (pte_present(pte)) {
+		if (is_ksm_zero_pte(pte))
+			return true;
+		page = vm_normal_page(vma, addr, pte);
+	} else if (!pte_none(pte)) {
+		swp_entry_t entry = pte_to_swp_entry(pte);
+
+		/* The fault will wait until it has moved. */
+		if (is_migration_entry(entry))
+			page = pfn_swap_entry_to_page(entry);
+	}
+	return page && folio_test_ksm(page_folio(page));
+}
+
+/**
+ * struct pksm_search - look for merged pages in a VMA
+ * @nr: how many were found
+ * @count_only: go on after the first
+ * @addr: the address of the first
+ */
+struct pksm_search {
+	unsigned long nr;
+	bool count_only;
+	unsigned long addr;
+};
+
+static int pksm_search_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
+			   struct mm_walk *walk)
+{
+	struct pksm_search *search = walk->private;
+	pte_t *start, *pte;
+	spinlock_t *ptl;	/* of the page table */
+	int found = 0;
+
+	start = pte_offset_map_lock(walk->mm, pmd, addr, &ptl);
+	if (!start)
+		return 0;
+	for (pte = start; addr < end; pte++, addr += PAGE_SIZE) {
+		pte_t entry = ptep_get(pte);
+
+		if (!pksm_pte_merged(walk->vma, addr, entry))
+			continue;
+		if (search->count_only) {
+			/* Zero pages are counted where they are mapped. */
+			search->nr += !is_ksm_zero_pte(entry);
+			continue;
+		}
+		search->addr = addr;
+		found = 1;
+		break;
+	}
+	pte_unmap_unlock(start, ptl);
+	cond_resched();
+	return found;
+}
+
+static const struct mm_walk_ops pksm_search_ops = {
+	.pmd_entry = pksm_search_pmd,
+	.walk_lock = PGWALK_RDLOCK,
+};
+
+static const struct mm_walk_ops pksm_search_locked_ops = {
+	.pmd_entry = pksm_search_pmd,
+	.walk_lock = PGWALK_WRLOCK,
+};
+
+/**
+ * pksm_unmerge_range - break every merged page of a range
+ * @vma: the VMA
+ * @start: first address
+ * @end: address behind the last
+ * @lock_vma: lock the VMA against faults that do not take mmap_lock
+ *
+ * Context: Process context, mmap_lock held: for writing if @lock_vma.
+ * Return: 0, -ERESTARTSYS on a signal, -ENOMEM when a copy could not be had, for
+ * instance since the memory cgroup is at its limit; what was broken stays so.
+ */
+int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long end, bool lock_vma)
+{
+	const struct mm_walk_ops *ops = lock_vma ? &pksm_search_locked_ops :
+						   &pksm_search_ops;
+	struct pksm_search search = { };
+	vm_fault_t fault;
+	int err;
+
+	while (start < end) {
+		if (signal_pending(current))
+			return -ERESTARTSYS;
+		err = walk_page_range_vma(vma, start, end, ops, &search);
+		if (err < 0)
+			return err;
+		if (!err)
+			return 0;
+		/*
+		 * The fault may back out, so the same page is looked at again.
+		 * SIGBUS means that truncation has just unmapped it.
+		 */
+		start = search.addr;
+		fault = handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
+					FAULT_FLAG_REMOTE, NULL);
+		if (fault & VM_FAULT_OOM)
+			return -ENOMEM;
+		if (fault & (VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV |
+			     VM_FAULT_HWPOISON))
+			start += PAGE_SIZE;
+	}
+	return 0;
+}
+
+static int pksm_unmerge_mm(struct mm_struct *mm)
+{
+	struct vm_area_struct *vma;
+	int err;
+
+	err = mmap_read_lock_killable(mm);
+	if (err)
+		return -ERESTARTSYS;
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma) {
+		if (!vma->anon_vma || !pksm_vma_compatible(vma))
+			continue;
+		err = pksm_unmerge_range(vma, vma->vm_start, vma->vm_end, false);
+		if (err)
+			break;
+	}
+	mmap_read_unlock(mm);
+	return err;
+}
+
+/* The next process from a number on that has an address space. */
+static struct mm_struct *pksm_next_mm(pid_t *nr)
+{
+	struct mm_struct *mm = NULL;
+	struct task_struct *task;
+	struct pid *pid;
+
+	rcu_read_lock();
+	while (!mm && (pid = find_ge_pid(*nr, &init_pid_ns))) {
+		*nr = pid_nr(pid) + 1;
+		task = pid_task(pid, PIDTYPE_TGID);
+		if (!task)
+			continue;
+		task = find_lock_task_mm(task);
+		if (!task)
+			continue;
+		mm = task->mm;
+		if (task->flags & PF_KTHREAD || !mmget_not_zero(mm))
+			mm = NULL;
+		task_unlock(task);
+	}
+	rcu_read_unlock();
+	return mm;
+}
+
+static int pksm_unmerge_processes(void)
+{
+	struct mm_struct *mm;
+	pid_t nr = 1;
+	int err = 0;
+
+	while (!err && (mm = pksm_next_mm(&nr))) {
+		err = pksm_unmerge_mm(mm);
+		mmput(mm);
+		cond_resched();
+	}
+	return err;
+}
+
+static bool pksm_anything_merged(void)
+{
+	return pksm_nr_class(PKSM_CLASS_SHARED) ||
+	       atomic_long_read(&ksm_zero_pages) > 0;
+}
+
+/**
+ * pksm_unmerge_all - break every merged page of the system
+ *
+ * A process that forks meanwhile hands merged pages to a child that was passed
+ * already; so all are visited again until nothing is left.
+ *
+ * Context: Process context, pksm_mutex held, intake off. May sleep.
+ * Return: 0, -ERESTARTSYS on a signal, -ENOMEM when a copy could not be had,
+ * -EBUSY when pages are left, mapped by no process that can be found.
+ */
+int pksm_unmerge_all(void)
+{
+	int round, err;
+
+	lockdep_assert_held(&pksm_mutex);
+	for (round = 0; round < PKSM_UNMERGE_ROUNDS; round++) {
+		if (!pksm_anything_merged())
+			return 0;
+		/* Should it come to that, this task is to blame. */
+		set_current_oom_origin();
+		err = pksm_unmerge_processes();
+		clear_current_oom_origin();
+		if (err)
+			return err;
+		pksm_detach_unmapped();
+		pksm_reap_dead_nodes();
+	}
+	return pksm_anything_merged() ? -EBUSY : 0;
+}
+
+/**
+ * pksm_mm_merging_pages - how many PTEs of a process map merged pages
+ * @mm: its address space
+ *
+ * Context: Process context. Takes mmap_lock, may sleep.
+ * Return: The number of PTEs; those of the zero page are not among them.
+ */
+unsigned long pksm_mm_merging_pages(struct mm_struct *mm)
+{
+	struct pksm_search search = { .count_only = true };
+	struct vm_area_struct *vma;
+
+	if (mmap_read_lock_killable(mm))
+		return 0;
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma) {
+		if (vma->anon_vma)
+			walk_page_range_vma(vma, vma->vm_start, vma->vm_end,
+					    &pksm_search_ops, &search);
+	}
+	mmap_read_unlock(mm);
+	return search.nr;
+}
