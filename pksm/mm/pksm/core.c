@@ -167,7 +167,7 @@ int pksm_set_run(enum pksm_run run)
 		static_branch_enable(&pksm_intake_key);
 		break;
 	case PKSM_RUN_STOP:
-		pksm_intake_off();
+		/* Pages born meanwhile wait on the new lists for a new start. */
 		WRITE_ONCE(pksm_run, run);
 		break;
 	case PKSM_RUN_UNMERGE:

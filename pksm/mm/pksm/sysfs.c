@@ -78,9 +78,9 @@ static ssize_t use_zero_pages_store(struct kobject *kobj,
 				    struct kobj_attribute *attr,
 				    const char *buf, size_t count)
 {
-	bool use;
+	unsigned int use;
 
-	if (kstrtobool(buf, &use))
+	if (kstrtouint(buf, 10, &use) || use > 1)
 		return -EINVAL;
 	WRITE_ONCE(pksm_use_zero_pages, use);
 	return count;
