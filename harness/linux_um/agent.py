@@ -1,0 +1,539 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The host's end of the agent's line: programs in a guest, files of it, how it ended.
+
+All methods may be called from several threads. A guest that panics, hangs or
+goes away raises the matching error from whichever call is waiting for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BootError, GuestTimeout, LinuxUmError
+from .mconsole import MconsoleError, mconsole
+from .outcome import CommandFailed, Finding, judge_end, scan
+from .protocol import (
+    LINE_WINDOW,
+    PROTOCOL_VERSION,
+    STDIN_WINDOW,
+    Frame,
+    FrameReader,
+    ProtocolError,
+    ToGuest,
+    ToHost,
+    exec_frame,
+    mount_frame,
+    read_frame,
+    winsize_frame,
+    write_frame,
+)
+from .rundir import RunDir
+from .uml import Machine
+
+PKSM_DIR = "/sys/kernel/mm/pksm"
+GUEST_ENV = {
+    "PATH": "/bin:/share",
+    "HOME": "/root",
+    "USER": "root",
+    "LOGNAME": "root",
+    "SHELL": "/bin/sh",
+    "TERM": "dumb",
+}
+# Seconds an orderly power-off may take.
+SHUTDOWN_SECONDS = 15.0
+# Seconds between looks at a process that ought to have closed its line.
+_LOOK = 0.25
+
+Sink = Callable[[bytes], None]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that has ended: its status as a shell has it, and what it wrote."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text."""
+        return self.stdout_bytes.decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text."""
+        return self.stderr_bytes.decode("utf-8", "replace")
+
+    def check(self) -> Completed:
+        """Return self. Raises CommandFailed when the status is not 0."""
+        if self.status != 0:
+            tail = (self.stderr or self.stdout).strip()[-500:]
+            raise CommandFailed(
+                f"in the guest, '{shlex.join(self.argv)}' ended with status {self.status}: {tail}"
+            )
+        return self
+
+
+class Process:
+    """A program that runs in the guest, in a channel of its own."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        channel: int,
+        argv: Sequence[str],
+        on_stdout: Sink | None,
+        on_stderr: Sink | None,
+        on_exit: Callable[[], None] | None,
+    ) -> None:
+        self._guest = guest
+        self.channel = channel
+        self.argv = tuple(argv)
+        self.status: int | None = None
+        self._out = bytearray()
+        self._err = bytearray()
+        self._on_stdout = on_stdout if on_stdout is not None else self._out.extend
+        self._on_stderr = on_stderr if on_stderr is not None else self._err.extend
+        self._on_exit = on_exit
+        self._credit = STDIN_WINDOW
+
+    @property
+    def stdout(self) -> str:
+        """What it has written to standard output so far."""
+        return bytes(self._out).decode("utf-8", "replace")
+
+    @property
+    def stderr(self) -> str:
+        """What it has written to standard error so far."""
+        return bytes(self._err).decode("utf-8", "replace")
+
+    @property
+    def credit(self) -> int:
+        """How many bytes of input may be written now without waiting."""
+        return self._credit
+
+    def write(self, data: bytes, *, timeout: float = 60.0) -> None:
+        """Give it *data* as input; waits, at most *timeout* seconds, until it takes it.
+
+        Input for a program that has ended is thrown away.
+        """
+        view = memoryview(data)
+        limit = time.monotonic() + timeout
+        while view:
+            self._guest.wait_for(
+                lambda: self._credit > 0 or self.status is not None,
+                limit,
+                f"'{shlex.join(self.argv)}' does not read its input",
+            )
+            if self.status is not None:
+                return
+            piece = view[: self._credit]
+            self._credit -= len(piece)
+            self._guest.send(Frame(ToGuest.STDIN, self.channel, bytes(piece)))
+            view = view[len(piece) :]
+
+    def close_stdin(self) -> None:
+        """Say that there is no more input."""
+        self._guest.send(Frame(ToGuest.STDIN_EOF, self.channel))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group."""
+        self._guest.send(Frame(ToGuest.SIGNAL, self.channel, bytes([number])))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its pty a new size, in characters."""
+        self._guest.send(winsize_frame(self.channel, rows, columns))
+
+    def poll(self) -> int | None:
+        """Return its status, or None while it runs."""
+        return self.status
+
+    def wait_output(self, text: str, *, timeout: float = 60.0) -> str:
+        """Wait until standard output holds *text*, and return all of it so far.
+
+        *timeout* is in wall-clock seconds. Raises CommandFailed when it ends
+        without having written that.
+        """
+        self._guest.wait_for(
+            lambda: text in self.stdout or self.status is not None,
+            time.monotonic() + timeout,
+            f"'{shlex.join(self.argv)}' does not write '{text}'",
+        )
+        if text not in self.stdout:
+            raise CommandFailed(
+                f"'{shlex.join(self.argv)}' ended with status {self.status} "
+                f"and never wrote '{text}'"
+            )
+        return self.stdout
+
+    def wait(self, timeout: float = 60.0, *, said: float | None = None) -> Completed:
+        """Wait for its end, at most *timeout* wall-clock seconds.
+
+        *said* is the limit to name in the error, when part of it has passed.
+        Raises GuestTimeout after having put the kernel's state into the log
+        and ended the guest.
+        """
+        self._guest.wait_for(
+            lambda: self.status is not None,
+            time.monotonic() + timeout,
+            f"'{shlex.join(self.argv)}' did not end within {said or timeout:g} s",
+        )
+        status = self.status if self.status is not None else -1
+        return Completed(self.argv, status, bytes(self._out), bytes(self._err))
+
+    def take(self, frame: Frame) -> None:
+        """Take a frame of this channel; called by the guest's reader."""
+        if frame.type == ToHost.STDOUT:
+            self._on_stdout(frame.payload)
+        elif frame.type == ToHost.STDERR:
+            self._on_stderr(frame.payload)
+        elif frame.type == ToHost.CREDIT:
+            self._credit += frame.u32()
+        elif frame.type == ToHost.EXIT:
+            self.status = frame.u32()
+            self.notify_end()
+
+    def notify_end(self) -> None:
+        """Run the caller's hook for the end of the program or of the guest."""
+        if self._on_exit is not None:
+            self._on_exit()
+
+
+class Guest:
+    """A booted machine and the agent in it."""
+
+    def __init__(self, machine: Machine, rundir: RunDir, *, timeout: float) -> None:
+        """Serve *machine*; call :meth:`wait_boot` next. *timeout*, in wall-clock
+        seconds, is what a program may take when its caller does not say."""
+        self._machine = machine
+        self._rundir = rundir
+        self._timeout = timeout
+        self._changed = threading.Condition()
+        self._write_lock = threading.Lock()
+        self._processes: dict[int, Process] = {}
+        self._next_channel = 1
+        # Bytes the line may be given now, and whether the reader is in a sink.
+        self._room = LINE_WINDOW
+        self._in_sink = False
+        self._hello: str | None = None
+        self._over = False
+        self._failure: LinuxUmError | None = None
+        self._log_end: int | None = None
+        # Set by the user of the guest: keep its run directory, and what to
+        # write into result.json besides.
+        self.keep = False
+        self.result: dict[str, str | int] = {}
+        self._reader = threading.Thread(target=self._read, name="agent line", daemon=True)
+        self._reader.start()
+
+    # What the guest is
+
+    @property
+    def rundir(self) -> Path:
+        """The run directory."""
+        return self._rundir.path
+
+    @property
+    def version(self) -> str:
+        """The kernel's release and version, as the agent says it."""
+        return self._hello or ""
+
+    @property
+    def booted(self) -> bool:
+        """Whether the agent has answered."""
+        return self._hello is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the kernel still runs."""
+        return not self._over and self._machine.poll() is None
+
+    @property
+    def failure(self) -> LinuxUmError | None:
+        """The error that ended the guest, if one did."""
+        return self._failure
+
+    def console(self) -> str:
+        """Return the kernel's log so far."""
+        return self._rundir.read_console()
+
+    def findings(self) -> list[Finding]:
+        """Return the oopses and the like in the log, without what a hang's dump added."""
+        text = self.console()
+        return scan(text if self._log_end is None else text[: self._log_end])
+
+    # Programs
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        window: tuple[int, int] | None = None,
+        on_stdout: Sink | None = None,
+        on_stderr: Sink | None = None,
+        on_exit: Callable[[], None] | None = None,
+    ) -> Process:
+        """Start a program and return at once.
+
+        *window* (rows, columns) gives it a pty; *env* is added to GUEST_ENV.
+        The sinks are called by the reader with each piece of output, *on_exit*
+        when the program or the guest has ended.
+        """
+        with self._changed:
+            process = Process(self, self._channel(), argv, on_stdout, on_stderr, on_exit)
+            self._processes[process.channel] = process
+        try:
+            frame = exec_frame(
+                process.channel, argv, {**GUEST_ENV, **(env or {})}, cwd=cwd, window=window
+            )
+        except ProtocolError as error:
+            raise CommandFailed(f"cannot run the command: {error}") from error
+        self.send(frame)
+        return process
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float | None = None,
+        check: bool = True,
+        input: bytes | None = None,  # noqa: A002 - subprocess.run() calls it so
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+    ) -> Completed:
+        """Run a program to its end, *timeout* in wall-clock seconds.
+
+        Raises CommandFailed when its status is not 0, unless *check* is False.
+        """
+        limit = timeout if timeout is not None else self._timeout
+        process = self.start(argv, env=env, cwd=cwd)
+        if input:
+            process.write(input, timeout=limit)
+        process.close_stdin()
+        done = process.wait(limit)
+        return done.check() if check else done
+
+    def sh(
+        self, command: str, *, timeout: float | None = None, check: bool = True
+    ) -> Completed:
+        """Run a shell command; as :meth:`run`."""
+        return self.run(["sh", "-c", command], timeout=timeout, check=check)
+
+    # Files, without starting a program
+
+    def read_file(self, path: str) -> str:
+        """Return the content of a file of the guest. Raises OSError as open() does."""
+        return self._file(lambda channel: read_frame(channel, path), path).stdout
+
+    def write_file(self, path: str, data: str | bytes) -> None:
+        """Write to an existing file by one write(2). Raises OSError with its errno."""
+        raw = data.encode() if isinstance(data, str) else data
+        self._file(lambda channel: write_frame(channel, path, raw), path)
+
+    def mount(self, host_path: str, guest_path: str) -> None:
+        """Mount a directory of the host, writable. Raises OSError."""
+        self._file(lambda channel: mount_frame(channel, host_path, guest_path), guest_path)
+
+    def pksm(self, name: str) -> int:
+        """Return a value of /sys/kernel/mm/pksm. Raises OSError when there is none."""
+        return int(self.read_file(f"{PKSM_DIR}/{name}"))
+
+    def set_pksm(self, name: str, value: int | str) -> None:
+        """Set a control of /sys/kernel/mm/pksm. Raises OSError with the kernel's errno."""
+        self.write_file(f"{PKSM_DIR}/{name}", str(value))
+
+    def _file(self, frame: Callable[[int], Frame], path: str) -> Completed:
+        with self._changed:
+            process = Process(self, self._channel(), ["agent", path], None, None, None)
+            self._processes[process.channel] = process
+        self.send(frame(process.channel))
+        done = process.wait(self._timeout)
+        if done.status != 0:
+            raise OSError(done.status, os.strerror(done.status), path)
+        return done
+
+    # The line
+
+    def _channel(self) -> int:
+        number = self._next_channel
+        self._next_channel += 1
+        return number
+
+    def send(self, frame: Frame) -> None:
+        """Write a frame on the line. What is sent to a guest that has ended is lost."""
+        data = memoryview(frame.encode())
+        with self._write_lock:
+            while data and not self._over:
+                room = self._wait_room()
+                try:
+                    # The window is smaller than a pipe: this does not block.
+                    done = os.write(self._machine.line_out, data[:room])
+                except OSError:
+                    return
+                data = data[done:]
+                with self._changed:
+                    self._room -= done
+
+    def _wait_room(self) -> int:
+        """Wait until the line takes input, and return how many bytes of it."""
+        limit = time.monotonic() + self._timeout
+        with self._changed:
+            while self._room <= 0 and not self._over:
+                if self._in_sink:
+                    # Whoever reads our output is slow; the guest is not to blame.
+                    limit = time.monotonic() + self._timeout
+                if self._machine.poll() is not None or time.monotonic() > limit:
+                    break
+                self._changed.wait(_LOOK)
+            room = self._room
+        if room <= 0 and self.alive:
+            raise self.hang("the guest does not read its line")
+        return max(room, 1)
+
+    def _read(self) -> None:
+        frames = FrameReader()
+        complaint = ""
+        try:
+            while data := os.read(self._machine.line_in, 1 << 16):
+                for frame in frames.feed(data):
+                    self._take(frame)
+        except OSError as error:
+            complaint = f"the agent's line: {error}"
+        except ProtocolError as error:
+            complaint = f"the agent's line is out of step: {error}"
+        with self._changed:
+            self._over = True
+            if complaint:
+                self._rundir.write("line-error.txt", complaint + "\n")
+            running = [p for p in self._processes.values() if p.status is None]
+            self._changed.notify_all()
+        for process in running:
+            process.notify_end()
+
+    def _take(self, frame: Frame) -> None:
+        # A sink may block for long (a pager): not under the lock.
+        process = self._processes.get(frame.channel)
+        if process is not None:
+            self._in_sink = True
+            process.take(frame)
+            self._in_sink = False
+        with self._changed:
+            if frame.type == ToHost.HELLO:
+                if frame.u32() != PROTOCOL_VERSION:
+                    raise ProtocolError(f"the agent speaks version {frame.u32()}")
+                self._hello = frame.payload[4:].decode(errors="replace")
+            elif frame.type == ToHost.ERROR:
+                text = frame.payload.decode(errors="replace")
+                self._rundir.write("agent-error.txt", f"channel {frame.channel}: {text}\n")
+            elif frame.type == ToHost.TAKEN:
+                self._room += frame.u32()
+            elif frame.type == ToHost.EXIT:
+                self._processes.pop(frame.channel, None)
+            self._changed.notify_all()
+
+    def wait_for(self, done: Callable[[], bool], limit: float, what: str) -> None:
+        """Wait until *done* returns true, at most until time.monotonic() is *limit*.
+
+        Raises the error that ended the guest, or GuestTimeout saying *what*.
+        """
+        with self._changed:
+            while not done():
+                if self._failure is not None:
+                    raise self._failure
+                left = limit - time.monotonic()
+                if self._over or self._machine.poll() is not None or left <= 0:
+                    break
+                self._changed.wait(min(left, _LOOK))
+            else:
+                return
+        if not self._over and self._machine.poll() is None:
+            raise self.hang(what)
+        self._reader.join(2.0)
+        if not done():
+            raise self._gone()
+
+    # Its end
+
+    def _gone(self) -> LinuxUmError:
+        """Return the error for a guest that is no more although nobody ended it."""
+        if self._failure is None:
+            status = self._machine.wait(5.0)
+            if status is None:
+                status = self._machine.kill()
+            self._failure = judge_end(status, self.console(), booted=self.booted)
+        return self._failure
+
+    def hang(self, what: str) -> LinuxUmError:
+        """Put the kernel's state into the log, end the guest, and return the error."""
+        if self._failure is not None:
+            return self._failure
+        kind = GuestTimeout if self.booted else BootError
+        self._failure = kind(what, "its log ends with the state of each task")
+        self._log_end = len(self.console())
+        for key in ("t", "w", "l", "m"):
+            try:
+                mconsole(self._rundir.mconsole, f"sysrq {key}")
+            except MconsoleError as error:
+                self._rundir.write("mconsole-error.txt", f"{error}\n")
+                break
+        self._settle_log()
+        self._machine.kill()
+        return self._failure
+
+    def _settle_log(self, *, timeout: float = 3.0) -> None:
+        """Wait until the log stops growing; *timeout* in seconds."""
+        limit = time.monotonic() + timeout
+        size = -1
+        while size != self._rundir.console.stat().st_size and time.monotonic() < limit:
+            size = self._rundir.console.stat().st_size
+            time.sleep(0.1)
+
+    def wait_boot(self, timeout: float) -> None:
+        """Wait for the agent, at most *timeout* seconds. Raises BootError, HostError."""
+        self.wait_for(
+            lambda: self._hello is not None,
+            time.monotonic() + timeout,
+            f"the guest did not boot within {timeout:g} s",
+        )
+
+    def power_off(self) -> None:
+        """End the guest in an orderly way.
+
+        Raises GuestTimeout when it does not power off, GuestPanic when it panics.
+        """
+        if self._failure is not None or self._machine.poll() is not None:
+            return
+        self.send(Frame(ToGuest.SHUTDOWN, 0, b"\0"))
+        status = self._machine.wait(SHUTDOWN_SECONDS)
+        if status is None:
+            raise self.hang(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
+        if status != 0:
+            raise self._gone()
+
+    def destroy(self) -> None:
+        """End the guest at once with all that belongs to it; may be called again."""
+        blocked = signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        )
+        try:
+            self._machine.kill()
+            with self._write_lock:
+                self._over = True
+            self._reader.join(5.0)
+            for descriptor in (self._machine.line_in, self._machine.line_out):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._machine.line_in = self._machine.line_out = -1
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Finished kernels, found or made by what they are made from.
+
+The key of an image is a hash of the source's identity, the patches, the
+engine, the configuration fragments and the compiler. An image is used only
+when its key is that of the files as they are now; nothing stale ever runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import kconfig, packages, patches, paths, source
+from .errors import BuildError
+from .make import Make
+from .term import Term
+
+IMAGES_KEPT = 8
+BUILD_LOCK = "build"
+INFO_NAME = "build-info.json"
+# Raise when the way of building changes what is built.
+RECIPE = 1
+
+
+@dataclass(frozen=True)
+class Image:
+    """A finished kernel and what it was made from."""
+
+    linux: Path
+    vmlinux: Path
+    key: str
+    kernel: str
+    profile: str
+    patches_hash: str
+    engine_hash: str
+    build_dir: Path
+    config: Path
+
+    def describe(self) -> str:
+        """Return one line that says what this kernel was built from."""
+        return (
+            f"kernel {self.kernel} profile {self.profile} patches {self.patches_hash} "
+            f"engine {self.engine_hash} image {self.key}"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a kernel will be, read at one moment."""
+
+    source: source.Source
+    profile: str
+    snapshot: patches.Snapshot
+    fragments: tuple[str, ...]
+    compiler: str
+
+    @property
+    def key(self) -> str:
+        """Return 16 hexadecimal digits that identify the kernel to be."""
+        parts = [
+            str(RECIPE),
+            self.source.content,
+            self.profile,
+            self.snapshot.patches_hash,
+            self.snapshot.engine_hash,
+            *self.fragments,
+            self.compiler,
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def build_dir(self) -> Path:
+        """Return where the kernel is built."""
+        return paths.build_dir(self.source.key, self.profile)
+
+    @property
+    def tree(self) -> Path:
+        """Return the work tree that the kernel is built from."""
+        return paths.tree_dir(self.source.key)
+
+
+def compiler_identity() -> str:
+    """Return the versions of compiler and linker, or ``none`` when they are missing."""
+    lines = []
+    for program in ("gcc", "ld"):
+        try:
+            answer = subprocess.run([program, "--version"], capture_output=True, check=False)
+        except FileNotFoundError:
+            return "none"
+        lines.append(answer.stdout.decode(errors="replace").split("\n", 1)[0])
+    return "\n".join(lines)
+
+
+def read_recipe(profile: str, kernel: str, *, term: Term) -> Recipe:
+    """Read what the kernel of *profile* is to be made from now.
+
+    Raises SourceError, PatchError or UsageError.
+    """
+    fragments = tuple(path.read_text() for path in kconfig.fragments(profile))
+    found = source.identify(kernel, term=term)
+    snapshot = patches.take_snapshot(paths.patches_dir(found.series), paths.overlay_dir())
+    return Recipe(found, profile, snapshot, fragments, compiler_identity())
+
+
+def find_image(recipe: Recipe) -> Image | None:
+    """Return the finished image of *recipe*, or None when it has to be made."""
+    directory = paths.image_root() / recipe.key
+    info = directory / INFO_NAME
+    try:
+        facts = json.loads(info.read_text())
+        os.utime(info)
+    except (OSError, ValueError):
+        return None
+    linux = directory / "linux"
+    if not linux.is_file():
+        return None
+    return Image(
+        linux=linux,
+        vmlinux=linux,
+        key=recipe.key,
+        kernel=str(facts["kernel"]),
+        profile=recipe.profile,
+        patches_hash=recipe.snapshot.patches_hash,
+        engine_hash=recipe.snapshot.engine_hash,
+        build_dir=recipe.build_dir,
+        config=directory / "config",
+    )
+
+
+def ensure_image(profile: str, kernel: str, *, term: Term) -> Image:
+    """Return the kernel of *profile*, doing whatever is missing first.
+
+    Raises HostError, SourceError, PatchError, ConfigError or BuildError.
+    """
+    source_package = source.missing_package(kernel, term=term)
+    if source_package is not None or shutil.which("gcc") is None:
+        # A first set-up: everything at once, so that one command is all to type.
+        extra = [source_package] if source_package is not None else []
+        packages.ensure("source", "tree", "kernel", "rootfs", term=term, extra=extra)
+    recipe = read_recipe(profile, kernel, term=term)
+    image = find_image(recipe)
+    if image is not None:
+        return image
+    packages.ensure("source", "tree", "kernel", term=term)
+    with paths.lock(BUILD_LOCK, term=term):
+        while True:
+            recipe = read_recipe(profile, kernel, term=term)
+            image = find_image(recipe)
+            if image is not None:
+                return image
+            prepare_tree(recipe, term=term)
+            _build(recipe, term=term)
+
+
+def prepare_tree(recipe: Recipe, *, term: Term) -> list[str]:
+    """Bring the work tree up to date; return the names written. Call with the build lock held."""
+    directory = source.ensure(recipe.source, term=term)
+    return patches.synchronise(
+        directory, recipe.source.content, recipe.tree, recipe.snapshot, term=term
+    )
+
+
+def _build(recipe: Recipe, *, term: Term) -> None:
+    """Configure, compile and keep the kernel of *recipe*."""
+    make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir))
+    _configure(recipe, make, term=term)
+    make.build(f"building the {recipe.profile} kernel", ["linux"], term=term)
+    if os.path.getsize(recipe.build_dir / "linux") == 0:
+        raise BuildError("make left an empty kernel", f"see {make.log}")
+    _keep(recipe)
+    _prune()
+
+
+def _configure(recipe: Recipe, make: Make, *, term: Term) -> None:
+    """Configure when the wishes, the compiler or a Kconfig file changed since the last time."""
+    kconfigs = {
+        name: hashlib.sha256((recipe.tree / name).read_bytes()).hexdigest()
+        for name in _kconfig_names(recipe)
+        if (recipe.tree / name).is_file()
+    }
+    stamp = json.dumps([RECIPE, recipe.source.content, recipe.compiler, recipe.fragments, kconfigs])
+    stamp_file = recipe.build_dir / ".linux-um-configured"
+    config = recipe.build_dir / ".config"
+    if config.is_file() and stamp_file.is_file() and stamp_file.read_text() == stamp:
+        kconfig.verify(kconfig.merge(recipe.fragments), config)
+        return
+    stamp_file.unlink(missing_ok=True)
+
+    def run(targets: Sequence[str], environment: Mapping[str, str]) -> None:
+        make.run(targets, environment=environment)
+
+    with term.step(f"configuring the {recipe.profile} kernel"):
+        kconfig.configure(recipe.build_dir, recipe.fragments, run)
+    stamp_file.write_text(stamp)
+
+
+def _kconfig_names(recipe: Recipe) -> list[str]:
+    """Return the Kconfig files that patches or the engine bring or change."""
+    names = set(recipe.snapshot.overlay)
+    for patch in recipe.snapshot.patches:
+        names.update(patches.touched_files(patch.data))
+    return sorted(name for name in names if Path(name).name.startswith("Kconfig"))
+
+
+def _keep(recipe: Recipe) -> None:
+    """Copy the finished kernel to its place by key; all of it or nothing."""
+    root = paths.ensure_dir(paths.image_root())
+    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    try:
+        subprocess.run(
+            ["cp", "--reflink=auto", str(recipe.build_dir / "linux"), str(temporary / "linux")],
+            check=True,
+        )
+        shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
+        release = (recipe.build_dir / "include/config/kernel.release").read_text().strip()
+        info = {
+            "kernel": release,
+            "source": asdict(recipe.source),
+            "profile": recipe.profile,
+            "patches": recipe.snapshot.patches_hash,
+            "engine": recipe.snapshot.engine_hash,
+            "compiler": recipe.compiler,
+            "key": recipe.key,
+            "built": int(time.time()),
+        }
+        (temporary / INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")
+        temporary.chmod(0o755)
+        final = root / recipe.key
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(
+            f"cannot keep the finished kernel: {error}", "see the free space of the cache"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _prune() -> None:
+    """Remove all but the images that were used last."""
+
+    def last_use(directory: Path) -> float:
+        try:
+            return (directory / INFO_NAME).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    images = [path for path in paths.image_root().iterdir() if not path.name.startswith(".")]
+    for directory in sorted(images, key=last_use, reverse=True)[IMAGES_KEPT:]:
+        shutil.rmtree(directory, ignore_errors=True)
+
+

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The commands that need a guest: ``run``, ``boot`` and ``test``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+from . import build, rootfs
+from .agent import PKSM_DIR, Guest
+from .errors import HostError, LinuxUmError, UsageError
+from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
+from .outcome import EXIT_GONE, EXIT_TAINT
+from .paths import ensure_dir, repo_root, runs_root
+from .shell import attach, on_terminal
+from .source import DEFAULT_KERNEL
+from .term import Term
+from .uml import parse_size
+
+DEFAULT_PROFILE = "fast"
+# Wall-clock limit of `run`, in seconds; 0 on the command line means none.
+DEFAULT_TIMEOUT = 3600.0
+# Environment variables by which `test` tells the suite what to test.
+ENV_PROFILE = "LINUX_UM_PROFILE"
+ENV_KERNEL = "LINUX_UM_KERNEL"
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the parsers of this module's commands."""
+    run = subparsers.add_parser(
+        "run",
+        help="run one command in a fresh guest",
+        description="Boot a fresh guest, run COMMAND in it, and end with its exit status. "
+        "Standard input, output and error are passed through; the kernel's log is not among "
+        "them, but in the run directory.",
+        epilog="Exit status: the command's own (128 + N for signal N); "
+        f"{EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, "
+        f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, 125 launcher "
+        "or host error, 126 the guest did not boot, 134 panic.",
+    )
+    _add_machine_options(run)
+    run.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        help="wall-clock limit, then exit status 124 (default %(default)g; 0: none)",
+    )
+    run.add_argument("command_line", metavar="COMMAND", nargs=argparse.REMAINDER)
+    run.set_defaults(handler=run_command)
+
+    shell = subparsers.add_parser(
+        "boot",
+        help="a shell in a fresh guest",
+        description="Boot a guest and give a shell in it. Leaving the shell powers it off. "
+        "Without a terminal the shell reads its commands from standard input.",
+    )
+    _add_machine_options(shell)
+    shell.set_defaults(handler=boot_command)
+
+    test = subparsers.add_parser(
+        "test",
+        help="the regression suite",
+        description="Run the suite in harness/tests by pytest. Arguments this command does not "
+        "know are pytest's own.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    test.add_argument("--profile", default=DEFAULT_PROFILE)
+    test.add_argument("--kernel", default=DEFAULT_KERNEL)
+    test.add_argument("pytest_arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
+    test.set_defaults(handler=test_command)
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", default=DEFAULT_PROFILE, help="kernel configuration (default %(default)s)"
+    )
+    parser.add_argument(
+        "--kernel", default=DEFAULT_KERNEL, metavar="VERSION", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--mem", default=DEFAULT_MEM, metavar="SIZE", help="memory (default %(default)s)"
+    )
+    parser.add_argument("--swap", metavar="SIZE", help="give the guest a swap device, in use")
+    parser.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="DIR[:GUESTPATH]",
+        help="mount a directory of the host, writable (default GUESTPATH /share); repeatable",
+    )
+    parser.add_argument(
+        "--append",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="words for the kernel's command line; repeatable",
+    )
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument(
+        "--time-travel",
+        action="store_true",
+        dest="time_travel",
+        help="the guest's waiting takes no time; a busy loop on the clock never ends",
+    )
+    pace.add_argument(
+        "--real-time",
+        action="store_false",
+        dest="time_travel",
+        help="the guest's clock is the host's (default)",
+    )
+    parser.add_argument(
+        "--allow-taint", action="store_true", help="let an oops or WARN in the log pass"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the run directory of a run that went well"
+    )
+
+
+def _options(arguments: argparse.Namespace, name: str, timeout: float) -> BootOptions:
+    parse_size(arguments.mem)
+    if arguments.swap is not None:
+        parse_size(arguments.swap)
+    return BootOptions(
+        profile=arguments.profile,
+        kernel=arguments.kernel,
+        mem=arguments.mem,
+        swap=arguments.swap,
+        time_travel=arguments.time_travel,
+        append=tuple(arguments.append),
+        shares=tuple(parse_share(text) for text in arguments.share),
+        timeout=timeout,
+        name=name,
+        allow_taint=arguments.allow_taint,
+        keep=arguments.keep,
+    )
+
+
+def run_command(arguments: argparse.Namespace, term: Term) -> int:
+    """``linux-um run``: return the command's exit status."""
+    command = list(arguments.command_line)
+    if command[:1] == ["--"]:
+        del command[0]
+    if not command:
+        raise UsageError("no command to run", "write: ./linux-um run -- COMMAND")
+    if arguments.timeout < 0:
+        raise UsageError("--timeout must not be negative", "0 means no limit")
+    limit = arguments.timeout or None
+    options = _options(arguments, os.path.basename(command[0]) or "run", limit or DEFAULT_TIMEOUT)
+    extra = ["--timeout", f"{arguments.timeout:g}"] if limit != DEFAULT_TIMEOUT else []
+    extra += ["--allow-taint"] if options.allow_taint else []
+    words = ["./linux-um", "run", *run_arguments(options), *extra, "--", *command]
+    options = replace(options, repeat=shlex.join(words))
+    status = -1
+    try:
+        with boot(options, term=term) as guest:
+            status = attach(guest, command, timeout=limit)
+            guest.result = {"status": status, "command": shlex.join(command)}
+            if status != 0:
+                guest.keep = True
+                guest.result["outcome"] = "fail"
+    except LinuxUmError as error:
+        _show_report(error)
+        if status == 0 and error.exit_status == EXIT_TAINT:
+            term.info("the command itself succeeded; --allow-taint would let this pass")
+        raise
+    return status
+
+
+def boot_command(arguments: argparse.Namespace, term: Term) -> int:
+    """``linux-um boot``: return the shell's exit status."""
+    options = _options(arguments, "boot", DEFAULT_TIMEOUT)
+    repeat = shlex.join(["./linux-um", "boot", *run_arguments(options)])
+    interactive = on_terminal()
+    try:
+        with boot(replace(options, repeat=repeat), term=term) as guest:
+            _banner(guest, options, term, interactive)
+            environment = {"TERM": os.environ.get("TERM", "dumb")} if interactive else {}
+            status = attach(
+                guest,
+                ["sh", "-l"],
+                timeout=None,
+                env=environment,
+                cwd="/root",
+                pty=interactive,
+            )
+            guest.result = {"status": status}
+    except LinuxUmError as error:
+        _show_report(error)
+        raise
+    if interactive:
+        term.info("the guest has powered off")
+    return status
+
+
+def _banner(guest: Guest, options: BootOptions, term: Term, interactive: bool) -> None:
+    """Say what has booted and what to try."""
+    try:
+        state = {"0": "stopped", "1": "running", "2": "stopped, all unmerged"}
+        value = guest.read_file(f"{PKSM_DIR}/run").strip()
+        engine = f"PKSM is {state.get(value, value)}, see {PKSM_DIR}"
+    except OSError:
+        engine = "this kernel has no PKSM"
+    term.info(f"Linux {guest.version.split(' ', 1)[0]}, {options.mem} of memory; {engine}")
+    if interactive:
+        term.info("try: memdup --procs 4 --mib 16, or counters; exit or Ctrl-D powers off")
+
+
+def _show_report(error: LinuxUmError) -> None:
+    text = getattr(error, REPORT, "")
+    if text:
+        print(text, file=sys.stderr)
+
+
+def test_command(arguments: argparse.Namespace, term: Term) -> int:
+    """``linux-um test``: return pytest's exit status."""
+    missing = [
+        name
+        for name in ("pytest", "xdist", "pytest_timeout", "pexpect")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        packages_of_suite(missing, term)
+    build.ensure_image(arguments.profile, arguments.kernel, term=term)
+    rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
+    command = pytest_command(list(arguments.pytest_arguments))
+    environment = dict(os.environ)
+    environment[ENV_PROFILE] = arguments.profile
+    environment[ENV_KERNEL] = arguments.kernel
+    return run_pytest(command, environment)
+
+
+def packages_of_suite(missing: list[str], term: Term) -> None:
+    """Raise HostError that names the packages the suite needs."""
+    term.info(f"{sys.executable} has no {', '.join(missing)}")
+    raise HostError(
+        "the regression suite needs pytest and some of its plugins",
+        "run: apt-get install python3-pytest python3-pytest-xdist python3-pytest-timeout "
+        "python3-pexpect",
+    )
+
+
+def pytest_command(given: list[str]) -> list[str]:
+    """Return the command of the suite, *given* being pytest's own arguments."""
+    if given[:1] == ["--"]:
+        given = given[1:]
+    command = [sys.executable, "-m", "pytest"]
+    # A debugger or an explicit choice forbids our parallel guests.
+    serial = {"--pdb", "--trace", "-s", "--co", "--collect-only", "-h", "--help", "--version"}
+    chosen = any(
+        word in serial or word.startswith(("-n", "--numprocesses", "--dist")) for word in given
+    )
+    if not chosen:
+        command += ["-n", str(min(4, 2 * (os.cpu_count() or 1)))]
+    if not any(word.startswith(("--junitxml", "--junit-xml")) for word in given):
+        ensure_dir(runs_root())
+        command.append(f"--junitxml={runs_root() / 'junit.xml'}")
+    command += given
+    named = any(not word.startswith("-") and os.path.exists(word.split("::")[0]) for word in given)
+    if not named:
+        command.append(str(repo_root() / "harness" / "tests"))
+    return command
+
+
+def run_pytest(command: list[str], environment: dict[str, str]) -> int:
+    """Run pytest to its end; when we are ended, end it and wait for its clean-up."""
+    process = subprocess.Popen(command, env=environment)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise

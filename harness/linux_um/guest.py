@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A fresh guest for each use: booting it, judging it, reporting on it.
+
+    with boot_guest(profile="fast", time_travel=True) as guest:
+        print(guest.run(["memdup", "--procs", "4"]).stdout)
+
+Leaving the block powers the guest off, looks through its log and, unless all
+is well, raises an error of outcome.py and keeps the run directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import build, doctor, rootfs
+from .agent import Completed, Guest, Process
+from .errors import LinuxUmError, UsageError
+from .outcome import (
+    CONSOLE_TAIL_LINES,
+    Finding,
+    GuestOops,
+    Outcome,
+    dmesg,
+    outcome_of,
+    scan,
+    symbolise,
+    trace_window,
+)
+from .rundir import RunDir
+from .source import DEFAULT_KERNEL
+from .term import Term
+from .uml import Machine, MachineOptions, parse_size
+
+__all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest", "parse_share"]
+
+DEFAULT_MEM = "256M"
+DEFAULT_SHARE = "/share"
+# Wall-clock seconds a guest may take from its start to the agent's greeting.
+BOOT_SECONDS = 60.0
+# Attribute of an exception that holds the report of the guest it came from.
+REPORT = "linux_um_report"
+
+
+@dataclass(frozen=True)
+class BootOptions:
+    """What a guest is to be like, and how it is to be judged.
+
+    ``shares`` are pairs of a host directory and a guest directory; ``timeout``
+    is in wall-clock seconds; ``repeat`` is the command line that repeats this
+    run; ``allow_taint`` lets an oops or a WARN in the log pass; ``keep`` keeps
+    the run directory even when all is well.
+    """
+
+    profile: str = "fast"
+    kernel: str = DEFAULT_KERNEL
+    mem: str = DEFAULT_MEM
+    swap: str | None = None
+    time_travel: bool = False
+    append: Sequence[str] = ()
+    shares: Sequence[tuple[str, str]] = ()
+    timeout: float = 120.0
+    name: str = "guest"
+    repeat: str = ""
+    allow_taint: bool = False
+    keep: bool = False
+
+
+def parse_share(text: str) -> tuple[str, str]:
+    """Return the directories of ``DIR`` or ``DIR:GUESTPATH``. Raises UsageError."""
+    host, colon, guest = text.rpartition(":")
+    if not colon or not guest.startswith("/"):
+        host, guest = text, DEFAULT_SHARE
+    path = Path(host).expanduser().absolute()
+    if not path.is_dir():
+        raise UsageError(f"--share {text}: {path} is not a directory", "name one that exists")
+    return str(path), guest
+
+
+@functools.lru_cache(maxsize=None)
+def _image(profile: str, kernel: str, term: Term) -> build.Image:
+    """Return the finished kernel; made sure of once in each process."""
+    return build.ensure_image(profile, kernel, term=term)
+
+
+@functools.lru_cache(maxsize=None)
+def _initrd(kernel: str, term: Term) -> Path:
+    return rootfs.ensure_rootfs(term=term, kernel=kernel)
+
+
+@functools.lru_cache(maxsize=1)
+def _default_term() -> Term:
+    return Term()
+
+
+def _repeat_command(options: BootOptions) -> str:
+    """Return the command line that makes such a guest again."""
+    if options.repeat:
+        return options.repeat
+    test = os.environ.get("PYTEST_CURRENT_TEST")
+    if test:
+        return f"./linux-um test --profile {options.profile} {shlex.quote(test.rsplit(' ', 1)[0])}"
+    return shlex.join(["./linux-um", "run", *run_arguments(options), "--", "COMMAND"])
+
+
+def run_arguments(options: BootOptions) -> list[str]:
+    """Return the options of ``linux-um run`` that stand for *options*."""
+    words = ["--profile", options.profile, "--kernel", options.kernel, "--mem", options.mem]
+    if options.swap is not None:
+        words += ["--swap", options.swap]
+    words.append("--time-travel" if options.time_travel else "--real-time")
+    for text in options.append:
+        words += ["--append", text]
+    for host, guest in options.shares:
+        words += ["--share", f"{host}:{guest}"]
+    return words
+
+
+@contextmanager
+def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
+    """Boot a guest for the length of the block. See the module's text."""
+    term = term if term is not None else _default_term()
+    mem_bytes = parse_size(options.mem)
+    image = _image(options.profile, options.kernel, term)
+    initrd = _initrd(options.kernel, term)
+    doctor.boot_checks(mem_bytes)
+    rundir = RunDir(options.name)
+    repeat = _repeat_command(options)
+    rundir.write("command.txt", repeat + "\n")
+    rundir.console.write_text(
+        f"# kernel {image.kernel}, profile {image.profile}, patches {image.patches_hash}, "
+        f"engine {image.engine_hash}, image {image.key}\n# repeat: {repeat}\n"
+    )
+    guest: Guest | None = None
+    keep = True
+    try:
+        machine = Machine(
+            MachineOptions(
+                linux=image.linux,
+                initrd=initrd,
+                mem=options.mem,
+                swap=options.swap,
+                time_travel=options.time_travel,
+                append=options.append,
+            ),
+            rundir,
+        )
+        guest = Guest(machine, rundir, timeout=options.timeout)
+        try:
+            guest.wait_boot(min(BOOT_SECONDS, options.timeout))
+            _prepare(guest, options)
+            yield guest
+            _finish(guest, options)
+        finally:
+            guest.destroy()
+        keep = options.keep or guest.keep
+        _record(rundir, guest, options, None, repeat)
+    except BaseException as error:
+        _record(rundir, guest, options, error, repeat)
+        if isinstance(error, Exception) and outcome_of(error) is not Outcome.SKIP:
+            findings = guest.findings() if guest is not None else scan(rundir.read_console())
+            _attach(error, report(rundir, image.vmlinux, error, repeat, findings))
+        raise
+    finally:
+        rundir.close(keep=keep)
+
+
+@contextmanager
+def boot_guest(
+    profile: str = "fast",
+    *,
+    kernel: str = DEFAULT_KERNEL,
+    mem: str = DEFAULT_MEM,
+    swap: str | None = None,
+    time_travel: bool = True,
+    append: Sequence[str] = (),
+    shares: Sequence[str | tuple[str, str]] = (),
+    timeout: float = 120.0,
+    name: str = "guest",
+    allow_taint: bool = False,
+    keep: bool = False,
+    term: Term | None = None,
+) -> Iterator[Guest]:
+    """Boot a guest for a test; as :func:`boot`, with time travel by default.
+
+    *shares* are directories, ``DIR:GUESTPATH`` texts or pairs.
+    """
+    pairs = tuple(parse_share(item) if isinstance(item, str) else item for item in shares)
+    options = BootOptions(
+        profile=profile,
+        kernel=kernel,
+        mem=mem,
+        swap=swap,
+        time_travel=time_travel,
+        append=(append,) if isinstance(append, str) else tuple(append),
+        shares=pairs,
+        timeout=timeout,
+        name=name,
+        allow_taint=allow_taint,
+        keep=keep,
+    )
+    with boot(options, term=term) as guest:
+        yield guest
+
+
+def _prepare(guest: Guest, options: BootOptions) -> None:
+    for host, target in options.shares:
+        try:
+            guest.mount(host, target)
+        except OSError as error:
+            raise LinuxUmError(
+                f"cannot mount {host} at {target} in the guest: {error.strerror}",
+                "give a directory of the host that can be read",
+            ) from error
+    if options.swap is not None:
+        guest.sh("mkswap /dev/ubdb >/dev/null && swapon /dev/ubdb")
+
+
+def _finish(guest: Guest, options: BootOptions) -> None:
+    """Power off and judge the log. Raises GuestOops and what power_off() raises."""
+    guest.power_off()
+    findings = guest.findings()
+    if findings and not options.allow_taint:
+        first = findings[0]
+        raise GuestOops(f"the kernel's log has a {first.kind}: {first.text}", "see the trace")
+
+
+def _record(
+    rundir: RunDir,
+    guest: Guest | None,
+    options: BootOptions,
+    error: BaseException | None,
+    repeat: str,
+) -> None:
+    """Write dmesg and result.json. The log may be the only trace, so never fail."""
+    console = rundir.read_console()
+    result: dict[str, object] = {
+        "outcome": outcome_of(error).value,
+        "message": "" if error is None else str(error) or type(error).__name__,
+        "profile": options.profile,
+        "version": guest.version if guest is not None else "",
+        "findings": [f"{f.line}: {f.kind}: {f.text}" for f in scan(console)],
+        "repeat": repeat,
+    }
+    if guest is not None:
+        result.update(guest.result)
+    try:
+        rundir.write("dmesg", dmesg(console))
+        rundir.write_json("result.json", result)
+    except OSError as problem:
+        print(f"linux-um: cannot write into {rundir.path}: {problem}", file=sys.stderr)
+
+
+def report(
+    rundir: RunDir,
+    vmlinux: Path,
+    error: BaseException,
+    repeat: str,
+    findings: Sequence[Finding],
+) -> str:
+    """Return what a person needs to understand a failed run."""
+    console = rundir.read_console()
+    lines = [f"outcome: {outcome_of(error).value}"]
+    if findings:
+        lines.append(f"trace (symbolised), from line {findings[0].line} of the log:")
+        lines.append(symbolise(trace_window(console, findings), vmlinux))
+    lines.append(f"last lines of the console ({rundir.console}):")
+    lines += [f"  {line}" for line in console.splitlines()[-CONSOLE_TAIL_LINES:]]
+    lines += [f"run directory: {rundir.path}", f"repeat by: {repeat}"]
+    return "\n".join(lines)
+
+
+def _attach(error: Exception, text: str) -> None:
+    """Give the report to the exception, for whoever shows it."""
+    setattr(error, REPORT, text)
+    error.add_note(text)

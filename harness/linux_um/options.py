@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+
+from .errors import UsageError
+from .source import DEFAULT_KERNEL
+
+DEFAULT_PROFILE = "fast"
+DEFAULT_MEMORY = "256M"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--profile`` and ``--kernel``: which kernel a command is about."""
+    parser.add_argument(
+        "--profile",
+        default=os.environ.get("LINUX_UM_PROFILE", DEFAULT_PROFILE),
+        metavar="NAME",
+        help="kernel configuration: fast (PKSM, the default) or ksm (stock KSM)",
+    )
+    parser.add_argument(
+        "--kernel",
+        default=os.environ.get("LINUX_UM_KERNEL", DEFAULT_KERNEL),
+        metavar="VERSION",
+        help=f"kernel version (default {DEFAULT_KERNEL}); KERNEL_SRC=DIR uses a tree of your own",
+    )
+
+
+def parse_size(text: str) -> int:
+    """Return bytes for ``256M``, ``1G``, ``4096K`` or a plain number.
+
+    Raises UsageError for anything else, and for zero.
+    """
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip().upper())
+    if match is None or int(match.group(1)) == 0:
+        raise UsageError(f"{text!r} is not a size", "give one such as 256M")
+    return int(match.group(1)) * _UNITS[match.group(2)]

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What became of a guest: the outcomes, and how the kernel's log tells them apart."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from .errors import BootError, GuestPanic, GuestTimeout, HostError, LinuxUmError
+
+EXIT_TAINT = 70
+EXIT_GONE = 71
+CONSOLE_TAIL_LINES = 40
+# Addresses that are symbolised at most, the first in the log.
+MAX_ADDRESSES = 400
+
+
+class Outcome(Enum):
+    """How a guest ended."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    SKIP = "skip"
+    PANIC = "panic"
+    TAINT = "oops or WARN"
+    HANG = "hang"
+    GONE = "powered off"
+    BOOT_FAILURE = "boot failure"
+    BROKEN_HOST = "broken host"
+
+
+class GuestOops(LinuxUmError):
+    """The kernel's log has an oops, a WARN or a sanitizer's report."""
+
+    exit_status = EXIT_TAINT
+
+
+class GuestGone(LinuxUmError):
+    """The guest ended, without a panic, before the command did."""
+
+    exit_status = EXIT_GONE
+
+
+class CommandFailed(LinuxUmError):
+    """A command in the guest ended with a status that was not expected."""
+
+    exit_status = 1
+
+
+def outcome_of(error: BaseException | None) -> Outcome:
+    """Return the outcome that an exception (None: no exception) stands for."""
+    if error is None:
+        return Outcome.PASS
+    if type(error).__name__ == "Skipped":
+        return Outcome.SKIP
+    for kind, outcome in (
+        (GuestPanic, Outcome.PANIC),
+        (GuestOops, Outcome.TAINT),
+        (GuestTimeout, Outcome.HANG),
+        (GuestGone, Outcome.GONE),
+        (BootError, Outcome.BOOT_FAILURE),
+        (HostError, Outcome.BROKEN_HOST),
+    ):
+        if isinstance(error, kind):
+            return outcome
+    return Outcome.FAIL
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the log that says the kernel is not well; ``line`` counts from 1."""
+
+    kind: str
+    line: int
+    text: str
+
+
+_STAMP = re.compile(r"^(?:<\d>)?\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ")
+_KINDS = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("panic", r"^Kernel panic - not syncing"),
+        ("KASAN", r"^BUG: KASAN: "),
+        ("UBSAN", r"^UBSAN: "),
+        ("KFENCE", r"^BUG: KFENCE: "),
+        ("bad page", r"^BUG: Bad (page|rss)"),
+        ("BUG", r"^(BUG: |kernel BUG at |------------\[ cut here BUG)"),
+        ("oops", r"^(Oops\b|Internal error: |general protection fault|Unable to handle kernel )"),
+        ("WARN", r"^WARNING: "),
+        ("lockdep", r"^INFO: (trying to register non-static key|possible .* detected)"),
+        ("list corruption", r"^(list_(add|del)( corruption|_entry)|slab error in )"),
+        ("refcount", r"^refcount_t: "),
+        ("hung task", r"^INFO: task .* blocked for more than \d+ seconds"),
+        ("RCU stall", r"^(INFO: rcu|rcu: INFO: rcu).* (detected stalls|self-detected stall)"),
+        ("leak", r"^kmemleak: [1-9]\d* new suspected memory leaks"),
+        ("objects left", r"^BUG .*: Objects remaining in "),
+        ("host memory", r"UML ran out of memory on the host side"),
+        ("UML", r"^(Segfault with no mm|Kernel mode signal \d+|Kernel tried to access user memory)"),
+    )
+)
+_CONTEXT = re.compile(r"\[<([0-9a-f]{8,16})>\]")
+
+
+def scan(console: str) -> list[Finding]:
+    """Return what in a kernel's log counts as an oops, a WARN or a panic."""
+    found = []
+    for number, raw in enumerate(console.splitlines(), 1):
+        text = _STAMP.sub("", raw.rstrip("\r"))
+        for kind, pattern in _KINDS:
+            if pattern.search(text):
+                found.append(Finding(kind, number, text))
+                break
+    return found
+
+
+def started(console: str) -> bool:
+    """Return whether the kernel got past UML's checks of the host."""
+    return "Linux version " in console
+
+
+def dmesg(console: str) -> str:
+    """Return the kernel's own lines of a console log, without UML's and the guest's."""
+    return "".join(line + "\n" for line in console.splitlines() if _STAMP.match(line))
+
+
+def host_complaint(console: str) -> str:
+    """Return the line in which UML says what it misses on the host."""
+    lines = [line.strip() for line in console.splitlines() if line.strip()]
+    for line in lines:
+        if re.search(r"noexec|not permitted|No space|Cannot|[Cc]ouldn't|failed|errno", line):
+            return line
+    return lines[-1] if lines else "no output at all"
+
+
+def judge_end(status: int, console: str, *, booted: bool) -> LinuxUmError:
+    """Return the error for a guest that ended without having been asked to.
+
+    *status* is as subprocess has it (negative: a signal); *booted* says whether
+    its agent had answered.
+    """
+    panics = [finding for finding in scan(console) if finding.kind == "panic"]
+    said = panics[0].text if panics else ""
+    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    if not booted and not started(console):
+        return HostError(
+            f"User-Mode Linux cannot start here: {host_complaint(console)}",
+            "./linux-um doctor says what it needs",
+        )
+    if not booted:
+        return BootError(f"the guest did not boot: {said or 'it ended with ' + how}")
+    # UML ends by SIGABRT after a panic, but at times after a power-off too.
+    if panics or (status in (-6, 134) and "reboot: Power down" not in console[-2000:]):
+        return GuestPanic(f"the guest's kernel panicked: {said or how}")
+    return GuestGone(f"the guest powered off ({how}) before the command ended")
+
+
+def trace_window(console: str, findings: Sequence[Finding], *, lines: int = 60) -> list[str]:
+    """Return the *lines* of the log that follow the first finding."""
+    text = console.splitlines()
+    first = findings[0].line - 1 if findings else len(text)
+    # The line above may be the "cut here" that belongs to it.
+    return text[max(0, first - 1) : first + lines]
+
+
+def symbolise(lines: Iterable[str], vmlinux: Path, *, timeout: float = 60.0) -> str:
+    """Return *lines* with each code address followed by its source line.
+
+    Uses addr2line on *vmlinux*; without it the lines come back as they are.
+    *timeout* is in seconds.
+    """
+    text = list(lines)
+    addresses = list(dict.fromkeys(match for line in text for match in _CONTEXT.findall(line)))
+    places = _addr2line(addresses[:MAX_ADDRESSES], vmlinux, timeout)
+    result = []
+    for line in text:
+        result.append(line)
+        for address in _CONTEXT.findall(line):
+            result += [f"        {place}" for place in places.get(address, ())]
+    return "\n".join(result)
+
+
+def _addr2line(addresses: Sequence[str], vmlinux: Path, timeout: float) -> dict[str, list[str]]:
+    if not addresses or not vmlinux.exists():
+        return {}
+    command = ["addr2line", "-a", "-i", "-f", "-p", "-e", str(vmlinux), *addresses]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    places: dict[str, list[str]] = {}
+    wanted = {int(address, 16): address for address in addresses}
+    here: list[str] = []
+    for line in done.stdout.splitlines():
+        match = re.match(r"^(0x[0-9a-f]+): (.*)$", line)
+        if match:
+            here = places.setdefault(wanted.get(int(match[1], 16), match[1]), [])
+            line = match[2]
+        place = line.strip()
+        if not place.startswith("??"):
+            here.append(re.sub(r"(/[^ ]*?)?/((mm|kernel|fs|lib|arch|init|drivers)/)", r"\2", place))
+    return places

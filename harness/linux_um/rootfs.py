@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's initramfs: built by rootfs/Makefile, kept by the hash of what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from . import source
+from .errors import RootfsError
+from .paths import ensure_dir, lock, repo_root, rootfs_root
+from .term import Term
+
+ARCHIVE = "initramfs.cpio"
+# Finished file systems that are kept.
+KEEP = 8
+_SKIP = {"out", ".obj", "__pycache__"}
+
+
+def _recipe() -> Path:
+    return repo_root() / "rootfs"
+
+
+def _busybox() -> Path:
+    """Return the static busybox. Raises RootfsError when there is none."""
+    for name in ("/bin/busybox", "/usr/bin/busybox"):
+        path = Path(name)
+        if path.exists() and b"ld-linux" not in path.read_bytes()[:4096]:
+            return path
+    raise RootfsError("there is no static busybox", "run: apt-get install busybox-static")
+
+
+def _compiler() -> str:
+    compiler = os.environ.get("CC", "gcc")
+    try:
+        done = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RootfsError(f"cannot run {compiler}: {error}", "run: apt-get install gcc") from error
+    return done.stdout.splitlines()[0]
+
+
+def _inputs() -> list[Path]:
+    """Return the files of the recipe, sorted."""
+    return sorted(
+        path
+        for path in _recipe().rglob("*")
+        if path.is_file() and not _SKIP.intersection(path.relative_to(_recipe()).parts)
+    )
+
+
+def rootfs_key() -> str:
+    """Return the hash that names the file system made of what lies in the tree now."""
+    digest = hashlib.sha256(_compiler().encode())
+    for path in [_busybox(), *_inputs()]:
+        name = path.relative_to(_recipe()) if path.is_relative_to(_recipe()) else path.name
+        content = path.read_bytes()
+        digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def ensure_rootfs(*, term: Term, kernel: str = "6.12") -> Path:
+    """Return the initramfs of this tree, made now if it is not there yet.
+
+    Needs gcc, static busybox and the kernel's source (for gen_init_cpio), but
+    not root. Raises RootfsError or SourceError.
+    """
+    target = rootfs_root() / rootfs_key()
+    archive = target / ARCHIVE
+    if not archive.exists():
+        generator = _generator(kernel, term)
+        with lock("rootfs", term=term):
+            if not archive.exists():
+                _build(target, generator, term)
+                _prune()
+    os.utime(target)
+    return archive
+
+
+def _generator(kernel: str, term: Term) -> Path:
+    """Return the source of gen_init_cpio, from the unpacked kernel."""
+    found = source.identify(kernel, term=term)
+    if found.directory.is_dir():
+        tree = found.directory
+    else:
+        with lock("build", term=term):
+            tree = source.ensure(found, term=term)
+    generator = tree / "usr" / "gen_init_cpio.c"
+    if not generator.exists():
+        raise RootfsError(f"{generator} is missing", "run: ./linux-um clean --all")
+    return generator
+
+
+def _build(target: Path, generator: Path, term: Term) -> None:
+    ensure_dir(target.parent)
+    with term.step("building the guest's file system"):
+        work = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        try:
+            work.chmod(0o755)
+            command = [
+                "make",
+                "-C",
+                str(_recipe()),
+                f"OUT={work}",
+                f"GEN_INIT_CPIO_C={generator}",
+                f"BUSYBOX={_busybox()}",
+                f"CC={os.environ.get('CC', 'gcc')}",
+            ]
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=_environment()
+            )
+            if done.returncode != 0:
+                errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+                first = errors[0] if errors else (done.stderr.strip() or "make failed")
+                raise RootfsError(
+                    f"the guest's file system does not build: {first}",
+                    "run: make -C rootfs, or mend the source file",
+                )
+            shutil.rmtree(target, ignore_errors=True)
+            work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the build, without an outer make's variables."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "OUT", "CFLAGS", "LDFLAGS")
+    }
+
+
+def _prune() -> None:
+    found = [path for path in rootfs_root().iterdir() if (path / ARCHIVE).exists()]
+    found.sort(key=lambda path: path.stat().st_mtime)
+    for path in found[:-KEEP]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One directory for each guest: its console, its result, the command to repeat it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from .errors import HostError
+from .paths import ensure_dir, runs_root
+
+# Directories of failed runs that are kept.
+KEEP = 40
+# A directory without a lock file is left alone for so long.
+YOUNG_SECONDS = 60.0
+LATEST = "latest"
+
+
+class RunDir:
+    """The directory of one guest, locked as long as its launcher lives."""
+
+    def __init__(self, name: str) -> None:
+        """Create it. Raises HostError when the cache cannot be written."""
+        root = ensure_dir(runs_root())
+        clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "guest"
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        prune(root, KEEP)
+        for number in range(10000):
+            self.path = root / f"{stamp}-{clean}-{os.getpid()}.{number}"
+            try:
+                self.path.mkdir()
+                break
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise HostError(
+                    f"cannot create {self.path}: {error.strerror}",
+                    "set LINUX_UM_CACHE to a directory you can write to",
+                ) from error
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.console = self.path / "console.log"
+        self.console.touch()
+        _point_latest(root, self.path.name)
+
+    @property
+    def mconsole(self) -> Path:
+        """The socket of the management console."""
+        return self.path / "uml" / "guest" / "mconsole"
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small text file into the directory."""
+        (self.path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+
+    def write_json(self, name: str, value: object) -> None:
+        """Write *value* as JSON into the directory."""
+        self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def read_console(self) -> str:
+        """Return the console log as far as it has got."""
+        return self.console.read_text(encoding="utf-8", errors="replace")
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the directory, and remove it unless it is to be kept."""
+        if self._lock < 0:
+            return
+        for name in ("uml", "swap"):
+            _remove(self.path / name)
+        if keep:
+            (self.path / "lock").unlink(missing_ok=True)
+        else:
+            _remove(self.path)
+        os.close(self._lock)
+        self._lock = -1
+        if not keep:
+            _repair_latest(runs_root())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _point_latest(root: Path, name: str) -> None:
+    new = root / f".{LATEST}.{os.getpid()}.{threading.get_ident()}"
+    new.unlink(missing_ok=True)
+    new.symlink_to(name)
+    os.replace(new, root / LATEST)
+
+
+def _runs(root: Path) -> list[Path]:
+    """Return the run directories, oldest first."""
+    found = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted(found, key=lambda path: path.name)
+
+
+def _repair_latest(root: Path) -> None:
+    """Let ``latest`` point at the newest run there is, when its own is gone."""
+    link = root / LATEST
+    if not link.is_symlink() or link.exists():
+        return
+    kept = _runs(root)
+    if kept:
+        _point_latest(root, kept[-1].name)
+    else:
+        link.unlink(missing_ok=True)
+
+
+def _alive(path: Path) -> bool:
+    """Return whether the launcher of a run directory still holds its lock."""
+    try:
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def prune(root: Path, keep: int) -> None:
+    """Tidy up after launchers that have ended without being able to.
+
+    All but the newest *keep* of their run directories go; in those that stay,
+    sockets and swap files go.
+    """
+    runs = _runs(root)
+    for age, path in enumerate(reversed(runs)):
+        if not _young(path) and not _alive(path):
+            for part in (path,) if age >= keep else (path / "uml", path / "swap"):
+                _remove(part)
+
+
+def _young(path: Path) -> bool:
+    """Return whether a directory may be one that is just being made, lock file and all."""
+    try:
+        return time.time() - path.stat().st_mtime < YOUNG_SECONDS
+    except OSError:
+        return True
