@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The line to the host: /dev/ttyS0 in raw mode, frames both ways.
+ *
+ * Writing blocks, and that is the flow control: while the host does not read,
+ * the agent does not either, and the pipes of the programs fill up. Input has
+ * its own descriptor because O_NONBLOCK is wanted there only.
+ *
+ * The two buffers are given back by line_trim() as soon as nothing is going on,
+ * so an idle agent holds no page that might look like another one.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+#define LINE_DEVICE	"/dev/ttyS0"
+
+static int in_fd = -1;
+static int out_fd = -1;
+
+static uint8_t in_buf[FRAME_MAX + PAGE] __attribute__((aligned(PAGE)));
+static uint8_t out_buf[FRAME_MAX + PAGE] __attribute__((aligned(PAGE)));
+static size_t in_head;
+static size_t in_fill;
+/* Bytes read and not yet reported by TAKEN. */
+static size_t in_taken;
+
+void line_open(void)
+{
+	struct termios raw;
+
+	in_fd = open(LINE_DEVICE, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+	out_fd = open(LINE_DEVICE, O_WRONLY | O_NOCTTY | O_CLOEXEC);
+	if (in_fd < 0 || out_fd < 0)
+		return;
+	if (tcgetattr(in_fd, &raw) == 0) {
+		cfmakeraw(&raw);
+		raw.c_cflag |= CLOCAL | CREAD;
+		tcsetattr(in_fd, TCSANOW, &raw);
+	}
+}
+
+int line_fd(void)
+{
+	return in_fd;
+}
+
+/* Take in what the host sent. Return: false when the host has hung up. */
+bool line_receive(void)
+{
+	ssize_t n;
+
+	if (in_head > 0) {
+		memmove(in_buf, in_buf + in_head, in_fill - in_head);
+		in_fill -= in_head;
+		in_head = 0;
+	}
+	n = read(in_fd, in_buf + in_fill, sizeof(in_buf) - in_fill);
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR;
+	in_fill += (size_t)n;
+	in_taken += (size_t)n;
+	if (in_taken >= LINE_STEP) {
+		line_send_u32(FROM_TAKEN, 0, (uint32_t)in_taken);
+		in_taken = 0;
+	}
+	return n > 0;
+}
+
+/*
+ * Find the next complete frame in what line_receive() took in. @payload stays
+ * valid until the next line_receive().
+ */
+bool line_next(uint8_t *type, uint32_t *id, uint8_t **payload, size_t *len)
+{
+	uint8_t *p = in_buf + in_head;
+	size_t have = in_fill - in_head;
+	size_t want;
+
+	if (have < FRAME_HEADER)
+		return false;
+	want = get_u32(p + 5);
+	if (want > FRAME_MAX) {
+		/* The stream is out of step, and nothing can put it right. */
+		line_error(0, "frame too long");
+		in_head = in_fill;
+		return false;
+	}
+	if (have < FRAME_HEADER + want)
+		return false;
+	*type = p[0];
+	*id = get_u32(p + 1);
+	*payload = p + FRAME_HEADER;
+	*len = want;
+	in_head += FRAME_HEADER + want;
+	return true;
+}
+
+static void send_buffer(uint8_t type, uint32_t id, size_t len)
+{
+	size_t done = 0;
+
+	out_buf[0] = type;
+	put_u32(out_buf + 1, id);
+	put_u32(out_buf + 5, (uint32_t)len);
+	len += FRAME_HEADER;
+	while (done < len) {
+		ssize_t n = write(out_fd, out_buf + done, len - done);
+
+		if (n < 0 && errno != EINTR && errno != EAGAIN)
+			return;	/* hung up; line_receive() will say so */
+		if (n > 0)
+			done += (size_t)n;
+	}
+}
+
+void line_send(uint8_t type, uint32_t id, const void *payload, size_t len)
+{
+	if (len > FRAME_MAX)
+		len = FRAME_MAX;
+	memcpy(out_buf + FRAME_HEADER, payload, len);
+	send_buffer(type, id, len);
+}
+
+void line_send_u32(uint8_t type, uint32_t id, uint32_t value)
+{
+	uint8_t bytes[4];
+
+	put_u32(bytes, value);
+	line_send(type, id, bytes, sizeof(bytes));
+}
+
+void line_error(uint32_t id, const char *text)
+{
+	line_send(FROM_ERROR, id, text, strlen(text));
+}
+
+/*
+ * Move one piece from @fd into a frame. Return: as read(2); on error errno is
+ * read(2)'s.
+ */
+ssize_t line_copy(uint8_t type, uint32_t id, int fd)
+{
+	ssize_t n = read(fd, out_buf + FRAME_HEADER, OUTPUT_PIECE);
+
+	if (n > 0)
+		send_buffer(type, id, (size_t)n);
+	return n;
+}
+
+/* Give the pages of the buffers back; only when no frame is half received. */
+void line_trim(void)
+{
+	if (in_head != in_fill)
+		return;
+	in_head = 0;
+	in_fill = 0;
+	madvise(in_buf, sizeof(in_buf), MADV_DONTNEED);
+	madvise(out_buf, sizeof(out_buf), MADV_DONTNEED);
+}

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the workloads share: page contents that can be recomputed from a
+ * small descriptor, the counters of the engine, waiting until it settled,
+ * the page map, worker processes, and one line of JSON as the result.
+ *
+ * Exit status of every workload:
+ *	0  all is well
+ *	1  a wrong byte, or something that was asserted does not hold
+ *	2  usage
+ *	3  the environment cannot run this (no engine, no permission, time-out)
+ */
+#ifndef WORKLOADS_COMMON_H
+#define WORKLOADS_COMMON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#define EXIT_WRONG	1
+#define EXIT_USAGE	2
+#define EXIT_ENV	3
+
+#define PAGE_BYTES	4096UL
+#define PAGES_PER_MIB	256UL
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+
+#define __printf(a, b)	__attribute__((format(printf, a, b)))
+#define __noreturn	__attribute__((noreturn))
+#define __unused	__attribute__((unused))
+
+/* ---- messages and arguments --------------------------------------- */
+
+extern const char *prog_name;	/* set by prog_start() */
+
+void prog_start(const char *name);
+void __noreturn __printf(2, 3) die(int status, const char *fmt, ...);
+/* Parses a decimal number in [@min, @max]; ends with EXIT_USAGE otherwise. */
+uint64_t parse_number(const char *what, const char *arg, uint64_t min,
+		      uint64_t max);
+uint64_t now_ms(void);
+void sleep_ms(unsigned int ms);
+void *xcalloc(size_t n, size_t size);
+/*
+ * Zeroed memory that no page merger takes for anonymous: a shared mapping.
+ * Bookkeeping lies here, so that it is not counted with what is measured.
+ * Freed by munmap().
+ */
+void *untracked_alloc(size_t bytes);
+/* A stream that writes to such memory; @text is what was written so far. */
+FILE *untracked_stream(char **text);
+/* As qsort(), but in place: glibc's takes anonymous memory. */
+void sort_in_place(void *base, size_t n, size_t size,
+		   int (*cmp)(const void *, const void *));
+
+/* ---- contents ------------------------------------------------------ */
+
+/**
+ * struct content - what a page holds, in 16 bytes
+ * @key: 0 for a page of zeros, else the seed of its 512 words
+ * @off: where the one byte lies that departs from it
+ * @flip: what that byte is XORed with; 0 for no such byte
+ * @maybe_zero: the kernel may have replaced the page by zeros (MADV_FREE)
+ */
+struct content {
+	uint64_t key;
+	uint16_t off;
+	uint8_t flip;
+	uint8_t maybe_zero;
+};
+
+uint64_t mix64(uint64_t x);
+/* A key that is never 0, from up to four numbers. */
+uint64_t content_key(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+void page_fill(void *page, const struct content *c);
+
+/* The first wrong byte of a page. */
+struct mismatch {
+	uint64_t addr;
+	uint32_t page;
+	uint16_t off;
+	uint8_t expected;
+	uint8_t got;
+};
+
+/* True if the page holds what @c says; else fills in all of @m but .page. */
+bool page_check(const void *page, const struct content *c, struct mismatch *m);
+/*
+ * Checks @n pages, reports the first wrong one on stderr, returns how many
+ * are wrong. A maybe_zero page that is found to be zero has become so for
+ * good; one that still has its content may yet lose it.
+ */
+uint64_t region_check(const void *base, struct content *c, size_t n,
+		      const char *when);
+void region_fill(void *base, const struct content *c, size_t n);
+
+/* How far a set of contents can be merged. */
+struct savings {
+	uint64_t pages;		/* all of them */
+	uint64_t zero;		/* pages of zeros */
+	uint64_t shared;	/* distinct contents, other than zeros, held twice or more */
+	uint64_t sharing;	/* pages of these contents beyond the first of each */
+	uint64_t unique;	/* pages nobody else holds the content of */
+};
+
+/* Sorts @c. */
+void content_savings(struct content *c, size_t n, struct savings *s);
+
+/* ---- the engine ---------------------------------------------------- */
+
+enum engine { ENGINE_NONE, ENGINE_PKSM, ENGINE_KSM };
+
+enum engine engine_kind(void);
+const char *engine_name(void);
+/* Reads a counter or control; false if there is no such file. */
+bool counter_read(const char *name, int64_t *value);
+/* Writes a control; 0 or a negative errno. */
+int control_write(const char *name, const char *value);
+/* All counters as a JSON object. */
+void json_counters(FILE *f);
+
+/*
+ * Waits until the engine has seen everything: pages_new and pages_volatile
+ * are 0 twice in a row (PKSM), or four full scans have passed or nothing is
+ * left to scan (stock KSM).
+ * Returns false after @timeout_ms. Without an engine returns true at once.
+ */
+bool engine_settle(uint64_t timeout_ms);
+
+/*
+ * The same where some pages can never be merged as long as something holds
+ * them: they stay volatile. Waits until no page is new, then for a number of
+ * retries of the rest.
+ */
+bool engine_settle_pinned(uint64_t timeout_ms);
+
+/* A condition on a counter: NAME OP NUMBER, with OP of == != >= <= > <. */
+struct condition {
+	char name[64];
+	char op[3];
+	int64_t number;
+};
+
+bool condition_parse(const char *text, struct condition *c);
+/* 1 holds, 0 does not, -1 no such counter */
+int condition_holds(const struct condition *c);
+bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms);
+
+/* ---- the page map --------------------------------------------------- */
+
+/*
+ * Where a PTE points comes from the page map. Whether the page there is a
+ * merged one comes from the "KSM:" lines of smaps, VMA by VMA: KPF_KSM of
+ * /proc/kpageflags will not do, since 6.12 sets it for every anonymous page.
+ */
+struct pageset {
+	uint64_t *pfn;		/* one for each PTE, unsorted */
+	size_t n, room;
+};
+
+struct pagestat {
+	uint64_t pages;		/* in the range */
+	uint64_t present;
+	uint64_t swapped;
+	uint64_t merged_ptes;	/* that map a merged page */
+	uint64_t zero;		/* PTEs that map the zero page */
+	uint64_t anon;		/* PTEs that map any other anonymous page */
+	uint64_t file;		/* PTEs that map a page of a file or of shmem */
+	/* set by pagestat_finish(): */
+	uint64_t merged_pages;
+	uint64_t pfn_sum;	/* of the pages that more than one PTE maps */
+	uint64_t mapcount_wrong; /* map count is not the number of PTEs seen */
+	struct pageset pfns;	/* behind all anonymous PTEs */
+};
+
+/*
+ * Adds [@start, @end) of process @pid (0: this one) to @st. Returns 0 or a
+ * negative errno.
+ */
+int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st);
+/*
+ * Works out what needs all PTEs. merged_pages is exact as long as nothing
+ * else shares pages in what was added, as a fork does.
+ */
+void pagestat_finish(struct pagestat *st);
+void pagestat_free(struct pagestat *st);
+
+/* ---- worker processes ----------------------------------------------- */
+
+struct order {
+	uint32_t op;
+	uint32_t arg;
+	uint64_t value;
+	char text[48];
+};
+
+struct reply {
+	int32_t status;		/* 0, an exit status, or a negative errno */
+	uint32_t pad;
+	uint64_t wrong;		/* pages */
+	uint64_t value[4];
+};
+
+struct worker {
+	pid_t pid;		/* 0 once it has gone */
+	int order_fd;
+	int reply_fd;
+	struct reply last;
+};
+
+typedef void (*worker_fn)(void *ctx, const struct order *o, struct reply *r);
+
+/* Starts process @index of @w; it serves orders with @fn until end of file. */
+void worker_start(struct worker *w, unsigned int index, worker_fn fn,
+		  void *ctx);
+/* Gives one order to one worker, or to all of @n at the same time. */
+void worker_send(struct worker *w, const struct order *o);
+void worker_receive(struct worker *w);
+uint64_t worker_all(struct worker *w, unsigned int n, const struct order *o);
+void worker_end(struct worker *w);
+
+#endif /* WORKLOADS_COMMON_H */

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The page map, read independently of the engine's counters; see common.h. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../common.h"
+
+#define PM_PRESENT	(1ULL << 63)
+#define PM_SWAP		(1ULL << 62)
+#define PM_PFN_MASK	((1ULL << 55) - 1)
+#define KPF_ANON	(1ULL << 12)
+#define KPF_ZERO_PAGE	(1ULL << 24)
+
+static int read_u64(int fd, uint64_t index, uint64_t *value)
+{
+	ssize_t n = pread(fd, value, 8, (off_t)(index * 8));
+
+	if (n < 0)
+		return -errno;
+	return n == 8 ? 0 : -ENODATA;
+}
+
+static void pageset_add(struct pageset *s, uint64_t pfn)
+{
+	size_t room = s->room ? s->room * 2 : 512;
+
+	if (s->n == s->room) {
+		uint64_t *more = untracked_alloc(room * sizeof(*more));
+
+		if (s->room) {
+			memcpy(more, s->pfn, s->n * sizeof(*more));
+			munmap(s->pfn, s->room * sizeof(*more));
+		}
+		s->pfn = more;
+		s->room = room;
+	}
+	s->pfn[s->n++] = pfn;
+}
+
+static int pagestat_entry(int flags_fd, uint64_t entry, struct pagestat *st)
+{
+	uint64_t pfn = entry & PM_PFN_MASK, flags;
+	int err;
+
+	st->pages++;
+	if (entry & PM_SWAP)
+		st->swapped++;
+	if (!(entry & PM_PRESENT))
+		return 0;
+	st->present++;
+	err = read_u64(flags_fd, pfn, &flags);
+	if (err)
+		return err;
+	if (flags & KPF_ZERO_PAGE) {
+		st->zero++;
+	} else if (flags & KPF_ANON) {
+		st->anon++;
+		pageset_add(&st->pfns, pfn);
+	} else {
+		st->file++;
+	}
+	return 0;
+}
+
+/* The merged PTEs of the VMAs that overlap [@start, @end). */
+static int smaps_merged(pid_t pid, uint64_t start, uint64_t end, uint64_t *ptes)
+{
+	unsigned long long first, last, kib;
+	bool inside = false;
+	char path[64], line[512];
+	FILE *smaps;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
+	smaps = fopen(path, "re");
+	if (!smaps)
+		return -errno;
+	while (fgets(line, sizeof(line), smaps)) {
+		if (sscanf(line, "%llx-%llx ", &first, &last) == 2)
+			inside = first < end && last > start;
+		else if (inside && sscanf(line, "KSM: %llu kB", &kib) == 1)
+			*ptes += kib * 1024 / PAGE_BYTES;
+	}
+	fclose(smaps);
+	return 0;
+}
+
+int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st)
+{
+	uint64_t page = start / PAGE_BYTES, last = end / PAGE_BYTES, merged = 0;
+	static int flags_fd = -1;
+	uint64_t chunk[512];
+	char path[64];
+	int err = 0, fd;
+
+	if (!pid)
+		pid = getpid();
+	if (flags_fd < 0)
+		flags_fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	if (flags_fd < 0)
+		return -errno;
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	while (page < last && !err) {
+		size_t i, want = last - page;
+		ssize_t n;
+
+		if (want > ARRAY_SIZE(chunk))
+			want = ARRAY_SIZE(chunk);
+		n = pread(fd, chunk, want * 8, (off_t)(page * 8));
+		if (n <= 0) {
+			err = n < 0 ? -errno : 0;
+			break;
+		}
+		for (i = 0; i < (size_t)n / 8 && !err; i++)
+			err = pagestat_entry(flags_fd, chunk[i], st);
+		page += (size_t)n / 8;
+	}
+	close(fd);
+	if (!err)
+		err = smaps_merged(pid, start, end, &merged);
+	st->merged_ptes += merged;
+	st->anon -= merged;
+	return err;
+}
+
+static int u64_cmp(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+void pagestat_finish(struct pagestat *st)
+{
+	uint64_t groups = 0, grouped = 0, count;
+	struct pageset *s = &st->pfns;
+	size_t i, j;
+	int fd;
+
+	st->pfn_sum = 0;
+	st->mapcount_wrong = 0;
+	fd = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
+	if (s->n)
+		sort_in_place(s->pfn, s->n, sizeof(*s->pfn), u64_cmp);
+	for (i = 0; i < s->n; i = j) {
+		for (j = i + 1; j < s->n && s->pfn[j] == s->pfn[i]; j++)
+			;
+		if (j - i > 1) {
+			groups++;
+			grouped += j - i;
+			st->pfn_sum += s->pfn[i];
+		}
+		if (fd < 0 || read_u64(fd, s->pfn[i], &count) || count != j - i)
+			st->mapcount_wrong++;
+	}
+	if (fd >= 0)
+		close(fd);
+	/* Merged pages that only one PTE maps are in no group. */
+	st->merged_pages = groups;
+	if (st->merged_ptes >= grouped)
+		st->merged_pages += st->merged_ptes - grouped;
+}
+
+void pagestat_free(struct pagestat *st)
+{
+	if (st->pfns.room)
+		munmap(st->pfns.pfn, st->pfns.room * sizeof(*st->pfns.pfn));
+	memset(st, 0, sizeof(*st));
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pagestat - what the page map says about merging, independently of the
+ * engine's own counters: /proc/PID/pagemap and smaps, /proc/kpageflags and
+ * /proc/kpagecount. Needs root.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common.h"
+
+static void __noreturn usage(int status)
+{
+	fprintf(status ? stderr : stdout,
+		"usage: pagestat --pid PID [--range START-END] | --all\n"
+		"\n"
+		"Prints one line of JSON: pages present, swapped, anonymous, behind the zero\n"
+		"page, PTEs of merged pages (merged_ptes), merged pages (merged_pages, exact where\n"
+		"no fork shares others), and anonymous pages whose map count is not the number of\n"
+		"PTEs found (mapcount_wrong, which only --all can judge).\n"
+		"\n"
+		"  --pid PID          one process; 0 is pagestat itself\n"
+		"  --range START-END  only these addresses (hexadecimal, as in /proc/PID/maps)\n"
+		"  --all              every process\n"
+		"\n"
+		"Exit status: 0, 1 a map count is wrong, 2 usage, 3 not readable.\n");
+	exit(status);
+}
+
+static int add_process(pid_t pid, struct pagestat *st)
+{
+	unsigned long long start, end;
+	char path[64], line[512];
+	int err = 0;
+	FILE *maps;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	maps = fopen(path, "re");
+	if (!maps)
+		return -errno;
+	while (!err && fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%llx-%llx", &start, &end) != 2)
+			continue;
+		/* The vsyscall page is nobody's. */
+		if (start >> 63)
+			continue;
+		err = pagestat_add(pid, start, end, st);
+	}
+	fclose(maps);
+	return err;
+}
+
+static unsigned int add_all(struct pagestat *st)
+{
+	unsigned int processes = 0;
+	struct dirent *d;
+	DIR *proc;
+	int err;
+
+	proc = opendir("/proc");
+	if (!proc)
+		die(EXIT_ENV, "/proc: %s", strerror(errno));
+	while ((d = readdir(proc))) {
+		pid_t pid = atoi(d->d_name);
+
+		if (pid <= 0)
+			continue;
+		err = add_process(pid, st);
+		if (err == -ENOENT || err == -ESRCH)
+			continue;
+		if (err)
+			die(EXIT_ENV, "process %d: %s", pid, strerror(-err));
+		processes++;
+	}
+	closedir(proc);
+	return processes;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "pid", required_argument, NULL, 'p' },
+		{ "range", required_argument, NULL, 'r' },
+		{ "all", no_argument, NULL, 'a' },
+		{ "help", no_argument, NULL, 'h' },
+		{ }
+	};
+	unsigned long long start = 0, end = 0;
+	struct pagestat st = { 0 };
+	unsigned int processes = 1;
+	bool all = false, range = false;
+	pid_t pid = -1;
+	int c, err;
+	char tail;
+
+	prog_start("pagestat");
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'p':
+			pid = (pid_t)parse_number("--pid", optarg, 0, 1 << 22);
+			if (!pid)
+				pid = getpid();
+			break;
+		case 'r':
+			if (sscanf(optarg, "%llx-%llx%c", &start, &end, &tail) != 2 ||
+			    start >= end)
+				die(EXIT_USAGE, "--range: \"%s\" is not START-END", optarg);
+			range = true;
+			break;
+		case 'a':
+			all = true;
+			break;
+		case 'h':
+			usage(0);
+		default:
+			usage(EXIT_USAGE);
+		}
+	}
+	if (optind != argc || all == (pid >= 0) || (all && range))
+		usage(EXIT_USAGE);
+
+	if (all) {
+		processes = add_all(&st);
+	} else {
+		err = range ? pagestat_add(pid, start, end, &st) : add_process(pid, &st);
+		if (err)
+			die(EXIT_ENV, "process %d: %s", pid, strerror(-err));
+	}
+	pagestat_finish(&st);
+	printf("{\"tool\": \"pagestat\", \"processes\": %u, \"pages\": %" PRIu64
+	       ", \"present\": %" PRIu64 ", \"swapped\": %" PRIu64 ", \"anon\": %" PRIu64
+	       ", \"file\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
+	       ", \"merged_pages\": %" PRIu64 ", \"mapcount_wrong\": %" PRIu64 "}\n",
+	       processes, st.pages, st.present, st.swapped, st.anon, st.file, st.zero,
+	       st.merged_ptes, st.merged_pages, st.mapcount_wrong);
+	if (all && st.mapcount_wrong)
+		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count", st.mapcount_wrong);
+	pagestat_free(&st);
+	return 0;
+}

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * pinpages - foreign references to pages while the engine runs.
+ *
+ * Two processes hold the same data. In one of them somebody else gets a
+ * reference to every page: a pipe (vmsplice), or the registered buffer of
+ * an io_uring (a long-term FOLL_PIN). The engine settles. Then data goes
+ * through the reference: what the process writes to its memory must come
+ * out of the pipe; what is read into the registered buffer must appear in
+ * its memory. An engine that merged such a page loses the data.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <linux/io_uring.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common.h"
+
+#define PIPE_PAGES	16	/* slots of a pipe */
+
+enum { S_DUP = 1, S_NEW };
+enum mode { MODE_VMSPLICE, MODE_IO_URING };
+
+static struct {
+	enum mode mode;
+	size_t pages;
+	uint64_t seed, settle_s;
+	bool wait, madvise;
+} opt = { .pages = 64, .seed = 1, .settle_s = 120, .wait = true };
+
+static char *region;
+static struct content *shadow;
+
+static void region_make(void)
+{
+	size_t i;
+
+	region = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (region == MAP_FAILED)
+		die(EXIT_ENV, "mmap: %s", strerror(errno));
+	if (opt.madvise && madvise(region, opt.pages * PAGE_BYTES, MADV_MERGEABLE))
+		die(EXIT_ENV, "MADV_MERGEABLE: %s", strerror(errno));
+	shadow = untracked_alloc(opt.pages * sizeof(*shadow));
+	for (i = 0; i < opt.pages; i++)
+		shadow[i].key = content_key(opt.seed, S_DUP, i, 0);
+	region_fill(region, shadow, opt.pages);
+}
+
+static void new_contents(void)
+{
+	size_t i;
+
+	for (i = 0; i < opt.pages; i++)
+		shadow[i].key = content_key(opt.seed, S_NEW, i, 0);
+}
+
+static bool settle(bool pinned)
+{
+	uint64_t ms = opt.settle_s * 1000;
+
+	if (!opt.wait || (pinned ? engine_settle_pinned(ms) : engine_settle(ms)))
+		return true;
+	fprintf(stderr, "%s: the engine did not settle within %" PRIu64 " s\n",
+		prog_name, opt.settle_s);
+	return false;
+}
+
+/* How many of the region's pages are merged now; -1 if not known. */
+static int64_t merged_now(void)
+{
+	uint64_t start = (uint64_t)(uintptr_t)region;
+	struct pagestat st = { 0 };
+	int64_t n = -1;
+
+	if (!pagestat_add(0, start, start + opt.pages * PAGE_BYTES, &st))
+		n = (int64_t)st.merged_ptes;
+	pagestat_free(&st);
+	return n;
+}
+
+/* ---- vmsplice ---------------------------------------------------------- */
+
+static int (*pipes)[2];
+
+static void pipes_pin(void)
+{
+	size_t i, n = (opt.pages + PIPE_PAGES - 1) / PIPE_PAGES;
+
+	pipes = xcalloc(n, sizeof(*pipes));
+	for (i = 0; i < n; i++) {
+		size_t left = opt.pages - i * PIPE_PAGES;
+		struct iovec iov = {
+			region + i * PIPE_PAGES * PAGE_BYTES,
+			(left < PIPE_PAGES ? left : PIPE_PAGES) * PAGE_BYTES,
+		};
+
+		if (pipe(pipes[i]))
+			die(EXIT_ENV, "pipe: %s", strerror(errno));
+		if (vmsplice(pipes[i][1], &iov, 1, 0) != (ssize_t)iov.iov_len)
+			die(EXIT_ENV, "vmsplice: %s", strerror(errno));
+		close(pipes[i][1]);
+	}
+}
+
+/* The memory gets new contents, which must come out of the pipes. */
+static uint64_t pipes_check(void)
+{
+	char page[PAGE_BYTES];
+	uint64_t wrong = 0;
+	size_t i;
+
+	new_contents();
+	region_fill(region, shadow, opt.pages);
+	for (i = 0; i < opt.pages; i++) {
+		size_t got = 0;
+
+		while (got < PAGE_BYTES) {
+			ssize_t n = read(pipes[i / PIPE_PAGES][0], page + got, PAGE_BYTES - got);
+
+			if (n <= 0)
+				die(EXIT_WRONG, "the pipe ended at page %zu", i);
+			got += (size_t)n;
+		}
+		wrong += region_check(page, &shadow[i], 1, "out of the pipe");
+	}
+	for (i = 0; i < (opt.pages + PIPE_PAGES - 1) / PIPE_PAGES; i++)
+		close(pipes[i][0]);
+	free(pipes);
+	return wrong;
+}
+
+/* ---- io_uring ------------------------------------------------------------ */
+
+static struct {
+	int fd;
+	unsigned int *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
+	struct io_uring_sqe *sqe;
+	struct io_uring_cqe *cqe;
+} ring;
+
+static void *ring_map(size_t size, uint64_t offset)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+		       ring.fd, (off_t)offset);
+
+	if (p == MAP_FAILED)
+		die(EXIT_ENV, "io_uring: mmap: %s", strerror(errno));
+	return p;
+}
+
+static void ring_pin(void)
+{
+	struct iovec iov = { region, opt.pages * PAGE_BYTES };
+	struct io_uring_params p = { 0 };
+	char *sq, *cq;
+
+	ring.fd = (int)syscall(__NR_io_uring_setup, 4, &p);
+	if (ring.fd < 0)
+		die(EXIT_ENV, "io_uring_setup: %s", strerror(errno));
+	sq = ring_map(p.sq_off.array + p.sq_entries * sizeof(unsigned int), IORING_OFF_SQ_RING);
+	cq = ring_map(p.cq_off.cqes + p.cq_entries * sizeof(*ring.cqe), IORING_OFF_CQ_RING);
+	ring.sqe = ring_map(p.sq_entries * sizeof(*ring.sqe), IORING_OFF_SQES);
+	ring.sq_tail = (unsigned int *)(sq + p.sq_off.tail);
+	ring.sq_mask = (unsigned int *)(sq + p.sq_off.ring_mask);
+	ring.sq_array = (unsigned int *)(sq + p.sq_off.array);
+	ring.cq_head = (unsigned int *)(cq + p.cq_off.head);
+	ring.cq_tail = (unsigned int *)(cq + p.cq_off.tail);
+	ring.cq_mask = (unsigned int *)(cq + p.cq_off.ring_mask);
+	ring.cqe = (struct io_uring_cqe *)(cq + p.cq_off.cqes);
+	if (syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &iov, 1))
+		die(EXIT_ENV, "io_uring_register: %s", strerror(errno));
+}
+
+/* Reads one page of @file into the registered buffer. */
+static void ring_read(int file, size_t page)
+{
+	unsigned int tail = *ring.sq_tail, slot = tail & *ring.sq_mask;
+	struct io_uring_sqe *sqe = &ring.sqe[slot];
+	struct io_uring_cqe *cqe;
+
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->opcode = IORING_OP_READ_FIXED;
+	sqe->fd = file;
+	sqe->addr = (uint64_t)(uintptr_t)(region + page * PAGE_BYTES);
+	sqe->len = PAGE_BYTES;
+	sqe->off = page * PAGE_BYTES;
+	ring.sq_array[slot] = slot;
+	__atomic_store_n(ring.sq_tail, tail + 1, __ATOMIC_RELEASE);
+	if (syscall(__NR_io_uring_enter, ring.fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+		die(EXIT_ENV, "io_uring_enter: %s", strerror(errno));
+	if (__atomic_load_n(ring.cq_tail, __ATOMIC_ACQUIRE) == *ring.cq_head)
+		die(EXIT_ENV, "io_uring: no completion");
+	cqe = &ring.cqe[*ring.cq_head & *ring.cq_mask];
+	if (cqe->res != (int)PAGE_BYTES)
+		die(EXIT_ENV, "io_uring: read: %d", cqe->res);
+	__atomic_store_n(ring.cq_head, *ring.cq_head + 1, __ATOMIC_RELEASE);
+}
+
+/* New contents are read through the pinned buffer and must appear here. */
+static uint64_t ring_check(void)
+{
+	char page[PAGE_BYTES];
+	int file = memfd_create("new", MFD_CLOEXEC);
+	uint64_t wrong;
+	size_t i;
+
+	if (file < 0)
+		die(EXIT_ENV, "memfd_create: %s", strerror(errno));
+	new_contents();
+	for (i = 0; i < opt.pages; i++) {
+		page_fill(page, &shadow[i]);
+		if (pwrite(file, page, PAGE_BYTES, (off_t)(i * PAGE_BYTES)) != (ssize_t)PAGE_BYTES)
+			die(EXIT_ENV, "memfd: %s", strerror(errno));
+	}
+	for (i = 0; i < opt.pages; i++)
+		ring_read(file, i);
+	wrong = region_check(region, shadow, opt.pages, "through the pinned buffer");
+	close(file);
+	close(ring.fd);
+	return wrong;
+}
+
+/* ---- the course of things ------------------------------------------------- */
+
+/* The other process with the same data: verifies when told to, then ends. */
+static void twin_order(void *ctx __unused, const struct order *o, struct reply *r)
+{
+	if (o->op == 1)
+		region_make();
+	else
+		r->wrong = region_check(region, shadow, opt.pages, "in the other process");
+}
+
+static void __noreturn usage(int status)
+{
+	fprintf(status ? stderr : stdout,
+		"usage: pinpages [options]\n"
+		"\n"
+		"Pages with a foreign reference must not be merged: data has to go through.\n"
+		"\n"
+		"  --mode vmsplice|io_uring  who holds the reference (vmsplice)\n"
+		"  --pages N                 pages (64)\n"
+		"  --seed S                  of the contents (1)\n"
+		"  --madvise                 MADV_MERGEABLE, as stock KSM needs\n"
+		"  --no-wait                 do not wait for the engine\n"
+		"  --settle-timeout S        seconds for each wait (120)\n"
+		"\n"
+		"Exit status: 0, 1 a wrong byte or a merged page, 2 usage, 3 not possible here.\n");
+	exit(status);
+}
+
+static void parse(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "mode", required_argument, NULL, 'm' },
+		{ "pages", required_argument, NULL, 'n' },
+		{ "seed", required_argument, NULL, 's' },
+		{ "madvise", no_argument, NULL, 'M' },
+		{ "no-wait", no_argument, NULL, 'W' },
+		{ "settle-timeout", required_argument, NULL, 'S' },
+		{ "help", no_argument, NULL, 'h' },
+		{ }
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'm':
+			if (!strcmp(optarg, "vmsplice"))
+				opt.mode = MODE_VMSPLICE;
+			else if (!strcmp(optarg, "io_uring"))
+				opt.mode = MODE_IO_URING;
+			else
+				die(EXIT_USAGE, "--mode: \"%s\" is neither vmsplice nor io_uring", optarg);
+			break;
+		case 'n':
+			opt.pages = parse_number("--pages", optarg, 1, 4096);
+			break;
+		case 's':
+			opt.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
+			break;
+		case 'M':
+			opt.madvise = true;
+			break;
+		case 'W':
+			opt.wait = false;
+			break;
+		case 'S':
+			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
+			break;
+		case 'h':
+			usage(0);
+		default:
+			usage(EXIT_USAGE);
+		}
+	}
+	if (optind != argc)
+		usage(EXIT_USAGE);
+}
+
+int main(int argc, char **argv)
+{
+	struct order make = { .op = 1 }, verify = { .op = 2 };
+	struct worker twin = { 0 };
+	int64_t merged_pinned;
+	bool settled = true;
+	uint64_t wrong;
+
+	prog_start("pinpages");
+	parse(argc, argv);
+	/* Forked first: a fork would share the pages, and pinned ones are copied. */
+	worker_start(&twin, 0, twin_order, NULL);
+	/* Pinned before anybody else holds the same data. */
+	region_make();
+	if (opt.mode == MODE_VMSPLICE)
+		pipes_pin();
+	else
+		ring_pin();
+	wrong = worker_all(&twin, 1, &make);
+	settled &= settle(true);
+	merged_pinned = merged_now();
+	wrong += opt.mode == MODE_VMSPLICE ? pipes_check() : ring_check();
+	wrong += worker_all(&twin, 1, &verify);
+	/* Free of pins, the pages may merge like any other: nothing may break. */
+	settled &= settle(false);
+	wrong += region_check(region, shadow, opt.pages, "after unpinning");
+	wrong += worker_all(&twin, 1, &verify);
+	worker_end(&twin);
+	printf("{\"tool\": \"pinpages\", \"engine\": \"%s\", \"ok\": %s, \"settled\": %s, \"pages\": %zu, \"merged_while_pinned\": %" PRId64
+	       ", \"wrong\": %" PRIu64 ", \"counters\": ",
+	       engine_name(), !wrong && merged_pinned <= 0 && settled ? "true" : "false",
+	       settled ? "true" : "false", opt.pages, merged_pinned, wrong);
+	json_counters(stdout);
+	puts("}");
+	if (wrong || merged_pinned > 0)
+		return EXIT_WRONG;
+	return settled ? 0 : EXIT_ENV;
+}
