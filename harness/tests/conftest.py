@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fixtures of the guest tests: a fresh guest for each test, judged at its end.
+
+A test asks for ``guest`` (one guest of the default kind) or for
+``boot_fresh`` (any number, of any kind). When the test has passed, the
+conservation laws of the engine's counters are checked in every guest that
+still runs; leaving the guest looks for oopses in its log. When it has failed,
+the end of the kernel's log and the run directory are added to the report.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import lab  # noqa: E402
+from lab import BootFresh  # noqa: E402
+from linux_um.guest import Guest, boot_guest  # noqa: E402
+
+CONSOLE_LINES = 40
+
+_report_key = pytest.StashKey[pytest.TestReport]()
+_guests_key = pytest.StashKey["list[Guest]"]()
+
+MARKERS = (
+    "needs_pksm: the guest's kernel must have PKSM",
+    "needs_ksm: boots the profile with stock KSM",
+    "swap: the guest gets a swap device",
+    "real_time: the guest runs in real time",
+    "regression(number): covers that class of bug (R1, R2, ...)",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --profile."""
+    parser.addoption(
+        "--profile",
+        default=os.environ.get("LINUX_UM_PROFILE", "fast"),
+        help="kernel configuration of the guests (default: $LINUX_UM_PROFILE or fast)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what the chosen profile cannot run."""
+    if config.getoption("--profile") != "ksm":
+        return
+    skip = pytest.mark.skip(reason="profile ksm has stock KSM in place of PKSM")
+    for item in items:
+        if item.get_closest_marker("needs_pksm"):
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(hookwrapper=True)  # type: ignore[misc]
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep the outcome of the test for its fixtures; on failure add the logs."""
+    outcome: Any = yield
+    report: pytest.TestReport = outcome.get_result()
+    if report.when == "call":
+        item.stash[_report_key] = report
+    if report.failed:
+        for guest in item.stash.get(_guests_key, []):
+            tail = "\n".join(guest.console().splitlines()[-CONSOLE_LINES:])
+            report.sections.append((f"guest {guest.rundir}, end of its log", tail))
+
+
+def _failed(item: pytest.Item) -> bool:
+    report = item.stash.get(_report_key, None)
+    return report is None or report.failed
+
+
+class GuestRack:
+    """The guests of one test."""
+
+    def __init__(self, item: pytest.Item, profile: str) -> None:
+        self._item = item
+        self._profile = profile
+        self._open: list[tuple[AbstractContextManager[Guest], Guest, str]] = []
+        guests: list[Guest] = []
+        item.stash[_guests_key] = guests
+
+    def boot(self, **options: Any) -> Guest:
+        """Boot a guest; *options* are those of boot_guest().
+
+        With a swap device it runs in real time: time travel does not wait for
+        the host's disk, and leaps over minutes while a page is read.
+        """
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self._item.name).strip("-")
+        options.setdefault("profile", self._profile)
+        real_time = "swap" in options or self._item.get_closest_marker("real_time")
+        options.setdefault("time_travel", not real_time)
+        options.setdefault("name", name)
+        options.setdefault("timeout", lab.WORKLOAD_SECONDS)
+        manager = boot_guest(**options)
+        guest = manager.__enter__()
+        self._open.append((manager, guest, options["profile"]))
+        self._item.stash[_guests_key].append(guest)
+        return guest
+
+    def close(self) -> None:
+        """End the guests in reverse order; raises what was first found wrong."""
+        first: BaseException | None = None
+        for manager, guest, profile in reversed(self._open):
+            problem: BaseException | None = None
+            if _failed(self._item):
+                problem = AssertionError("the test failed")
+            elif profile != "ksm" and guest.alive:
+                try:
+                    lab.check_laws(guest)
+                except BaseException as error:  # noqa: BLE001 - raised again below
+                    problem = first = first or error
+            try:
+                if problem is None:
+                    manager.__exit__(None, None, None)
+                else:
+                    manager.__exit__(type(problem), problem, problem.__traceback__)
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                if error is not problem:
+                    first = first or error
+        if first is not None:
+            raise first
+
+
+@pytest.fixture
+def boot_fresh(request: pytest.FixtureRequest) -> Iterator[BootFresh]:
+    """Return a function that boots a guest: boot_fresh(mem="128M", swap="256M", ...)."""
+    rack = GuestRack(request.node, request.config.getoption("--profile"))
+    yield rack.boot
+    rack.close()
+
+
+@pytest.fixture
+def guest(boot_fresh: BootFresh) -> Guest:
+    """Return a fresh guest of the default kind: 256 MiB, time travel, PKSM running."""
+    return boot_fresh()

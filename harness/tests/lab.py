@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the guest tests share: running the workloads, reading what they saw.
+
+Every function takes a booted guest. Counters are plain dictionaries by the
+name of their file in /sys/kernel/mm/pksm (or ksm, in the profile of that name).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from linux_um.guest import Guest, Process
+
+PAGES_PER_MIB = 256
+# Wall-clock seconds a workload may take.
+WORKLOAD_SECONDS = 240.0
+# Counters that count pages or records which exist now: they fall back to
+# where they were once a workload has ended.
+GAUGES = (
+    "pages_shared",
+    "pages_sharing",
+    "zero_pages",
+    "rmap_items",
+    "stable_nodes",
+    "pages_new",
+    "pages_unshared",
+    "pages_volatile",
+)
+
+Counters = dict[str, int]
+# Boots a guest; its keyword arguments are those of boot_guest().
+BootFresh = Callable[..., Guest]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a workload: counters, the page map of its regions, the rest."""
+
+    name: str
+    counters: Counters
+    raw: dict[str, Any]
+
+    def __getitem__(self, key: str) -> int:
+        """Return a number that the workload took itself, such as merged_ptes."""
+        value = self.raw[key]
+        assert isinstance(value, int)
+        return value
+
+    @property
+    def map(self) -> dict[str, int]:
+        """memdup only: what the page map says of all its regions."""
+        return dict(self.raw["map"])
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """memdup only: what the contents allow to be merged."""
+        return dict(self.raw["expected"])
+
+    @property
+    def sharing(self) -> int:
+        """PTEs beyond the first that map a merged page, from the page map."""
+        seen = self.raw.get("map", self.raw)
+        return int(seen["merged_ptes"]) - int(seen["merged_pages"])
+
+
+@dataclass(frozen=True)
+class Report:
+    """The line of JSON of a workload."""
+
+    raw: dict[str, Any]
+    stages: tuple[Stage, ...]
+
+    def __getitem__(self, name: str) -> Stage:
+        """Return the first stage of that name."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+
+def parse_report(stdout: str) -> Report:
+    """Return the report that is the last line of *stdout*."""
+    raw = json.loads(stdout.strip().splitlines()[-1])
+    stages = raw.get("stages", raw.get("stats", ()))
+    return Report(raw, tuple(Stage(s["name"], dict(s["counters"]), s) for s in stages))
+
+
+def workload(guest: Guest, argv: Sequence[str], *, timeout: float = WORKLOAD_SECONDS) -> Report:
+    """Run a workload that has to succeed, *timeout* in wall-clock seconds.
+
+    Raises AssertionError with what it said on stderr when it does not.
+    """
+    done = guest.run(argv, timeout=timeout, check=False)
+    assert done.status == 0, (
+        f"'{' '.join(argv)}' ended with status {done.status}:\n{done.stderr}\n{done.stdout[-2000:]}"
+    )
+    report = parse_report(done.stdout)
+    assert report.raw["ok"] is True
+    return report
+
+
+def hold_memdup(guest: Guest, *options: str, group: str = "") -> Process:
+    """Start memdup and return when it has done its work and holds its memory.
+
+    *group* is the directory of a cgroup to run it in. End it by release().
+    """
+    argv = ["memdup", *options, "--hold"]
+    if group:
+        argv = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *argv]
+    job = guest.start(argv)
+    guest.wait_for(
+        lambda: "holding" in job.stderr or job.status is not None,
+        time.monotonic() + WORKLOAD_SECONDS,
+        "memdup does not come to hold its memory",
+    )
+    assert job.status is None, f"memdup ended with status {job.status}: {job.stderr}"
+    return job
+
+
+def release(job: Process) -> Report:
+    """Let a memdup that holds its memory verify everything once more and end."""
+    job.close_stdin()
+    done = job.wait(WORKLOAD_SECONDS)
+    assert done.status == 0, done.stderr
+    return parse_report(done.stdout)
+
+
+def memdup(guest: Guest, *options: str, timeout: float = WORKLOAD_SECONDS) -> Report:
+    """Run memdup; see `memdup --help`."""
+    return workload(guest, ["memdup", *options], timeout=timeout)
+
+
+def pageops(
+    guest: Guest,
+    *operations: str,
+    procs: int = 2,
+    pages: int = 64,
+    seed: int = 1,
+    timeout: float = WORKLOAD_SECONDS,
+) -> Report:
+    """Run pageops; see `pageops --help`. Each "stat=NAME" makes a stage."""
+    return workload(
+        guest,
+        ["pageops", "--procs", str(procs), "--pages", str(pages), "--seed", str(seed), *operations],
+        timeout=timeout,
+    )
+
+
+def settle(guest: Guest, *, seconds: int = 300) -> Counters:
+    """Wait until the engine has settled; *seconds* of guest time. Returns the counters."""
+    done = guest.run(["pksmwait", "--timeout", str(seconds)], timeout=WORKLOAD_SECONDS)
+    return dict(json.loads(done.stdout)["counters"])
+
+
+def counters(guest: Guest) -> Counters:
+    """Return all counters as they are now, each read on its own, by no new process."""
+    names = guest.sh("ls /sys/kernel/mm/pksm").stdout.split()
+    found: Counters = {}
+    for name in names:
+        text = guest.read_file(f"/sys/kernel/mm/pksm/{name}").strip()
+        if text.lstrip("-").isdigit():
+            found[name] = int(text)
+    return found
+
+
+def tracked(now: Counters) -> int:
+    """Return how many pages the engine knows."""
+    return (
+        now["pages_new"] + now["pages_unshared"] + now["pages_volatile"] + now["pages_shared"]
+    )
+
+
+def pagestat(guest: Guest, *options: str) -> dict[str, int]:
+    """Return what the page map says; "--all" when nothing else is given."""
+    done = guest.run(["pagestat", *(options or ("--all",))], check=False)
+    assert done.status == 0, f"pagestat: status {done.status}: {done.stderr}{done.stdout}"
+    return {k: v for k, v in json.loads(done.stdout).items() if isinstance(v, int)}
+
+
+def vmstat(guest: Guest, name: str) -> int:
+    """Return a line of /proc/vmstat."""
+    for line in guest.read_file("/proc/vmstat").splitlines():
+        key, value = line.split()
+        if key == name:
+            return int(value)
+    raise KeyError(name)
+
+
+def meminfo(guest: Guest, name: str) -> int:
+    """Return a line of /proc/meminfo in KiB."""
+    for line in guest.read_file("/proc/meminfo").splitlines():
+        key, value = line.split(":")
+        if key == name:
+            return int(value.split()[0])
+    raise KeyError(name)
+
+
+def has_file(guest: Guest, path: str) -> bool:
+    """Return whether the guest has a file there."""
+    return bool(guest.run(["test", "-e", path], check=False).status == 0)
+
+
+def check_laws(guest: Guest) -> None:
+    """Check the conservation laws of the counters of a settled, idle guest.
+
+    The page map is asked as well: it knows nothing of the engine's counters.
+    """
+    now = settle(guest)
+    negative = {name: value for name, value in now.items() if value < 0 and name != "general_profit"}
+    assert not negative, f"negative counters: {negative}"
+    assert now["pages_sharing"] == 0 or now["pages_shared"] > 0, now
+    assert now["stable_nodes"] >= now["pages_shared"], now
+    assert now["pages_merged"] <= now["pages_scanned"] or now["pages_merged"] == 0, now
+    if meminfo(guest, "SwapTotal"):
+        # Pages of the swap cache that nobody maps are counted, and are not in any page map.
+        return
+    seen = pagestat(guest)
+    now = counters(guest)
+    assert seen["mapcount_wrong"] == 0, seen
+    ptes = now["pages_shared"] + now["pages_sharing"]
+    assert ptes == seen["merged_ptes"], f"counters {now}, page map {seen}"
+
+
+def baseline(now: Counters, names: Sequence[str] = GAUGES[:5]) -> Counters:
+    """Return the counters that have to be the same again after a workload."""
+    return {name: now[name] for name in names}

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Random work under the engine: every byte verified before and after each step."""
+
+from __future__ import annotations
+
+import pytest
+from lab import baseline, counters, settle, workload
+from linux_um.guest import Guest
+
+pytestmark = pytest.mark.needs_pksm
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_random_steps_keep_every_byte_and_leave_nothing(guest: Guest, seed: int) -> None:
+    before = settle(guest)
+    report = workload(
+        guest, ["churn", "--procs", "4", "--rounds", "120", "--pause-ms", "40", "--seed", str(seed)]
+    )
+    merged = report.raw["after"]["pages_merged"] - report.raw["before"]["pages_merged"]
+    assert merged > 0, "nothing was merged: the test tested nothing"
+    assert baseline(settle(guest)) == baseline(before)
+
+
+@pytest.mark.real_time
+def test_random_steps_in_real_time(guest: Guest) -> None:
+    """The clock goes on and interrupts come whenever they come."""
+    guest.set_pksm("settle_millisecs", 20)
+    before = settle(guest)
+    report = workload(
+        guest, ["churn", "--procs", "3", "--seconds", "8", "--pause-ms", "1", "--seed", "5"]
+    )
+    merged = report.raw["after"]["pages_merged"] - report.raw["before"]["pages_merged"]
+    assert merged > 0
+    after = settle(guest)
+    assert baseline(after) == baseline(before)
+
+
+def test_counters_are_sane_at_any_moment_of_a_churn(guest: Guest) -> None:
+    """R52: read in mid-work, no counter is negative and no page is shared by nobody."""
+    job = guest.start(["churn", "--procs", "3", "--rounds", "100", "--pause-ms", "30"])
+    job.close_stdin()
+    looks = 0
+    while job.poll() is None and looks < 200:
+        now = counters(guest)
+        bad = {k: v for k, v in now.items() if v < 0 and k != "general_profit"}
+        assert not bad, bad
+        guest.run(["usleep", "20000"])
+        looks += 1
+    done = job.wait(120)
+    assert done.status == 0, done.stderr
+    assert looks > 5
+
+
+def test_switching_the_engine_during_a_churn_loses_no_byte(guest: Guest) -> None:
+    job = guest.start(["churn", "--procs", "3", "--rounds", "100", "--pause-ms", "50"])
+    job.close_stdin()
+    for value in (2, 1, 0, 1, 2, 1, 0, 2, 1) * 3:
+        guest.set_pksm("run", value)
+        guest.run(["usleep", "150000"])
+    guest.set_pksm("run", 1)
+    done = job.wait(120)
+    assert done.status == 0, done.stderr

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Only equal pages merge: one different byte anywhere is enough."""
+
+from __future__ import annotations
+
+import pytest
+from lab import PAGES_PER_MIB, memdup, pageops, settle
+from linux_um.guest import Guest
+
+pytestmark = pytest.mark.needs_pksm
+
+# The ends, the edges of words, cache lines and halves, and places that engines
+# which hash only samples of a page have skipped.
+OFFSETS = (0, 1, 7, 8, 63, 64, 127, 128, 1023, 1024, 2047, 2048, 3000, 4032, 4088, 4095)
+
+
+@pytest.mark.regression("R41")
+def test_pages_that_differ_in_one_byte_never_merge(guest: Guest) -> None:
+    """R41: whatever the offset of that byte."""
+    for offset in OFFSETS:
+        report = pageops(
+            guest, f"fill=near:{offset}", "settle", "stat=near", "verify", procs=3, pages=16
+        )
+        assert report["near"]["merged_ptes"] == 0, f"offset {offset}"
+        assert report["near"]["anon"] == 3 * 16, f"offset {offset}"
+
+
+@pytest.mark.regression("R41")
+def test_pages_that_are_zero_but_for_one_byte_are_not_taken_for_zero(guest: Guest) -> None:
+    """R41: nor are they dropped: made equal, they merge."""
+    guest.set_pksm("use_zero_pages", 1)
+    for offset in OFFSETS:
+        report = pageops(
+            guest, f"fill=nearzero:{offset}", "settle", "stat=near", "verify", procs=3, pages=4
+        )
+        assert report["near"]["zero"] == 0, f"offset {offset}"
+        assert report["near"]["anon"] + report["near"]["merged_ptes"] == 12, f"offset {offset}"
+        assert report["near"]["merged_pages"] <= 3, f"offset {offset}"
+
+
+def test_near_duplicates_among_duplicates_are_told_apart(guest: Guest) -> None:
+    """256 pages of each process differ from the others' in a byte at a random place."""
+    report = memdup(guest, "--procs", "4", "--mib", "2", "--near", "50", "--dup", "50")
+    expected = report["settled"].expected
+    assert report["settled"].sharing == expected["sharing"] == 3 * PAGES_PER_MIB
+    assert report["settled"].map["anon"] == expected["unique"] == 4 * PAGES_PER_MIB
+
+
+@pytest.mark.regression("R42")
+def test_many_different_pages_all_find_their_twin(guest: Guest) -> None:
+    """R42, R43: no content is locked out of the indexes by another, 8192 of them at once."""
+    report = memdup(guest, "--procs", "2", "--mib", "32", "--dup", "100", "--rewrite", "0")
+    assert report["settled"].map["merged_pages"] == 32 * PAGES_PER_MIB
+    assert report["settled"].map["anon"] == 0
+
+
+def test_one_content_in_all_pages_becomes_one_page(guest: Guest) -> None:
+    report = pageops(guest, "fill=same", "settle", "stat=one", "verify", procs=4, pages=512)
+    assert report["one"]["merged_pages"] == 1
+    assert report["one"]["merged_ptes"] == 4 * 512
+
+
+def test_a_duplicate_that_comes_late_joins_the_merged_page(guest: Guest) -> None:
+    """The stable index is searched: no second merged page of the same content."""
+    report = pageops(
+        guest,
+        "@0:fill=dup", "@1:fill=dup", "settle", "stat=two",
+        "@2:fill=dup", "settle", "stat=three", "verify",
+        procs=3, pages=128,
+    )  # fmt: skip
+    assert (report["two"]["merged_pages"], report["two"]["merged_ptes"]) == (128, 256)
+    assert (report["three"]["merged_pages"], report["three"]["merged_ptes"]) == (128, 384)
+
+
+def test_a_merged_content_can_die_and_come_again(guest: Guest) -> None:
+    """R9, R43: a stale stable node neither takes part nor stands in the way."""
+    before = settle(guest)
+    for _ in range(4):
+        report = pageops(guest, "fill=dup", "settle", "stat=merged", "verify", procs=3, pages=64)
+        assert report["merged"]["merged_pages"] == 64
+        after = settle(guest)
+        assert after["stable_nodes"] == before["stable_nodes"]
+        assert after["rmap_items"] == before["rmap_items"]
+
+
+def test_pages_that_change_while_the_engine_looks_at_them_stay_right(guest: Guest) -> None:
+    """Written again and again before they have settled: never a stale copy."""
+    steps = []
+    for number in range(12):
+        steps += [f"fill=dup:{number}", "sleep=150", "verify"]
+    report = pageops(guest, *steps, "settle", "verify", "stat=end", procs=3, pages=64)
+    assert report["end"].sharing == 2 * 64
+
+
+@pytest.mark.parametrize("alloc", ["mmap", "brk"])
+@pytest.mark.parametrize("touch", ["write", "gup"])
+def test_pages_enter_wherever_they_come_from(guest: Guest, alloc: str, touch: str) -> None:
+    """Heap or mapping, touched by the processor or populated by get_user_pages."""
+    report = memdup(
+        guest, "--procs", "2", "--mib", "2", "--dup", "100", "--alloc", alloc, "--touch", touch
+    )
+    assert report["settled"].sharing == 2 * PAGES_PER_MIB

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Each page that a fault makes enters the engine; each page that is freed leaves it."""
+
+from __future__ import annotations
+
+import pytest
+from lab import pageops, tracked
+from linux_um.guest import Guest
+
+pytestmark = pytest.mark.needs_pksm
+
+PAGES = 1000
+
+
+def test_each_touched_page_enters_and_each_freed_page_leaves(guest: Guest) -> None:
+    """Stopped, so that nothing but intake moves the counters: 1000 in, 1000 out."""
+    report = pageops(
+        guest, "set=run:0", "range=0-1", "fill=unique", "stat=before", f"range=1-{PAGES + 1}",
+        "fill=unique", "stat=touched", "madvise=dontneed", "stat=freed",
+        procs=1, pages=PAGES + 1,
+    )  # fmt: skip
+    before, touched, freed = (tracked(stage.counters) for stage in report)
+    assert touched - before == PAGES
+    assert touched - freed == PAGES
+    grown = report["touched"].counters["pages_new"] - report["before"].counters["pages_new"]
+    assert grown == PAGES
+    guest.set_pksm("run", 1)
+
+
+def test_pages_touched_by_reading_only_do_not_enter(guest: Guest) -> None:
+    """They are the zero page; there is nothing to merge."""
+    report = pageops(
+        guest, "set=run:0", "stat=before", "touch=read", "stat=read", procs=1, pages=PAGES
+    )
+    assert tracked(report["read"].counters) == tracked(report["before"].counters)
+    guest.set_pksm("run", 1)
+
+
+def test_pages_made_by_get_user_pages_enter(guest: Guest) -> None:
+    """__get_user_pages, faultin_page, handle_mm_fault: the notes' second way in."""
+    report = pageops(
+        guest, "set=run:0", "stat=before", "madvise=populate_write", "stat=populated",
+        procs=1, pages=PAGES,
+    )  # fmt: skip
+    assert tracked(report["populated"].counters) - tracked(report["before"].counters) == PAGES
+    guest.set_pksm("run", 1)
+
+
+def test_untouched_memory_costs_nothing(guest: Guest) -> None:
+    """R36: a large mapping of which little is touched is not searched."""
+    report = pageops(
+        guest, "range=0-8", "fill=dup", "settle", "stat=before", "sleep=60000", "stat=after",
+        procs=2, pages=1 << 17,
+    )  # fmt: skip
+    scanned = report["after"].counters["pages_scanned"] - report["before"].counters["pages_scanned"]
+    assert scanned <= 16
+
+
+def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:
+    report = pageops(
+        guest, "set=run:0", "stat=before", "@1:fill=unique", "stat=filled", "@1:exit", "stat=gone",
+        procs=2, pages=PAGES,
+    )  # fmt: skip
+    before, filled, gone = (tracked(stage.counters) for stage in report)
+    assert PAGES <= filled - before <= PAGES + 16
+    assert filled - gone >= PAGES
+    guest.set_pksm("run", 1)
+
+
+@pytest.mark.regression("R46")
+def test_pages_freed_and_born_again_between_looks_are_told_apart(guest: Guest) -> None:
+    """R46: the same frames, other contents, while the old ones still wait in the lists."""
+    steps = []
+    for number in range(20):
+        steps += [f"fill=dup:{number}", "sleep=110", "madvise=dontneed"]
+    report = pageops(
+        guest, *steps, "fill=dup:99", "settle", "stat=end", "verify", procs=3, pages=256
+    )
+    assert report["end"].sharing == 2 * 256
+    assert report["end"]["merged_pages"] == 256

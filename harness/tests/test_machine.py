@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine around the guest: streams, exit statuses, outcomes, and that nothing is left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from linux_um.errors import GuestTimeout  # noqa: E402
+from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.mconsole import mconsole  # noqa: E402
+from linux_um.outcome import CommandFailed, GuestOops  # noqa: E402
+from linux_um.paths import repo_root  # noqa: E402
+
+LAUNCHER = [str(repo_root() / "linux-um")]
+# Wall-clock seconds for one run of the launcher, on a busy host.
+LIMIT = 180.0
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the launcher a TMPDIR of its own and fail when something is left behind.
+
+    Yields that directory. Guests are found by their environment's mark.
+    """
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    mark = f"LINUX_UM_TEST_MARK={tmp_path}"
+    monkeypatch.setenv("TMPDIR", str(memory))
+    monkeypatch.setenv(*mark.split("=", 1))
+    yield memory
+    limit = time.monotonic() + 20
+    while (left := marked(mark)) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert left == [], "processes are left behind"
+    assert os.listdir(memory) == [], "files are left in TMPDIR"
+
+
+def marked(mark: str) -> list[str]:
+    """Return the processes other than this one whose environment has *mark*."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if mark.encode() in environment.split(b"\0") and state != "Z":
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found.append(f"{entry.name} {state} {command[:100]}")
+    return found
+
+
+def launch(
+    *arguments: str, input: bytes | None = b"", limit: float = LIMIT
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the launcher to its end."""
+    return subprocess.run(
+        [*LAUNCHER, *arguments], input=input, capture_output=True, timeout=limit, check=False
+    )
+
+
+def run_directory(stderr: bytes) -> Path:
+    """Return the run directory that a failure's report names."""
+    found = re.search(rb"^run directory: (.*)$", stderr, re.MULTILINE)
+    assert found is not None, stderr[-2000:]
+    return Path(found[1].decode())
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """Start the launcher in a session of its own, its output being ours to read."""
+    return subprocess.Popen(
+        [*LAUNCHER, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def test_streams_are_kept_apart_and_the_status_is_the_commands(runs: Path) -> None:
+    """stdout, stderr and the exit status each arrive, and nothing of the kernel's log."""
+    done = launch("run", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert done.returncode == 7
+    assert done.stdout == b"out\n"
+    assert b"err\n" in done.stderr
+    assert b"Linux version" not in done.stdout + done.stderr
+
+
+def test_statuses_are_a_shells(guest: Guest) -> None:
+    """A signal gives 128 + N, an unknown program 127, a file that is none 126."""
+    assert guest.sh("kill -9 $$", check=False).status == 128 + 9
+    assert guest.run(["no-such-program"], check=False).status == 127
+    assert guest.run(["/etc/passwd"], check=False).status == 126
+    assert guest.run(["true"]).status == 0
+    with pytest.raises(CommandFailed):
+        guest.run(["false"])
+
+
+@pytest.mark.parametrize("time_travel", [True, False], ids=["time-travel", "real-time"])
+def test_a_hundred_mebibytes_of_output_arrive_whole(time_travel: bool) -> None:
+    """Neither lost nor dead-locked, in both ways of keeping time."""
+    size = 100 << 20
+    digest = hashlib.sha256()
+    with boot_guest(time_travel=time_travel, name="big-output", timeout=LIMIT) as guest:
+        command = ["head", "-c", str(size), "/dev/zero"]
+        process = guest.start(command, on_stdout=digest.update)
+        process.close_stdin()
+        process.wait(LIMIT)
+    assert digest.digest() == hashlib.sha256(bytes(size)).digest()
+
+
+def test_any_bytes_pass_both_ways(guest: Guest) -> None:
+    """Input, output and error are binary safe, whatever the line's terminal thinks of bytes."""
+    data = bytes(range(256)) * 64 + random.Random(7).randbytes(100_000)
+    assert guest.run(["cat"], input=data).stdout_bytes == data
+    done = guest.run(["sh", "-c", "cat >&2"], input=data)
+    assert done.stderr_bytes == data
+    assert done.stdout_bytes == b""
+
+
+def test_input_reaches_a_command_of_run(runs: Path) -> None:
+    """`run` forwards standard input and its end, and what nobody reads does not block it."""
+    data = random.Random(3).randbytes(60_000)
+    done = launch("run", "--", "md5sum", input=data)
+    assert done.stdout.split()[0].decode() == hashlib.md5(data).hexdigest()
+    assert launch("run", "--", "true", input=bytes(500_000)).returncode == 0
+
+
+def test_programs_run_at_the_same_time(guest: Guest) -> None:
+    """Channels do not disturb one another."""
+    waiting = guest.start(["cat"])
+    others = [guest.start(["sh", "-c", f"echo {n}; echo e{n} >&2; exit {n}"]) for n in range(20)]
+    for number, process in enumerate(others):
+        done = process.wait()
+        assert (done.status, done.stdout, done.stderr) == (number, f"{number}\n", f"e{number}\n")
+    waiting.write(b"still here\n")
+    waiting.wait_output("still here")
+    waiting.signal(signal.SIGTERM)
+    assert waiting.wait().status == 128 + signal.SIGTERM
+
+
+def test_the_agent_reads_and_writes_files_itself(guest: Guest) -> None:
+    """Errors come as the guest's errno; reading starts no process."""
+    before = guest.read_file("/proc/stat").split("processes ")[1].split()[0]
+    assert guest.read_file("/proc/1/comm") == "init\n"
+    after = guest.read_file("/proc/stat").split("processes ")[1].split()[0]
+    assert before == after
+    guest.write_file("/proc/sys/vm/swappiness", "31")
+    assert guest.read_file("/proc/sys/vm/swappiness") == "31\n"
+    with pytest.raises(FileNotFoundError):
+        guest.read_file("/no/such/file")
+    with pytest.raises(OSError):
+        guest.write_file("/proc/sys/vm/swappiness", "31415")
+
+
+def test_an_idle_guest_has_one_process(guest: Guest) -> None:
+    """PID 1 is alone in user space, and small."""
+    names = guest.run(["ls", "/proc"]).stdout.split()
+    alone = [name for name in names if name.isdigit() and guest_has(guest, name)]
+    assert alone == ["1"]
+    status = guest.read_file("/proc/1/status")
+    anonymous = re.search(r"RssAnon:\s+(\d+) kB", status)
+    assert anonymous is not None and int(anonymous[1]) <= 128
+
+
+def guest_has(guest: Guest, pid: str) -> bool:
+    """Return whether a process of the guest is there and has memory of its own."""
+    try:
+        return bool(guest.read_file(f"/proc/{pid}/maps"))
+    except OSError:
+        return False
+
+
+def test_orphans_are_reaped(guest: Guest) -> None:
+    """PID 1 collects the children of parents that have ended."""
+    guest.sh("(true & true &) ; (sh -c 'true &' &)")
+    guest.run(["sleep", "1"])
+    assert guest.sh("grep -l '^State:.Z' /proc/[0-9]*/status; true").stdout == ""
+
+
+def test_share_is_the_hosts_directory(runs: Path, tmp_path: Path) -> None:
+    """A static program of the host's runs from a share, and writing goes through."""
+    share = tmp_path / "a share, with odd characters"
+    share.mkdir()
+    program = share / "busybox"
+    program.write_bytes(Path("/bin/busybox").read_bytes())
+    program.chmod(0o755)
+    done = launch(
+        "run", "--share", str(share), "--", "/share/busybox", "sh", "-c", "echo hi > /share/new"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (share / "new").read_text() == "hi\n"
+    done = launch("run", "--share", f"{share}:/data/deep", "--", "cat", "/data/deep/new")
+    assert done.stdout == b"hi\n"
+
+
+def test_options_shape_the_machine(runs: Path) -> None:
+    """--mem, --append and --swap are what the guest sees."""
+    script = "grep MemTotal /proc/meminfo; cat /proc/cmdline; tail -n1 /proc/swaps"
+    words = ["--mem", "96M", "--swap", "32M", "--append", "one.word=1 two.word=2"]
+    done = launch("run", *words, "--", "sh", "-c", script)
+    total = int(re.findall(rb"MemTotal: +(\d+) kB", done.stdout)[0])
+    assert 60_000 < total < 96 * 1024
+    assert b"one.word=1 two.word=2" in done.stdout
+    assert re.search(rb"/dev/ubdb +partition\s+327\d\d", done.stdout)
+
+
+def test_time_travel_makes_waiting_free(runs: Path) -> None:
+    """An hour's sleep takes no hour, and the guest's clock has gone on."""
+    before = time.monotonic()
+    done = launch(
+        "run", "--time-travel", "--", "sh", "-c", "sleep 36000; cut -d. -f1 /proc/uptime"
+    )
+    assert int(done.stdout) >= 36000
+    assert time.monotonic() - before < LIMIT
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--real-time", "--", "sleep", "1000"], ["--time-travel", "--", "sh", "-c", "while :; do :; done"]],
+    ids=["sleeping", "busy"],
+)
+def test_a_hang_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence[str]) -> None:
+    """On a time-out the kernel tells its state before it is ended."""
+    done = launch("run", "--timeout", "5", *words)
+    assert done.returncode == 124, done.stderr[-2000:]
+    log = (run_directory(done.stderr) / "console.log").read_text(errors="replace")
+    assert "sysrq: Show State" in log
+    assert "task:init" in log
+    assert json.loads((run_directory(done.stderr) / "result.json").read_text())["outcome"] == "hang"
+
+
+def test_a_panic_is_134_with_its_trace(runs: Path) -> None:
+    """The report has the outcome, a symbolised trace, the directory and the command."""
+    done = launch("run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
+    assert done.returncode == 134
+    assert b"outcome: panic" in done.stderr
+    assert b"sysrq_handle_crash at drivers/tty/sysrq.c:" in done.stderr
+    assert b"./linux-um run --profile" in done.stderr
+    log = run_directory(done.stderr) / "console.log"
+    assert "Kernel panic - not syncing: sysrq triggered crash" in log.read_text()
+
+
+def test_no_boot_is_126(runs: Path) -> None:
+    """A guest without an init did not boot."""
+    done = launch("run", "--append", "rdinit=/nonexistent init=/nonexistent", "--", "true")
+    assert done.returncode == 126
+    assert b"did not boot" in done.stderr.splitlines()[-1]
+
+
+def test_a_guest_that_powers_off_early_is_71(runs: Path) -> None:
+    """It is neither the command's success nor a panic."""
+    assert launch("run", "--", "poweroff", "-f").returncode == 71
+
+
+def test_a_memory_directory_without_room_is_125(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken host is told apart from a broken guest."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "not-there"))
+    done = launch("run", "--", "true")
+    assert done.returncode == 125, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(b"linux-um: ")
+
+
+def test_usage_errors_are_125(runs: Path) -> None:
+    """One line each."""
+    for words in (["run"], ["run", "--mem", "huge", "--", "true"], ["run", "--share", "/no/such", "--", "true"]):
+        done = launch(*words)
+        assert done.returncode == 125
+        assert done.stderr.splitlines()[-1].startswith(b"linux-um: "), done.stderr
+
+
+def test_a_report_in_the_log_fails_a_command_that_succeeded() -> None:
+    """A kernel message that looks like a WARN turns success into GuestOops."""
+    fake = "echo 'WARNING: CPU: 0 PID: 1 at mm/none.c:1 none+0x0/0x1' > /dev/kmsg"
+    with pytest.raises(GuestOops):
+        with boot_guest(name="fake-warn") as guest:
+            guest.sh(fake)
+    with boot_guest(name="fake-warn-allowed", allow_taint=True) as guest:
+        guest.sh(fake)
+
+
+def test_a_report_in_the_log_fails_run_with_70(runs: Path) -> None:
+    """And --allow-taint lifts it."""
+    fake = "echo 'BUG: KASAN: use-after-free in nothing' > /dev/kmsg; exit 0"
+    assert launch("run", "--", "sh", "-c", fake).returncode == 70
+    assert launch("run", "--allow-taint", "--", "sh", "-c", fake).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_nothing_is_left_when_the_launcher_is_ended(runs: Path, number: int) -> None:
+    """The guest and its processes go with the launcher, even by SIGKILL."""
+    launcher = start("run", "--", "sh", "-c", "echo up; sleep 1000 & sleep 1000")
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"up\n"
+    launcher.send_signal(number)
+    launcher.communicate(timeout=60)
+    expected = -number if number == signal.SIGKILL else 128 + number
+    assert launcher.returncode == expected
+    # The fixture looks for what is left.
+
+
+def test_run_directory_is_kept_on_failure_only() -> None:
+    """On success it goes; on failure it has the log, the result and the command."""
+    with boot_guest(name="kept-not") as guest:
+        gone = guest.rundir
+    assert not gone.exists()
+    with pytest.raises(CommandFailed):
+        with boot_guest(name="kept") as guest:
+            kept = guest.rundir
+            guest.run(["false"])
+    assert (kept / "command.txt").read_text().startswith("./linux-um test ")
+    assert json.loads((kept / "result.json").read_text())["outcome"] == "fail"
+    assert "Linux version" in (kept / "dmesg").read_text()
+    assert (kept / "console.log").read_text().startswith("# kernel ")
+
+
+def test_time_out_in_a_test_raises_and_ends_the_guest() -> None:
+    """GuestTimeout comes out of run(), and whatever is called next."""
+    with pytest.raises(GuestTimeout):
+        with boot_guest(name="hang", time_travel=False) as guest:
+            with pytest.raises(GuestTimeout):
+                guest.run(["sleep", "1000"], timeout=1.0)
+            guest.run(["true"])
+
+
+def test_mconsole_answers(guest: Guest) -> None:
+    """Long paths are no obstacle, and an unknown command is an error."""
+    socket = guest.rundir / "uml" / "guest" / "mconsole"
+    assert mconsole(socket, "version").startswith("Linux ")
+    with pytest.raises(OSError):
+        mconsole(socket, "nonsense")
+
+
+def test_sixteen_guests_at_once() -> None:
+    """Parallel guests neither mix their output nor their directories."""
+
+    def one(number: int) -> str:
+        with boot_guest(name=f"parallel-{number}", mem="64M", timeout=LIMIT) as guest:
+            return guest.run(["echo", str(number)]).stdout
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(one, range(16))) == [f"{n}\n" for n in range(16)]
+
+
+def test_boot_without_a_terminal_ends_well(runs: Path) -> None:
+    """`boot </dev/null` boots and powers off; a script on its input is run."""
+    assert launch("boot").returncode == 0
+    done = launch("boot", input=b"echo hello; exit 5\n")
+    assert (done.returncode, done.stdout) == (5, b"hello\n")
+
+
+def test_latest_points_at_the_newest_run(runs: Path) -> None:
+    """The link leads to the last run that is still there."""
+    done = launch("run", "--keep", "--", "true")
+    assert done.returncode == 0
+    from linux_um.paths import runs_root
+
+    assert (runs_root() / "latest" / "console.log").exists()

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Merged pages are swapped out and in like any other, and come back right."""
+
+from __future__ import annotations
+
+import pytest
+from lab import (
+    BootFresh,
+    Report,
+    baseline,
+    hold_memdup,
+    memdup,
+    pageops,
+    release,
+    settle,
+    vmstat,
+    workload,
+)
+from linux_um.guest import Guest
+
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.swap]
+
+GROUP = "/sys/fs/cgroup/t"
+
+
+def group(guest: Guest) -> None:
+    """Make a memory cgroup."""
+    guest.sh(
+        "grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts || "
+        "mount -t cgroup2 none /sys/fs/cgroup && "
+        f"echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p {GROUP}"
+    )
+
+
+# memory.reclaim goes by statistics that are brought up to date every two seconds,
+# and finds merged pages young at the first time.
+RECLAIM = (
+    *(f"file={GROUP}/memory.reclaim:16M", "sleep=2500"),
+    *(f"file={GROUP}/memory.reclaim:16M", "sleep=2500"),
+    f"file={GROUP}/memory.reclaim:16M",
+)
+
+
+def in_group(guest: Guest, *argv: str) -> Report:
+    """Run a workload in that cgroup."""
+    command = f"echo $$ > {GROUP}/cgroup.procs; exec \"$@\""
+    return workload(guest, ["sh", "-c", command, "sh", *argv])
+
+
+def test_data_larger_than_memory_survives(boot_fresh: BootFresh) -> None:
+    """3 x 20 MiB, mostly unique, in a guest of 56 MiB."""
+    guest = boot_fresh(mem="56M", swap="128M")
+    before = settle(guest)
+    memdup(
+        guest, "--procs", "3", "--mib", "20", "--dup", "20", "--zero", "5", "--unique", "75",
+        "--rewriters", "all", "--rewrite", "10",
+    )  # fmt: skip
+    assert vmstat(guest, "pswpout") > 0, "nothing was swapped: the test tested nothing"
+    assert vmstat(guest, "pswpin") > 0
+    after = settle(guest)
+    for name in ("pages_sharing", "rmap_items"):
+        assert after[name] == before[name], name
+
+
+def test_duplicates_larger_than_memory_survive(boot_fresh: BootFresh) -> None:
+    """Swapped out before they are merged, merged when they are back."""
+    guest = boot_fresh(mem="56M", swap="128M")
+    # Else the engine might merge as fast as memory is filled, and nothing be swapped.
+    guest.set_pksm("settle_millisecs", 3000)
+    memdup(guest, "--procs", "4", "--mib", "16", "--dup", "100", "--rewriters", "all")
+    assert vmstat(guest, "pswpout") > 0
+
+
+@pytest.mark.regression("R24")
+def test_merged_pages_are_swapped_out_under_pressure(boot_fresh: BootFresh) -> None:
+    """R24: rmap finds every PTE of a merged page, so that reclaim can unmap it."""
+    guest = boot_fresh(swap="256M")
+    group(guest)
+    before = settle(guest)
+    report = in_group(
+        guest, "pageops", "--procs", "4", "--pages", "1024", "fill=dup", "settle", "stat=merged",
+        *RECLAIM, "stat=out", "verify", "stat=in", "poke=123", "verify",
+        "settle", "verify",
+    )  # fmt: skip
+    assert report["merged"].sharing == 3 * 1024
+    out = report["out"]
+    assert out["swapped"] > 1024, "reclaim left the merged pages alone"
+    assert out["swapped"] + out["present"] == 4 * 1024
+    assert report["in"]["swapped"] == 0
+    after = settle(guest)
+    for name in ("pages_sharing", "rmap_items"):
+        assert after[name] == before[name], name
+
+
+def test_merged_pages_swapped_out_can_be_forked_and_freed(boot_fresh: BootFresh) -> None:
+    guest = boot_fresh(swap="256M")
+    group(guest)
+    report = in_group(
+        guest, "pageops", "--procs", "3", "--pages", "512", "fill=dup", "settle",
+        *RECLAIM, "stat=out", "@0:fork=write", "@1:madvise=dontneed",
+        "verify", "@2:exit", "verify",
+    )  # fmt: skip
+    assert report["out"]["swapped"] > 0
+
+
+def test_unmerging_brings_back_what_is_swapped_out(boot_fresh: BootFresh) -> None:
+    guest = boot_fresh(swap="256M")
+    group(guest)
+    report = in_group(
+        guest, "pageops", "--procs", "3", "--pages", "512", "fill=dup", "settle",
+        *RECLAIM, "stat=out", "set=run:2", "verify", "stat=unmerged",
+        "set=run:1",
+    )  # fmt: skip
+    assert report["out"]["swapped"] > 0
+    assert report["unmerged"]["merged_ptes"] == 0
+
+
+def test_single_pages_paged_out_by_advice_come_back_and_merge(boot_fresh: BootFresh) -> None:
+    """R49: a page that was swapped in is a page like any other."""
+    guest = boot_fresh(swap="128M")
+    report = pageops(
+        guest, "set=run:0", "fill=dup", "madvise=pageout", "stat=out", "set=run:1", "verify",
+        "settle", "stat=in", "verify",
+        procs=3, pages=256,
+    )  # fmt: skip
+    assert report["out"]["swapped"] == 3 * 256
+    assert report["in"]["swapped"] == 0
+
+
+def test_churn_under_pressure_keeps_every_byte(boot_fresh: BootFresh) -> None:
+    guest = boot_fresh(mem="48M", swap="128M")
+    workload(guest, ["churn", "--procs", "3", "--mib", "16", "--rounds", "40"])
+    assert vmstat(guest, "pswpout") > 0
+
+
+def test_swapping_off_brings_everything_back(boot_fresh: BootFresh) -> None:
+    guest = boot_fresh(swap="128M")
+    group(guest)
+    before = baseline(settle(guest))
+    job = hold_memdup(guest, "--procs", "3", "--mib", "4", "--dup", "100", group=GROUP)
+    guest.sh(
+        f"for i in 1 2 3; do echo 16M > {GROUP}/memory.reclaim; sleep 2.5; done 2>/dev/null",
+        check=False,
+    )
+    assert vmstat(guest, "pswpout") > 0
+    guest.run(["swapoff", "/dev/ubdb"])
+    release(job)
+    assert baseline(settle(guest)) == before

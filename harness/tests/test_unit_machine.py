@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine layer without a machine: frames, outcomes by canned logs, run directories."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from linux_um import protocol, rundir  # noqa: E402
+from linux_um.commands_run import pytest_command  # noqa: E402
+from linux_um.errors import BootError, GuestPanic, GuestTimeout, HostError, UsageError  # noqa: E402
+from linux_um.guest import parse_share  # noqa: E402
+from linux_um.outcome import (  # noqa: E402
+    GuestGone,
+    GuestOops,
+    Outcome,
+    dmesg,
+    judge_end,
+    outcome_of,
+    scan,
+    symbolise,
+    trace_window,
+)
+from linux_um.paths import repo_root  # noqa: E402
+from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost  # noqa: E402
+from linux_um.uml import MachineOptions, machine_command, parse_size  # noqa: E402
+
+BOOTED = "Checking PROT_EXEC mmap in /dev/shm...OK\n[    0.000000] Linux version 6.12.117 (x)\n"
+WARN = (
+    BOOTED
+    + """[    0.150000] Run /init as init process
+[    3.310000] ------------[ cut here ]------------
+[    3.310000] WARNING: CPU: 0 PID: 31 at mm/pksm/merge.c:88 pksm_merge+0x12/0x40
+[    3.310000] Call Trace:
+[    3.310000]  [<60033a70>] ? pksm_merge+0x0/0x40
+[    3.310000] ---[ end trace 0000000000000000 ]---
+"""
+)
+PANIC = BOOTED + "[    1.000000] Kernel panic - not syncing: sysrq triggered crash\n"
+
+
+def test_protocol_numbers_are_the_agents() -> None:
+    """protocol.py says what rootfs/agent/protocol.h says."""
+    text = (repo_root() / "rootfs" / "agent" / "protocol.h").read_text()
+    defined = {name: int(value) for name, value in re.findall(r"#define (\w+)\s+(\d+)", text)}
+    for name in ("PROTOCOL_VERSION", "FRAME_MAX", "STDIN_WINDOW", "LINE_WINDOW", "EXEC_PTY"):
+        assert getattr(protocol, name) == defined[name]
+    to_guest = {name: int(value) for name, value in re.findall(r"\bTO_(\w+)\s*= (\d+)", text)}
+    to_host = {name: int(value) for name, value in re.findall(r"\bFROM_(\w+)\s*= (\d+)", text)}
+    assert to_guest == {kind.name: kind.value for kind in ToGuest}
+    assert to_host == {kind.name: kind.value for kind in ToHost}
+
+
+def test_frames_survive_any_cutting() -> None:
+    """A stream of frames gives the same frames in whatever pieces it comes."""
+    frames = [
+        Frame(ToHost.STDOUT, 7, bytes(range(256)) * 9),
+        Frame(ToHost.EXIT, 7, struct.pack("<I", 3)),
+        Frame(ToHost.STDERR, 0xFFFFFFFF, b""),
+    ]
+    stream = b"".join(frame.encode() for frame in frames)
+    for size in (1, 2, 9, 10, 1000, len(stream)):
+        reader = FrameReader()
+        got = []
+        for start in range(0, len(stream), size):
+            got += list(reader.feed(stream[start : start + size]))
+        assert got == frames
+
+
+def test_a_stream_that_is_no_frames_is_refused() -> None:
+    """An unknown type or an impossible length ends the conversation."""
+    with pytest.raises(ProtocolError):
+        list(FrameReader().feed(b"Kernel panic - not syncing"))
+    with pytest.raises(ProtocolError):
+        list(FrameReader().feed(struct.pack("<BII", ToHost.STDOUT, 1, protocol.FRAME_MAX + 1)))
+    with pytest.raises(ProtocolError):
+        Frame(ToHost.EXIT, 1, b"ab").u32()
+
+
+def test_exec_frame_has_the_documented_layout() -> None:
+    """Flags, window, counts, then directory, words and environment, each with its NUL."""
+    frame = protocol.exec_frame(5, ["a", "b c"], {"X": "y=z"}, cwd="/tmp", window=(24, 80))
+    assert frame.payload == struct.pack("<BHHHH", 1, 24, 80, 2, 1) + b"/tmp\0a\0b c\0X=y=z\0"
+    assert protocol.exec_frame(5, ["a"], {}).payload[0] == 0
+    wrong: list[list[str]] = [[], ["a\0b"], ["x" * 40000], ["x"] * 3000]
+    for words in wrong:
+        with pytest.raises(ProtocolError):
+            protocol.exec_frame(1, words, {})
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("WARNING: CPU: 0 PID: 31 at mm/pksm/merge.c:88 pksm_merge+0x12/0x40", "WARN"),
+        ("WARNING: possible circular locking dependency detected", "WARN"),
+        ("BUG: KASAN: slab-use-after-free in pksm_free+0x1/0x2", "KASAN"),
+        ("UBSAN: array-index-out-of-bounds in mm/pksm/core.c:3:4", "UBSAN"),
+        ("BUG: Bad page state in process memdup  pfn:01234", "bad page"),
+        ("BUG: Bad page map in process memdup  pte:1 pmd:2", "bad page"),
+        ("BUG: Bad rss-counter state mm:1 type:MM_ANONPAGES val:1", "bad page"),
+        ("BUG: sleeping function called from invalid context at mm/x.c:1", "BUG"),
+        ("kernel BUG at mm/pksm/core.c:12!", "BUG"),
+        ("Oops: 0002 [#1] PREEMPT", "oops"),
+        ("list_del corruption. prev->next should be 1, but was 2.", "list corruption"),
+        ("refcount_t: underflow; use-after-free.", "refcount"),
+        ("INFO: task kcompactd0:20 blocked for more than 120 seconds.", "hung task"),
+        ("rcu: INFO: rcu_sched self-detected stall on CPU", "RCU stall"),
+        ("kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", "leak"),
+        ("Kernel panic - not syncing: Segfault with no mm", "panic"),
+        ("Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b", "panic"),
+    ],
+)
+def test_reports_in_the_log_are_found(line: str, kind: str) -> None:
+    """With and without a time stamp, with and without the caller."""
+    for stamp in ("", "[    1.234567] ", "[  123.000000][   T31] ", "<4>[    0.000000] "):
+        (finding,) = scan(f"{BOOTED}{stamp}{line}\n")
+        assert (finding.kind, finding.text, finding.line) == (kind, line, 3)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Warning: tempdir /tmp is not on tmpfs",
+        "[    0.110000] Checking that host ptys support output SIGIO...Yes",
+        "[    0.330000] epollctl add err fd 1, Operation not permitted",
+        "[    0.120000] Failed to initialize ubd device 0 :Couldn't determine size of device's file",
+        "[    2.000000] kmemleak: Kernel memory leak detector initialized",
+        "[    0.000000] debug: unmapping init memory, no WARNING: here",
+        "[    0.500000] reboot: Power down",
+    ],
+)
+def test_ordinary_lines_are_no_reports(line: str) -> None:
+    """Nothing a healthy guest says counts."""
+    assert scan(f"{BOOTED}{line}\n") == []
+
+
+def test_the_end_is_judged_by_status_and_log() -> None:
+    """Broken host, boot failure, panic and power-off are told apart."""
+    host = judge_end(1, "Checking PROT_EXEC mmap in /x...Operation not permitted\n", booted=False)
+    assert isinstance(host, HostError) and "not permitted" in host.line()
+    boot = judge_end(-6, PANIC, booted=False)
+    assert isinstance(boot, BootError) and "sysrq triggered crash" in boot.line()
+    panic = judge_end(-6, PANIC, booted=True)
+    assert isinstance(panic, GuestPanic) and "sysrq triggered crash" in panic.line()
+    assert isinstance(judge_end(-6, BOOTED, booted=True), GuestPanic)
+    assert isinstance(judge_end(97, BOOTED, booted=True), GuestGone)
+    assert isinstance(judge_end(-6, BOOTED + "[ 1.0] reboot: Power down\n", booted=True), GuestGone)
+
+
+def test_each_error_has_its_outcome_and_status() -> None:
+    """As the documentation lists them."""
+    table = {
+        GuestPanic("x"): (Outcome.PANIC, 134),
+        GuestTimeout("x"): (Outcome.HANG, 124),
+        BootError("x"): (Outcome.BOOT_FAILURE, 126),
+        HostError("x"): (Outcome.BROKEN_HOST, 125),
+        GuestOops("x"): (Outcome.TAINT, 70),
+        GuestGone("x"): (Outcome.GONE, 71),
+    }
+    for error, (outcome, status) in table.items():
+        assert (outcome_of(error), error.exit_status) == (outcome, status)
+    assert outcome_of(None) is Outcome.PASS
+    assert outcome_of(AssertionError()) is Outcome.FAIL
+    assert len({status for _, status in table.values()}) == len(table)
+
+
+def test_the_trace_starts_at_the_cut() -> None:
+    """The report shows the lines of the first finding, from its cut-here on."""
+    lines = trace_window(WARN, scan(WARN))
+    assert "cut here" in lines[0]
+    assert lines[-1].endswith("[ end trace 0000000000000000 ]---")
+
+
+def test_symbolise_keeps_the_lines_without_a_kernel(tmp_path: Path) -> None:
+    """No vmlinux, no harm."""
+    lines = trace_window(WARN, scan(WARN))
+    assert symbolise(lines, tmp_path / "vmlinux") == "\n".join(lines)
+
+
+def test_symbolise_names_source_lines(tmp_path: Path) -> None:
+    """An address is followed by the place in the source."""
+    source = tmp_path / "mm" / "probe.c"
+    source.parent.mkdir()
+    source.write_text("int probe(int x)\n{\n\treturn x + 1;\n}\nint main(void)\n{\n\treturn probe(1);\n}\n")
+    program = tmp_path / "program"
+    compile_it = ["gcc", "-g", "-O0", "-static", "-no-pie", "-o", str(program), str(source)]
+    subprocess.run(compile_it, check=True)
+    symbols = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"^([0-9a-f]+) T probe$", symbols, re.MULTILINE)
+    assert found is not None
+    line = f"[    1.0]  [<{int(found[1], 16):08x}>] probe+0x0/0x10"
+    assert "probe at mm/probe.c:2" in symbolise([line], program)
+
+
+def test_dmesg_is_the_kernels_part_of_the_console() -> None:
+    """Lines without a time stamp are not the kernel's."""
+    assert dmesg("UML says\n[    0.1] kernel\nguest says\n") == "[    0.1] kernel\n"
+
+
+def test_sizes() -> None:
+    """Units are powers of two; nonsense is refused."""
+    assert parse_size("256M") == 256 << 20
+    assert parse_size("1g") == 1 << 30
+    assert parse_size("4096") == 4096
+    for text in ("", "0", "-1M", "12X", "M", "1.5G"):
+        with pytest.raises(UsageError):
+            parse_size(text)
+
+
+def test_shares(tmp_path: Path) -> None:
+    """DIR and DIR:GUESTPATH; a colon in the directory's name is no separator."""
+    odd = tmp_path / "a:b"
+    odd.mkdir()
+    assert parse_share(str(tmp_path)) == (str(tmp_path), "/share")
+    assert parse_share(f"{tmp_path}:/data") == (str(tmp_path), "/data")
+    assert parse_share(str(odd)) == (str(odd), "/share")
+    with pytest.raises(UsageError):
+        parse_share(str(tmp_path / "missing"))
+
+
+def test_run_uml_makes_the_command_line(tmp_path: Path) -> None:
+    """The script shows what it would run; each option has its words."""
+    linux = tmp_path / "linux"
+    linux.write_text("")
+    linux.chmod(0o755)
+    options = MachineOptions(
+        linux=linux, initrd=linux, mem="64M", swap="8M", time_travel=True, append=("one two", "three")
+    )
+    shown = show(machine_command(options, tmp_path, 7, 8, "--show"))
+    for word in ("mem=64M", "ubdb=swap", "time-travel=inf-cpu", "uml_dir=uml", "one", "two", "three"):
+        assert word in shown
+    assert "ssl0=fd:7\\,fd:8" in shown
+    plain = show(machine_command(MachineOptions(linux, linux), tmp_path, 7, 8, "--show"))
+    assert not any("time-travel" in word or "ubdb" in word for word in plain)
+
+
+def show(command: list[str]) -> list[str]:
+    """Return the words of the command that run_uml.sh shows."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are clean, latest follows, success leaves nothing, pruning spares the living."""
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    root = tmp_path / "runs"
+    first = rundir.RunDir("a/b [c]")
+    assert re.fullmatch(r"\d{8}-\d{6}-a-b-c-\d+\.\d+", first.path.name)
+    first.close(keep=True)
+    second = rundir.RunDir("second")
+    assert (root / "latest").resolve() == second.path
+    second.close(keep=False)
+    assert not second.path.exists()
+    assert (root / "latest").resolve() == first.path
+    living = rundir.RunDir("living")
+    for path in (first.path, living.path):
+        (path / "swap").write_text("x")
+        os.utime(path, (time.time() - 1000,) * 2)
+    rundir.prune(root, 0)
+    assert not first.path.exists()
+    assert living.path.exists() and (living.path / "swap").exists()
+    living.close(keep=False)
+
+
+def test_a_dead_launchers_swap_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log stays."""
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    dead = rundir.RunDir("dead")
+    (dead.path / "swap").write_text("x")
+    fcntl.flock(dead._lock, fcntl.LOCK_UN)
+    os.utime(dead.path, (time.time() - 1000,) * 2)
+    rundir.prune(tmp_path / "runs", 10)
+    assert not (dead.path / "swap").exists()
+    assert dead.console.exists()
+    dead.close(keep=False)
+
+
+def test_pytest_arguments_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parallel by default, not under a debugger; the user's words win."""
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    tests = str(repo_root() / "harness" / "tests")
+    plain = pytest_command([])
+    assert "-n" in plain and plain[-1] == tests
+    assert any(word.startswith("--junitxml=") for word in plain)
+    assert "-n" not in pytest_command(["--pdb"])
+    assert pytest_command(["-n0"]).count("-n") == 0
+    given = pytest_command(["-k", "swap", "--junitxml=x.xml"])
+    assert [word for word in given if word.startswith("--junitxml")] == ["--junitxml=x.xml"]
+    assert given[-1] == tests
+    one = pytest_command([f"{tests}/test_unit_machine.py::test_sizes"])
+    assert one[-1].endswith("::test_sizes") and tests not in one
