@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shlex
 import subprocess
@@ -12,9 +11,9 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from . import build, rootfs
+from . import build, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
-from .errors import HostError, LinuxUmError, UsageError
+from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
 from .outcome import EXIT_GONE, EXIT_TAINT
 from .paths import ensure_dir, repo_root, runs_root
@@ -29,6 +28,8 @@ DEFAULT_TIMEOUT = 3600.0
 # Environment variables by which `test` tells the suite what to test.
 ENV_PROFILE = "LINUX_UM_PROFILE"
 ENV_KERNEL = "LINUX_UM_KERNEL"
+# The argument of `test` that runs the suite against broken engines.
+MUTANTS = "--mutants"
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -68,7 +69,8 @@ def add_parsers(subparsers: Any) -> None:
         "test",
         help="the regression suite",
         description="Run the suite in harness/tests by pytest. Arguments this command does not "
-        "know are pytest's own.",
+        "know are pytest's own. With --mutants [NAME...] the tests are run against each of the "
+        "broken kernels of harness/tests/mutants instead, and have to fail.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -221,37 +223,25 @@ def _show_report(error: LinuxUmError) -> None:
 
 def test_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um test``: return pytest's exit status."""
-    missing = [
-        name
-        for name in ("pytest", "xdist", "pytest_timeout", "pexpect")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        packages_of_suite(missing, term)
+    given = list(arguments.pytest_arguments)
+    packages.ensure("test", term=term)
+    if MUTANTS in given:
+        given.remove(MUTANTS)
+        return mutants.run(given, arguments.profile, arguments.kernel, term=term)
     build.ensure_image(arguments.profile, arguments.kernel, term=term)
     rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
-    command = pytest_command(list(arguments.pytest_arguments))
+    command = pytest_command(given)
     environment = dict(os.environ)
     environment[ENV_PROFILE] = arguments.profile
     environment[ENV_KERNEL] = arguments.kernel
     return run_pytest(command, environment)
 
 
-def packages_of_suite(missing: list[str], term: Term) -> None:
-    """Raise HostError that names the packages the suite needs."""
-    term.info(f"{sys.executable} has no {', '.join(missing)}")
-    raise HostError(
-        "the regression suite needs pytest and some of its plugins",
-        "run: apt-get install python3-pytest python3-pytest-xdist python3-pytest-timeout "
-        "python3-pexpect",
-    )
-
-
 def pytest_command(given: list[str]) -> list[str]:
     """Return the command of the suite, *given* being pytest's own arguments."""
     if given[:1] == ["--"]:
         given = given[1:]
-    command = [sys.executable, "-m", "pytest"]
+    command = [packages.test_python(), "-m", "pytest"]
     # A debugger or an explicit choice forbids our parallel guests.
     serial = {"--pdb", "--trace", "-s", "--co", "--collect-only", "-h", "--help", "--version"}
     chosen = any(

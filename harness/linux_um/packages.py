@@ -21,6 +21,8 @@ from .errors import HostError
 from .term import Term
 
 APT_LISTS = Path("/var/lib/apt/lists")
+# What Debian's packages of Python modules are for.
+DEBIAN_PYTHON = Path("/usr/bin/python3")
 PYTHON_TEST_MODULES = {
     "pytest": "python3-pytest",
     "xdist": "python3-pytest-xdist",
@@ -58,10 +60,11 @@ def _module(name: str) -> Callable[[], bool]:
 
 
 def test_python() -> str:
-    """Return the tests' interpreter: this one when it has pytest, else Debian's."""
-    if find_spec("pytest") is not None or not Path("/usr/bin/python3").exists():
+    """Return the tests' interpreter: this one when it has all they need, else Debian's."""
+    here = all(find_spec(module) is not None for module in PYTHON_TEST_MODULES)
+    if here or not DEBIAN_PYTHON.exists():
         return sys.executable
-    return "/usr/bin/python3"
+    return str(DEBIAN_PYTHON)
 
 
 STAGES: dict[str, tuple[Need, ...]] = {

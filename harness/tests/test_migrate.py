@@ -10,6 +10,14 @@ from linux_um.guest import Guest
 pytestmark = pytest.mark.needs_pksm
 
 COMPACT = "file=/proc/sys/vm/compact_memory:1"
+# Two sorts of duplicates with a large block of other pages between them: when
+# process 0, which holds that, has gone, one sort lies where compaction clears.
+FILLER = 12288
+ISLAND = 1024
+ISLANDS = (
+    *(f"@{process}:range=0-{ISLAND}" for process in (1, 2, 3, 4)),
+    "@1:fill=dup:1", "@2:fill=dup:1", "@0:fill=unique", "@3:fill=dup:2", "@4:fill=dup:2",
+)  # fmt: skip
 
 
 @pytest.mark.regression("R24")
@@ -18,19 +26,18 @@ def test_compaction_moves_merged_pages(guest: Guest) -> None:
     before = settle(guest)
     report = pageops(
         guest,
-        "fill=dup", "@0:fill=unique", "settle", "stat=before",
-        "@0:exit", COMPACT, "stat=moved", "verify",
-        "@1:poke=8", "verify", "stat=broken", "settle", "verify",
-        procs=4, pages=1024,
+        *ISLANDS, "settle", "stat=before", "@0:exit", COMPACT, "stat=moved", "verify",
+        "@1:poke=8", "@3:poke=9", "verify", "stat=broken", "settle", "verify",
+        procs=5, pages=FILLER,
     )  # fmt: skip
     assert vmstat(guest, "pgmigrate_success") > 0, "nothing moved: the test tested nothing"
-    assert report["before"].sharing == report["moved"].sharing == 2 * 1024
+    assert report["before"].sharing == report["moved"].sharing == 2 * ISLAND
     assert report["before"]["merged_pages"] == report["moved"]["merged_pages"]
     assert report["before"]["merged_pfn_sum"] != report["moved"]["merged_pfn_sum"], (
         "no merged page moved"
     )
     assert report["moved"]["mapcount_other"] == report["before"]["mapcount_other"]
-    assert report["broken"]["merged_ptes"] == 2 * 1024
+    assert report["broken"]["merged_ptes"] == 2 * ISLAND
     assert baseline(settle(guest)) == baseline(before)
 
 
@@ -38,24 +45,24 @@ def test_a_merged_page_that_moved_still_takes_in_duplicates(guest: Guest) -> Non
     """The stable index follows the page."""
     report = pageops(
         guest,
-        "@1:fill=dup", "@2:fill=dup", "@3:fill=dup", "@0:fill=unique", "settle", "@0:exit",
-        COMPACT, "stat=moved", "@4:fill=dup", "settle", "stat=joined", "verify",
-        procs=5, pages=1024,
+        *ISLANDS, "settle", "@0:exit", COMPACT, "stat=moved",
+        f"@5:range=0-{ISLAND}", "@5:fill=dup:1", f"@6:range=0-{ISLAND}", "@6:fill=dup:2",
+        "settle", "stat=joined", "verify",
+        procs=7, pages=FILLER,
     )  # fmt: skip
-    assert report["moved"]["merged_pages"] == report["joined"]["merged_pages"] == 1024
-    assert report["joined"]["merged_ptes"] == 4 * 1024
+    assert report["moved"]["merged_pages"] == report["joined"]["merged_pages"] == 2 * ISLAND
+    assert report["joined"]["merged_ptes"] == 6 * ISLAND
 
 
 def test_pages_that_moved_before_they_were_merged_still_merge(guest: Guest) -> None:
     """R49: migration does not lose track of a page."""
     report = pageops(
         guest,
-        "set=run:0", "@0:fill=unique", "@1:fill=dup", "@2:fill=dup", "@3:fill=dup", "@0:exit",
-        COMPACT, "set=run:1", "settle", "stat=merged", "verify",
-        procs=4, pages=1024,
+        "set=run:0", *ISLANDS, "@0:exit", COMPACT, "set=run:1", "settle", "stat=merged", "verify",
+        procs=5, pages=FILLER,
     )  # fmt: skip
     assert vmstat(guest, "pgmigrate_success") > 0
-    assert report["merged"].sharing == 2 * 1024
+    assert report["merged"].sharing == 2 * ISLAND
 
 
 def test_compaction_over_and_over_keeps_contents_and_counters(guest: Guest) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.needs_pksm
 CONTROLS = ("run", "settle_millisecs", "use_zero_pages")
 NONSENSE = {
     "run": ("3", "-1", "x", "1x", "99999999999999999999"),
-    "use_zero_pages": ("2", "-1", "yes please", "0x"),
+    "use_zero_pages": ("2", "-1", "x"),
     "settle_millisecs": ("-1", "x", "1.5", "99999999999999999999"),
 }
 

@@ -198,7 +198,7 @@ static int __init pksm_init(void)
 	struct task_struct *task;
 	int err;
 
-	err = pksm_rmap_init();
+	err = pksm_stable_init();
 	if (err)
 		return err;
 	task = kthread_run(pksmd, NULL, "pksmd");

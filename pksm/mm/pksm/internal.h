@@ -261,13 +261,24 @@ struct pksm_stable_node *pksm_stable_next(u64 hash,
 void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node));
 
 /* merge.c */
+enum pksm_result pksm_folio_fit(struct folio *folio);
+enum pksm_result pksm_merge_with_zero(struct folio *folio);
+enum pksm_result pksm_merge_with_stable(struct folio *folio,
+					struct folio *kfolio,
+					struct pksm_stable_node *node);
+enum pksm_result pksm_merge_with_unstable(struct folio *folio,
+					  struct folio *kfolio,
+					  struct pksm_rmap_item *kitem,
+					  u64 hash);
+
+/* match.c */
 void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
 
-/* rmap.c */
+/* stable.c */
 extern unsigned long pksm_nr_nodes;
 extern unsigned long pksm_nr_sharers;
 
-int pksm_rmap_init(void);
+int pksm_stable_init(void);
 struct pksm_stable_node *pksm_node_alloc(void);
 void pksm_node_free(struct pksm_stable_node *node);
 struct pksm_sharer *pksm_sharer_alloc(void);

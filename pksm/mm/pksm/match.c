@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: looking for the equal of a page that has settled.
+ *
+ * First the zero page, then the stable index, then the unstable index. A hash
+ * only says where to look; whether two pages are equal is decided in merge.c.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/highmem.h>
+#include <linux/pagemap.h>
+
+#include "internal.h"
+
+/*
+ * Compare a few cache lines, to save freezing a page for nothing when only the
+ * bits of the hash that a record keeps are equal.
+ */
+static bool pksm_pages_similar(struct page *page1, struct page *page2)
+{
+	const size_t step = PAGE_SIZE / 4 + 128;
+	char *addr1 = kmap_local_page(page1);
+	char *addr2 = kmap_local_page(page2);
+	bool similar = true;
+	size_t at;
+
+	for (at = 0; similar && at < PAGE_SIZE; at += step)
+		similar = !memcmp(addr1 + at, addr2 + at, 64);
+	kunmap_local(addr2);
+	kunmap_local(addr1);
+	return similar;
+}
+
+static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash)
+{
+	enum pksm_result result = PKSM_DIFFERS;
+	struct pksm_stable_node *node = NULL;
+
+	while ((node = pksm_stable_next(hash, node))) {
+		struct folio *kfolio = pksm_node_get_folio(node);
+
+		if (!kfolio)
+			continue;
+		if (kfolio == folio) {
+			folio_put(kfolio);
+			return PKSM_UNFIT;
+		}
+		if (!folio_trylock(kfolio)) {
+			folio_put(kfolio);
+			result = PKSM_BUSY;
+			continue;
+		}
+		if (pksm_folio_node(kfolio) == node &&
+		    !folio_test_hwpoison(kfolio)) {
+			result = pksm_merge_with_stable(folio, kfolio, node);
+		}
+		folio_unlock(kfolio);
+		folio_put(kfolio);
+		if (result == PKSM_MERGED || result == PKSM_NOMEM)
+			break;
+	}
+	return result;
+}
+
+/* A page of the index was not equal after all: has it changed since? */
+static void pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
+			 u64 hash)
+{
+	struct page *kpage = folio_page(kfolio, 0);
+
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	if (pksm_hash_alike(pksm_hash_page(kpage), hash))
+		return;
+	pksm_unstable_remove(page_to_pfn(kpage), kitem);
+	pksm_queue_add(page_to_pfn(kpage), kitem, 1);
+}
+
+static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash)
+{
+	enum pksm_result result = PKSM_DIFFERS;
+	unsigned long pfn = PKSM_END;
+	struct pksm_rmap_item *kitem;
+	struct folio *kfolio;
+	unsigned long next;
+
+	for (pfn = pksm_unstable_next(hash, PKSM_END); pfn != PKSM_END;
+	     pfn = next) {
+		enum pksm_result one = PKSM_BUSY;
+
+		kitem = pksm_item(pfn);
+		kfolio = pksm_get_tracked(pfn);
+		/* Look ahead: this record may leave the bucket. */
+		next = pksm_unstable_next(hash, pfn);
+		if (!kfolio)
+			continue;
+		if (READ_ONCE(kitem->state) & PKSM_REBORN ||
+		    !folio_trylock(kfolio)) {
+			folio_put(kfolio);
+			continue;
+		}
+		if (!pksm_pages_similar(folio_page(folio, 0),
+					folio_page(kfolio, 0)))
+			one = PKSM_DIFFERS;
+		else if (pksm_folio_fit(kfolio) == PKSM_MERGED)
+			one = pksm_merge_with_unstable(folio, kfolio, kitem,
+						       hash);
+		if (one == PKSM_DIFFERS)
+			pksm_recheck(kfolio, kitem, hash);
+		folio_unlock(kfolio);
+		folio_put(kfolio);
+		if (one == PKSM_MERGED || one == PKSM_NOMEM)
+			return one;
+		if (one != PKSM_DIFFERS)
+			result = one;
+	}
+	return result;
+}
+
+static enum pksm_result pksm_try(struct folio *folio, u64 *hash, bool *hashed)
+{
+	enum pksm_result result;
+
+	result = pksm_folio_fit(folio);
+	if (result != PKSM_MERGED)
+		return result;
+
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	*hash = pksm_hash_page(folio_page(folio, 0));
+	*hashed = true;
+	if (*hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
+		result = pksm_merge_with_zero(folio);
+		if (result != PKSM_DIFFERS)
+			return result;
+	}
+	result = pksm_try_stable(folio, *hash);
+	if (result == PKSM_DIFFERS)
+		result = pksm_try_unstable(folio, *hash);
+	return result;
+}
+
+/**
+ * pksm_consider - deal with a page that has settled
+ * @pfn: its page frame number
+ * @item: its record, popped from its queue and still marked PKSM_LIST
+ *
+ * Reads the page, and merges it, or puts its record into the unstable index, or
+ * back into a queue, or gives the page up.
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ */
+void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
+{
+	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
+	enum pksm_result result = PKSM_BUSY;
+	struct folio *folio;
+	bool hashed = false;
+	u64 hash = 0;
+
+	lockdep_assert_held(&pksm_mutex);
+
+	folio = pksm_get_tracked(pfn);
+	if (!folio) {
+		/* Being freed, or its reference count is frozen. */
+		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1));
+		return;
+	}
+	if (READ_ONCE(item->state) & PKSM_STABLE) {
+		/* It was freed just now, and a stable page moved here. */
+		pksm_queue_settle(item);
+		folio_put(folio);
+		return;
+	}
+	if (folio_trylock(folio)) {
+		result = pksm_try(folio, &hash, &hashed);
+		folio_unlock(folio);
+	}
+
+	/* Enough tries: from now on others must find this page. */
+	if (result != PKSM_MERGED && result != PKSM_UNFIT &&
+	    level >= PKSM_NR_LEVELS)
+		result = hashed ? PKSM_DIFFERS : PKSM_UNFIT;
+
+	switch (result) {
+	case PKSM_MERGED:
+	case PKSM_UNFIT:
+		pksm_queue_drop(folio_page(folio, 0), item);
+		break;
+	case PKSM_DIFFERS:
+		pksm_unstable_insert(pfn, item, hash);
+		break;
+	default:
+		pksm_queue_add(pfn, item, level);
+		break;
+	}
+	folio_put(folio);
+}

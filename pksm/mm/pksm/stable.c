@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: stable pages and those who share them.
+ *
+ * A node holds no reference on its page. When the page is freed, by whatever
+ * path, the free hook queues the node, and pksmd frees it.
+ *
+ * A sharer may have no PTE left: its process exited, or wrote to the page. Such
+ * sharers are pruned when a list has grown well beyond the number of mappings,
+ * so the length of a list, and with it the cost of a walk, follows them.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/pagemap.h>
+#include <linux/slab.h>
+#include <linux/sort.h>
+
+#include "../internal.h"
+#include "internal.h"
+
+/* Prune a list of sharers that is longer than twice the mappings plus this. */
+#define PKSM_PRUNE_SLACK	8
+
+/* Nothing here is worth a struggle for memory: a page can be merged later. */
+#define PKSM_GFP	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
+
+unsigned long pksm_nr_nodes;
+unsigned long pksm_nr_sharers;
+
+static struct kmem_cache *pksm_node_cache;
+static struct kmem_cache *pksm_sharer_cache;
+
+/**
+ * pksm_stable_init - make the slab caches
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int __init pksm_stable_init(void)
+{
+	pksm_node_cache = KMEM_CACHE(pksm_stable_node, 0);
+	pksm_sharer_cache = KMEM_CACHE(pksm_sharer, 0);
+	if (pksm_node_cache && pksm_sharer_cache)
+		return 0;
+	kmem_cache_destroy(pksm_node_cache);
+	kmem_cache_destroy(pksm_sharer_cache);
+	return -ENOMEM;
+}
+
+/**
+ * pksm_node_alloc - allocate a stable node
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ * Return: A node of zeroes, or NULL.
+ */
+struct pksm_stable_node *pksm_node_alloc(void)
+{
+	struct pksm_stable_node *node;
+
+	lockdep_assert_held(&pksm_mutex);
+	node = kmem_cache_zalloc(pksm_node_cache, PKSM_GFP);
+	if (node)
+		pksm_nr_nodes++;
+	return node;
+}
+
+/**
+ * pksm_node_free - free a stable node that nothing points to
+ * @node: the node, without sharers
+ */
+void pksm_node_free(struct pksm_stable_node *node)
+{
+	lockdep_assert_held(&pksm_mutex);
+	kmem_cache_free(pksm_node_cache, node);
+	pksm_nr_nodes--;
+}
+
+/**
+ * pksm_sharer_alloc - allocate a sharer
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ * Return: A sharer of zeroes, or NULL.
+ */
+struct pksm_sharer *pksm_sharer_alloc(void)
+{
+	struct pksm_sharer *sharer;
+
+	lockdep_assert_held(&pksm_mutex);
+	sharer = kmem_cache_zalloc(pksm_sharer_cache, PKSM_GFP);
+	if (sharer)
+		pksm_nr_sharers++;
+	return sharer;
+}
+
+/**
+ * pksm_sharer_free - free a sharer that is in no list
+ * @sharer: the sharer; its reference on an anon_vma, if any, has been put
+ */
+void pksm_sharer_free(struct pksm_sharer *sharer)
+{
+	lockdep_assert_held(&pksm_mutex);
+	kmem_cache_free(pksm_sharer_cache, sharer);
+	pksm_nr_sharers--;
+}
+
+/**
+ * pksm_folio_node - the stable node of a folio
+ * @folio: any folio
+ *
+ * Context: Any. The node is safe to use while the folio is locked, or while
+ * pksm_mutex is held.
+ * Return: The node; NULL when this is no stable page, or has lost its node.
+ */
+struct pksm_stable_node *pksm_folio_node(struct folio *folio)
+{
+	unsigned long mapping = (unsigned long)READ_ONCE(folio->mapping);
+
+	if ((mapping & PKSM_MAPPING_FLAGS) != PKSM_MAPPING_KSM)
+		return NULL;
+	return (struct pksm_stable_node *)(mapping & ~PKSM_MAPPING_FLAGS);
+}
+
+/**
+ * pksm_node_get_folio - take a reference on a stable page
+ * @node: its node
+ *
+ * Context: pksm_mutex held.
+ * Return: The folio, or NULL when it was freed.
+ */
+struct folio *pksm_node_get_folio(struct pksm_stable_node *node)
+{
+	struct folio *folio;
+	u32 pfn;
+
+	lockdep_assert_held(&pksm_mutex);
+again:
+	pfn = READ_ONCE(node->pfn);
+	folio = (struct folio *)pfn_to_page(pfn);
+	if (pksm_folio_node(folio) != node)
+		goto gone;
+	/*
+	 * No references usually means that the page is free. But migration of
+	 * a page in the swap cache freezes the count for a moment; while it
+	 * does, the folio is in the swap cache, and it is not the free path.
+	 */
+	while (!folio_try_get(folio)) {
+		if (!folio_test_swapcache(folio))
+			goto gone;
+		cpu_relax();
+	}
+	if (pksm_folio_node(folio) == node)
+		return folio;
+	folio_put(folio);
+gone:
+	/* Pairs with the barrier in folio_migrate_ksm(). */
+	smp_rmb();
+	if (READ_ONCE(node->pfn) != pfn)
+		goto again;
+	return NULL;
+}
+
+/* === pruning and reaping === */
+
+static bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
+			    pgoff_t index)
+{
+	unsigned long addr = vma_address(vma, index, 1);
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+
+	if (addr == -EFAULT || !page_vma_mapped_walk(&pvmw))
+		return false;
+	page_vma_mapped_walk_done(&pvmw);
+	return true;
+}
+
+/* Is there a PTE for the page in this anon_vma, at this offset? */
+static bool pksm_shares(struct anon_vma *anon_vma, pgoff_t index,
+			struct folio *folio)
+{
+	struct anon_vma_chain *avc;
+	bool shares = false;
+
+	anon_vma_lock_read(anon_vma);
+	anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, index, index) {
+		shares = pksm_shares_one(avc->vma, folio, index);
+		if (shares)
+			break;
+	}
+	anon_vma_unlock_read(anon_vma);
+	return shares;
+}
+
+static void pksm_sharer_drop(struct pksm_stable_node *node,
+			     struct pksm_sharer *sharer)
+{
+	hlist_del(&sharer->link);
+	node->nr_sharers--;
+	put_anon_vma(sharer->anon_vma);
+	pksm_sharer_free(sharer);
+}
+
+static int pksm_sharer_cmp(const void *a, const void *b)
+{
+	const struct pksm_sharer *sharer1 = *(const struct pksm_sharer **)a;
+	const struct pksm_sharer *sharer2 = *(const struct pksm_sharer **)b;
+
+	if (sharer1->anon_vma != sharer2->anon_vma)
+		return sharer1->anon_vma < sharer2->anon_vma ? -1 : 1;
+	if (sharer1->index != sharer2->index)
+		return sharer1->index < sharer2->index ? -1 : 1;
+	return 0;
+}
+
+/*
+ * Drop sharers that name the same place as another: the place was written to,
+ * and absorbed again. Without memory to sort them they stay for another time.
+ */
+static void pksm_drop_repeated(struct pksm_stable_node *node)
+{
+	struct pksm_sharer **array, *sharer;
+	u32 nr = node->nr_sharers, i = 0;
+
+	array = kvmalloc_array(nr, sizeof(*array), PKSM_GFP);
+	if (!array)
+		return;
+	hlist_for_each_entry(sharer, &node->sharers, link)
+		array[i++] = sharer;
+	sort(array, nr, sizeof(*array), pksm_sharer_cmp, NULL);
+	for (i = 1; i < nr; i++) {
+		if (!pksm_sharer_cmp(&array[i - 1], &array[i]))
+			pksm_sharer_drop(node, array[i - 1]);
+	}
+	kvfree(array);
+}
+
+/**
+ * pksm_node_prune - drop sharers that are of no use, once they are too many
+ * @node: the node
+ * @folio: its page, locked
+ *
+ * The list is walked when it is twice as long as there are mappings, so that
+ * a sharer costs a constant number of steps over its life.
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_node_prune(struct pksm_stable_node *node, struct folio *folio)
+{
+	struct pksm_sharer *sharer;
+	struct hlist_node *next;
+
+	lockdep_assert_held(&pksm_mutex);
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
+
+	if (node->nr_sharers <= 2 * folio_mapcount(folio) + PKSM_PRUNE_SLACK)
+		return;
+	/* A swap entry needs the sharer to be found again after swap-in. */
+	if (folio_test_swapcache(folio))
+		return;
+	hlist_for_each_entry_safe(sharer, next, &node->sharers, link) {
+		if (!pksm_shares(sharer->anon_vma, sharer->index, folio))
+			pksm_sharer_drop(node, sharer);
+		cond_resched();
+	}
+	if (node->nr_sharers > folio_mapcount(folio))
+		pksm_drop_repeated(node);
+}
+
+static void pksm_node_destroy(struct pksm_stable_node *node)
+{
+	struct pksm_sharer *sharer;
+	struct hlist_node *next;
+
+	pksm_stable_remove(node);
+	hlist_for_each_entry_safe(sharer, next, &node->sharers, link) {
+		pksm_sharer_drop(node, sharer);
+		cond_resched();
+	}
+	put_anon_vma(node->anon_vma);
+	pksm_node_free(node);
+}
+
+/**
+ * pksm_reap_dead_nodes - free the nodes whose pages were freed
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_reap_dead_nodes(void)
+{
+	int cpu;
+
+	lockdep_assert_held(&pksm_mutex);
+	for_each_possible_cpu(cpu) {
+		struct pksm_cpu *pc = per_cpu_ptr(&pksm_cpu, cpu);
+		struct llist_node *list = llist_del_all(&pc->dead_nodes);
+		struct pksm_stable_node *node, *next;
+
+		llist_for_each_entry_safe(node, next, list, dead)
+			pksm_node_destroy(node);
+	}
+}
+
+/**
+ * pksm_dead_nodes_pending - is there a node to free?
+ *
+ * Return: true when there is.
+ */
+bool pksm_dead_nodes_pending(void)
+{
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		if (!llist_empty(per_cpu_ptr(&pksm_cpu.dead_nodes, cpu)))
+			return true;
+	}
+	return false;
+}
+
+/* A stable page of which nothing is mapped: leave it without a node. */
+static void pksm_node_detach(struct pksm_stable_node *node)
+{
+	struct folio *folio = pksm_node_get_folio(node);
+
+	if (!folio)
+		return;		/* queued by the free path, or about to be */
+	folio_lock(folio);
+	if (pksm_folio_node(folio) == node && !folio_mapped(folio)) {
+		WRITE_ONCE(folio->mapping,
+			   (struct address_space *)PKSM_MAPPING_KSM);
+		pksm_forget(folio_page(folio, 0),
+			    __pksm_rmap_item(folio_page(folio, 0)));
+		pksm_node_destroy(node);
+	}
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
+/**
+ * pksm_detach_unmapped - drop the nodes of pages that live in the swap cache only
+ *
+ * Swapping such a page in makes an ordinary page of it.
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_detach_unmapped(void)
+{
+	pksm_stable_for_each(pksm_node_detach);
+}
+
+static unsigned long pksm_sharing_sum;
+
+static void pksm_count_sharing(struct pksm_stable_node *node)
+{
+	struct folio *folio = pksm_node_get_folio(node);
+
+	if (!folio)
+		return;
+	if (folio_mapcount(folio) > 1)
+		pksm_sharing_sum += folio_mapcount(folio) - 1;
+	folio_put(folio);
+}
+
+/**
+ * pksm_nr_sharing - how many PTEs map a page that others map as well
+ *
+ * It is summed up over all stable pages, so that it is exact at any time and
+ * neither fork nor exit has to count.
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ * Return: The number of PTEs of stable pages, less one for each page.
+ */
+unsigned long pksm_nr_sharing(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	pksm_sharing_sum = 0;
+	pksm_stable_for_each(pksm_count_sharing);
+	return pksm_sharing_sum;
+}
