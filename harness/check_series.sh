@@ -52,6 +52,7 @@ compile() {
 	mapfile -t objects < <(printf '%s\n' "$touched" |
 		sed -n 's|^\(mm\|fs\|kernel\)/.*\.c$|\1/|p' | sort -u)
 	if KCONFIG_ALLCONFIG=$build/wishes "${make[@]}" allnoconfig >"$build/log" 2>&1 &&
+	   { [ "$wish" != pksm ] || grep -q '^CONFIG_PKSM=y' "$build/.config"; } &&
 	   "${make[@]}" prepare "${objects[@]}" >>"$build/log" 2>&1; then
 		return 0
 	fi
@@ -70,9 +71,8 @@ for patch in "$scratch"/series/*.patch; do
 	wishes=()
 	if [ "${1-}" != --apply-only ]; then
 		wishes=(off classic)
-		if grep -qs '^config PKSM$' "$scratch/tree/mm/Kconfig" \
-				"$scratch/tree/mm/pksm/Kconfig" &&
-		   [ -f "$scratch/tree/mm/pksm/Makefile" ]; then
+		if grep -Eq '^config PKSM$|^source "mm/pksm/Kconfig"$' \
+				"$scratch/tree/mm/Kconfig"; then
 			wishes+=(pksm)
 		fi
 	fi

@@ -15,14 +15,12 @@ from . import build, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
+from .options import add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import attach, on_terminal
-from .source import DEFAULT_KERNEL
 from .term import Term
-from .uml import parse_size
 
-DEFAULT_PROFILE = "fast"
 # Wall-clock limit of `run`, in seconds; 0 on the command line means none.
 DEFAULT_TIMEOUT = 3600.0
 # Environment variables by which `test` tells the suite what to test.
@@ -74,19 +72,13 @@ def add_parsers(subparsers: Any) -> None:
         add_help=False,
         allow_abbrev=False,
     )
-    test.add_argument("--profile", default=DEFAULT_PROFILE)
-    test.add_argument("--kernel", default=DEFAULT_KERNEL)
+    add_kernel_options(test)
     test.add_argument("pytest_arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
     test.set_defaults(handler=test_command)
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--profile", default=DEFAULT_PROFILE, help="kernel configuration (default %(default)s)"
-    )
-    parser.add_argument(
-        "--kernel", default=DEFAULT_KERNEL, metavar="VERSION", help="default %(default)s"
-    )
+    add_kernel_options(parser)
     parser.add_argument(
         "--mem", default=DEFAULT_MEM, metavar="SIZE", help="memory (default %(default)s)"
     )

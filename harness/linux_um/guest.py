@@ -22,6 +22,7 @@ from pathlib import Path
 from . import build, doctor, rootfs
 from .agent import Completed, Guest, Process
 from .errors import LinuxUmError, UsageError
+from .options import parse_size
 from .outcome import (
     CONSOLE_TAIL_LINES,
     Finding,
@@ -36,7 +37,7 @@ from .outcome import (
 from .rundir import RunDir
 from .source import DEFAULT_KERNEL
 from .term import Term
-from .uml import Machine, MachineOptions, parse_size
+from .uml import Machine, MachineOptions
 
 __all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest", "parse_share"]
 
@@ -129,7 +130,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     mem_bytes = parse_size(options.mem)
     image = _image(options.profile, options.kernel, term)
     initrd = _initrd(options.kernel, term)
-    doctor.boot_checks(mem_bytes)
+    memory = doctor.boot_checks(mem_bytes)
     rundir = RunDir(options.name)
     repeat = _repeat_command(options)
     rundir.write("command.txt", repeat + "\n")
@@ -148,6 +149,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
                 swap=options.swap,
                 time_travel=options.time_travel,
                 append=options.append,
+                memory=memory,
             ),
             rundir,
         )

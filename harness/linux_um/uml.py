@@ -13,21 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import HostError, UsageError
+from .errors import HostError
+from .options import parse_size
 from .paths import repo_root
 from .rundir import RunDir
 
 _PR_SET_CHILD_SUBREAPER = 36
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SWAP_FILE = "swap"
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as ``256M``. Raises UsageError."""
-    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip().upper())
-    if not match or int(match[1]) == 0:
-        raise UsageError(f"'{text}' is not a size", "write it like 256M or 1G")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,8 @@ class MachineOptions:
     """What a machine is to be like.
 
     ``mem`` and ``swap`` are sizes such as 256M; no swap device when ``swap`` is
-    None. ``append`` holds words for the kernel's command line.
+    None. ``append`` holds words for the kernel's command line. ``memory`` is the
+    directory of the host for the file that is the guest's memory.
     """
 
     linux: Path
@@ -44,6 +37,7 @@ class MachineOptions:
     swap: str | None = None
     time_travel: bool = False
     append: Sequence[str] = ()
+    memory: Path | None = None
 
 
 class Machine:
@@ -66,6 +60,9 @@ class Machine:
             if options.swap is not None:
                 with open(rundir.path / SWAP_FILE, "wb") as swap:
                     swap.truncate(parse_size(options.swap))
+            environment = dict(os.environ)
+            if options.memory is not None:
+                environment["TMPDIR"] = str(options.memory)
             with open(rundir.console, "ab") as console:
                 self._process = subprocess.Popen(
                     command,
@@ -74,6 +71,7 @@ class Machine:
                     stderr=subprocess.STDOUT,
                     pass_fds=(guest_in, guest_out),
                     start_new_session=True,
+                    env=environment,
                 )
         except OSError as error:
             os.close(self.line_in)

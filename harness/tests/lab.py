@@ -31,9 +31,6 @@ GAUGES = (
     "pages_volatile",
 )
 
-# Birthplaces of pages that have no hook yet: the copy that a write makes, be it of
-# the zero page, of a merged page or of a page that a fork shares.
-NO_COPY_HOOK = "a page born in wp_page_copy() does not enter the engine yet"
 Counters = dict[str, int]
 # Boots a guest; its keyword arguments are those of boot_guest().
 BootFresh = Callable[..., Guest]

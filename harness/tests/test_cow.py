@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import NO_COPY_HOOK, baseline, memdup, pageops, settle
+from lab import baseline, memdup, pageops, settle
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -61,7 +61,6 @@ def test_rewriting_one_process_leaves_every_byte_of_the_others(guest: Guest) -> 
     assert rewritten.sharing < report["settled"].sharing
 
 
-@pytest.mark.xfail(reason=NO_COPY_HOOK, strict=True)
 @pytest.mark.regression("R48")
 def test_a_page_broken_off_can_merge_again(guest: Guest) -> None:
     """R48: a copy made by a write is a page like any other."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import NO_COPY_HOOK, pageops, tracked
+from lab import pageops, tracked
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -67,7 +67,6 @@ def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:
     guest.set_pksm("run", 1)
 
 
-@pytest.mark.xfail(reason=NO_COPY_HOOK, strict=True)
 @pytest.mark.regression("R49")
 def test_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> None:
     """R49: the zero page was mapped there; the write copies it."""
@@ -78,7 +77,6 @@ def test_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> No
     assert grown == PAGES
 
 
-@pytest.mark.xfail(reason=NO_COPY_HOOK, strict=True)
 @pytest.mark.regression("R49")
 def test_pages_copied_after_a_fork_enter(guest: Guest) -> None:
     """R49: parent and child hold different pages once one of them has written."""

@@ -116,7 +116,8 @@ def test_mappings_moved_before_they_merge_are_found(guest: Guest) -> None:
 def test_a_part_of_a_mapping_is_a_part(guest: Guest) -> None:
     report = pageops(
         guest, "fill=dup", "settle", "@0:range=10-20", "@0:madvise=dontneed", "stat=part",
-        "@1:verify", "@0:fill=dup", "settle", "stat=whole", "verify",
+        "@1:verify", "@0:fill=dup", "settle", "stat=whole", "verify", "@0:range=all",
+        "verify",
         procs=2, pages=64,
     )  # fmt: skip
     assert report["part"]["merged_ptes"] == 2 * 64 - 10

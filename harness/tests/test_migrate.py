@@ -12,7 +12,7 @@ pytestmark = pytest.mark.needs_pksm
 COMPACT = "file=/proc/sys/vm/compact_memory:1"
 # Two sorts of duplicates with a large block of other pages between them: when
 # process 0, which holds that, has gone, one sort lies where compaction clears.
-FILLER = 12288
+FILLER = 8192
 ISLAND = 1024
 ISLANDS = (
     *(f"@{process}:range=0-{ISLAND}" for process in (1, 2, 3, 4)),

@@ -53,7 +53,7 @@ def test_data_larger_than_memory_survives(boot_fresh: BootFresh) -> None:
     before = settle(guest)
     memdup(
         guest, "--procs", "3", "--mib", "20", "--dup", "20", "--zero", "5", "--unique", "75",
-        "--rewriters", "all", "--rewrite", "10",
+        "--rewriters", "all", "--rewrite", "10", "--settle-timeout", "300",
     )  # fmt: skip
     assert vmstat(guest, "pswpout") > 0, "nothing was swapped: the test tested nothing"
     assert vmstat(guest, "pswpin") > 0
@@ -66,8 +66,11 @@ def test_duplicates_larger_than_memory_survive(boot_fresh: BootFresh) -> None:
     """Swapped out before they are merged, merged when they are back."""
     guest = boot_fresh(mem="56M", swap="128M")
     # Else the engine might merge as fast as memory is filled, and nothing be swapped.
-    guest.set_pksm("settle_millisecs", 3000)
-    memdup(guest, "--procs", "4", "--mib", "16", "--dup", "100", "--rewriters", "all")
+    guest.set_pksm("settle_millisecs", 500)
+    memdup(
+        guest, "--procs", "4", "--mib", "14", "--dup", "100", "--rewriters", "all",
+        "--rewrite", "5", "--settle-timeout", "300",
+    )  # fmt: skip
     assert vmstat(guest, "pswpout") > 0
 
 

@@ -33,7 +33,8 @@ from linux_um.outcome import (  # noqa: E402
 )
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost  # noqa: E402
-from linux_um.uml import MachineOptions, machine_command, parse_size  # noqa: E402
+from linux_um.options import parse_size  # noqa: E402
+from linux_um.uml import MachineOptions, machine_command  # noqa: E402
 
 BOOTED = "Checking PROT_EXEC mmap in /dev/shm...OK\n[    0.000000] Linux version 6.12.117 (x)\n"
 WARN = (

@@ -278,7 +278,8 @@ static void worker_order(void *ctx __unused, const struct order *o, struct reply
 		r->status = do_fill(o->text);
 		break;
 	case OP_VERIFY:
-		r->wrong = region_check(me.base, me.shadow, opt.pages, "at verify");
+		r->wrong = region_check(at(me.first), me.shadow + me.first,
+					me.last - me.first, "at verify");
 		break;
 	case OP_WRITE:
 		r->status = do_write(o->value);
@@ -430,12 +431,13 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 		die(EXIT_USAGE, "\"%s\": too long", word);
 	strcpy(o.text, arg);
 	if (o.op == OP_RANGE) {
-		unsigned int first, last;
+		unsigned int first = 0, last = opt.pages;
 		char tail;
 
-		if (sscanf(arg, "%u-%u%c", &first, &last, &tail) != 2 || first >= last ||
-		    last > opt.pages)
-			die(EXIT_USAGE, "\"%s\": not FIRST-END within %zu pages", word, opt.pages);
+		if (strcmp(arg, "all") &&
+		    (sscanf(arg, "%u-%u%c", &first, &last, &tail) != 2 || first >= last ||
+		     last > opt.pages))
+			die(EXIT_USAGE, "\"%s\": not all, nor FIRST-END within %zu pages", word, opt.pages);
 		o.value = (uint64_t)first << 32 | last;
 	} else if (worker_ops[k].number) {
 		o.value = parse_number(name, arg, 0, o.op == OP_WRITE ? 100 : PAGE_BYTES - 1);
@@ -505,7 +507,7 @@ static void __noreturn usage(int status)
 		"Each of N processes maps a region; then the operations follow, in every process\n"
 		"or, as @K:OPERATION, in process K alone:\n"
 		"  fill=dup[:N] same[:N] zero unique near[:BYTE] nearzero[:BYTE]\n"
-		"  write=PERCENT   poke=BYTE   touch=read|write   verify   range=FIRST-END\n"
+		"  write=PERCENT   poke=BYTE   touch=read|write   verify   range=FIRST-END|all\n"
 		"  map  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write\n"

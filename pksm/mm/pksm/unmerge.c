@@ -54,43 +54,44 @@ struct pksm_search {
 	unsigned long addr;
 };
 
-static int pksm_search_pmd(pmd_t *pmd, unsigned long addr, unsigned long end,
+/* Large pages are never merged: neither look into them nor split them. */
+static int pksm_search_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
+			   struct mm_walk *walk)
+{
+	pmd_t entry = pmdp_get_lockless(pmd);
+
+	if (!pmd_present(entry) || pmd_trans_huge(entry) || pmd_devmap(entry))
+		walk->action = ACTION_CONTINUE;
+	cond_resched();
+	return 0;
+}
+
+static int pksm_search_pte(pte_t *pte, unsigned long addr, unsigned long next,
 			   struct mm_walk *walk)
 {
 	struct pksm_search *search = walk->private;
-	pte_t *start, *pte;
-	spinlock_t *ptl;	/* of the page table */
-	int found = 0;
+	pte_t entry = ptep_get(pte);
 
-	start = pte_offset_map_lock(walk->mm, pmd, addr, &ptl);
-	if (!start)
+	if (!pksm_pte_merged(walk->vma, addr, entry))
 		return 0;
-	for (pte = start; addr < end; pte++, addr += PAGE_SIZE) {
-		pte_t entry = ptep_get(pte);
-
-		if (!pksm_pte_merged(walk->vma, addr, entry))
-			continue;
-		if (search->count_only) {
-			/* Zero pages are counted where they are mapped. */
-			search->nr += !is_ksm_zero_pte(entry);
-			continue;
-		}
-		search->addr = addr;
-		found = 1;
-		break;
+	if (search->count_only) {
+		/* Zero pages are counted where they are mapped. */
+		search->nr += !is_ksm_zero_pte(entry);
+		return 0;
 	}
-	pte_unmap_unlock(start, ptl);
-	cond_resched();
-	return found;
+	search->addr = addr;
+	return 1;
 }
 
 static const struct mm_walk_ops pksm_search_ops = {
 	.pmd_entry = pksm_search_pmd,
+	.pte_entry = pksm_search_pte,
 	.walk_lock = PGWALK_RDLOCK,
 };
 
 static const struct mm_walk_ops pksm_search_locked_ops = {
 	.pmd_entry = pksm_search_pmd,
+	.pte_entry = pksm_search_pte,
 	.walk_lock = PGWALK_WRLOCK,
 };
 
@@ -161,23 +162,22 @@ static int pksm_unmerge_mm(struct mm_struct *mm)
 /* The next process from a number on that has an address space. */
 static struct mm_struct *pksm_next_mm(pid_t *nr)
 {
+	struct task_struct *leader, *thread;
 	struct mm_struct *mm = NULL;
-	struct task_struct *task;
 	struct pid *pid;
 
 	rcu_read_lock();
 	while (!mm && (pid = find_ge_pid(*nr, &init_pid_ns))) {
 		*nr = pid_nr(pid) + 1;
-		task = pid_task(pid, PIDTYPE_TGID);
-		if (!task)
+		leader = pid_task(pid, PIDTYPE_TGID);
+		if (!leader)
 			continue;
-		task = find_lock_task_mm(task);
-		if (!task)
-			continue;
-		mm = task->mm;
-		if (task->flags & PF_KTHREAD || !mmget_not_zero(mm))
-			mm = NULL;
-		task_unlock(task);
+		/* The first thread may have exited before the others. */
+		for_each_thread(leader, thread) {
+			mm = get_task_mm(thread);
+			if (mm)
+				break;
+		}
 	}
 	rcu_read_unlock();
 	return mm;
