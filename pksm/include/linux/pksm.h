@@ -10,7 +10,8 @@
  *
  * PG_pksm marks a page that the engine keeps a record of. The fault path sets
  * it by __SetPagePKSM() while the page is still private; the free path clears
- * it by __ClearPagePKSM(). In between it changes by ClearPagePKSM() only.
+ * it by __ClearPagePKSM(). In between, and for pages that migrate, it is changed
+ * by SetPagePKSM() and ClearPagePKSM().
  */
 #include <linux/jump_label.h>
 #include <linux/mm_types.h>

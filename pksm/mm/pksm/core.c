@@ -12,6 +12,7 @@
 #include <linux/freezer.h>
 #include <linux/init.h>
 #include <linux/kthread.h>
+#include <linux/memblock.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
 
@@ -29,8 +30,17 @@ bool pksm_use_zero_pages = true;
 
 struct task_struct *pksmd_task;
 
-/* pksmd sleeps without a time limit: whoever leaves it work has to wake it. */
+/*
+ * How long pksmd lets things gather, in jiffies, after it found some. It can be
+ * woken by faults and frees only after that, so they do it at most so often.
+ */
+#define PKSM_GATHER	max(HZ / 20, 1)
+
+/* pksmd sleeps, and whoever leaves it something to do is to wake it. */
 static bool pksm_idle;
+
+/* A control was changed: pksmd must not go to sleep on what it knew before. */
+static bool pksm_poked;
 
 static void pksm_wake_work(struct irq_work *work)
 {
@@ -46,6 +56,7 @@ static DEFINE_IRQ_WORK(pksm_wake, pksm_wake_work);
  */
 void pksm_wake_daemon(void)
 {
+	WRITE_ONCE(pksm_poked, true);
 	if (pksmd_task)
 		wake_up_process(pksmd_task);
 }
@@ -53,7 +64,7 @@ void pksm_wake_daemon(void)
 /**
  * pksm_kick - there is something for pksmd
  *
- * Costs a read while pksmd is awake, or has a time to wake up.
+ * Costs a read while pksmd is awake, or has been just now.
  *
  * Context: Any, after what there is to do was made visible, with a full memory
  * barrier between the two.
@@ -66,7 +77,8 @@ void pksm_kick(void)
 
 static bool pksm_work_pending(void)
 {
-	return pksm_intake_pending() || pksm_dead_nodes_pending();
+	return pksm_intake_pending() || pksm_unstable_dead() ||
+	       pksm_dead_nodes_pending();
 }
 
 /* One round. Returns how long to sleep after it, in jiffies; 0: not at all. */
@@ -76,6 +88,7 @@ static unsigned long pksm_do_round(void)
 	bool turned = false;
 
 	mutex_lock(&pksm_mutex);
+	WRITE_ONCE(pksm_poked, false);
 	pksm_reap_dead_nodes();
 	pksm_unstable_reap();
 	pksm_queue_collect();
@@ -94,15 +107,14 @@ static unsigned long pksm_do_round(void)
 	return timeout;
 }
 
-static void pksm_sleep(unsigned long timeout)
+static void pksm_sleep(unsigned long timeout, bool idle)
 {
 	set_current_state(TASK_INTERRUPTIBLE | TASK_FREEZABLE);
-	if (timeout == MAX_SCHEDULE_TIMEOUT)
-		WRITE_ONCE(pksm_idle, true);
+	WRITE_ONCE(pksm_idle, idle);
 	/* Pairs with the barrier before pksm_kick(). */
 	smp_mb();
-	if (!kthread_should_stop() &&
-	    !(timeout == MAX_SCHEDULE_TIMEOUT && pksm_work_pending()))
+	if (!kthread_should_stop() && !READ_ONCE(pksm_poked) &&
+	    !(idle && pksm_work_pending()))
 		schedule_timeout(timeout);
 	__set_current_state(TASK_RUNNING);
 	WRITE_ONCE(pksm_idle, false);
@@ -113,13 +125,16 @@ static int pksmd(void *unused)
 	set_user_nice(current, 5);
 	set_freezable();
 	while (!kthread_should_stop()) {
+		bool found = pksm_work_pending();
 		unsigned long timeout = pksm_do_round();
 
 		try_to_freeze();
-		if (timeout)
-			pksm_sleep(timeout);
-		else
+		if (!timeout)
 			cond_resched();
+		else if (found)
+			pksm_sleep(min(timeout, PKSM_GATHER), false);
+		else
+			pksm_sleep(timeout, true);
 	}
 	return 0;
 }
@@ -128,7 +143,7 @@ static int pksmd(void *unused)
 static void pksm_intake_off(void)
 {
 	static_branch_disable(&pksm_intake_key);
-	/* They hold a page table lock, which is an RCU read-side section. */
+	/* They are RCU readers: by a page table lock, or in folio_migrate_ksm(). */
 	synchronize_rcu();
 }
 
@@ -145,7 +160,8 @@ static void pksm_forget_everything(void)
  *
  * Context: Process context. Takes pksm_mutex, may sleep.
  * Return: 0; -ENOMEM without memory for the indexes; -ENODEV without a daemon;
- * -EINTR; or the error of pksm_unmerge_all(), after which the engine is stopped.
+ * -EOPNOTSUPP with memory beyond 16 TiB; -EINTR; or the error of
+ * pksm_unmerge_all(), after which the engine is stopped.
  */
 int pksm_set_run(enum pksm_run run)
 {
@@ -160,6 +176,11 @@ int pksm_set_run(enum pksm_run run)
 
 	switch (run) {
 	case PKSM_RUN_MERGE:
+		/* A record has 32 bits for a page frame number. */
+		if (max_pfn > PKSM_END) {
+			err = -EOPNOTSUPP;
+			break;
+		}
 		err = pksm_index_alloc();
 		if (err)
 			break;

@@ -12,10 +12,12 @@
  * The hash is a 64-bit xxHash of the whole page, keyed by a secret of this boot.
  * A record keeps 27 bits of it; pages with equal bits may lie in one bucket in
  * any number. The tables are allocated when the engine is first started: for N
- * pages of memory at most 2 N bytes each.
+ * pages of memory at most 2 N bytes for the unstable and N bytes for the stable
+ * index, and N / 16 bytes to mark buckets.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
+#include <linux/bitmap.h>
 #include <linux/highmem.h>
 #include <linux/log2.h>
 #include <linux/random.h>
@@ -27,6 +29,12 @@
 
 static u32 *pksm_unstable;		/* first page frame number by bucket */
 static unsigned int pksm_unstable_bits;
+
+/* Where records have died: a bit for each bucket, a bit for each word of those. */
+static unsigned long *pksm_dead_buckets;
+static unsigned long *pksm_dead_words;
+static bool pksm_dead_any;
+
 static struct hlist_head *pksm_stable;
 static unsigned int pksm_stable_bits;
 static u64 pksm_secret;
@@ -41,6 +49,7 @@ static u64 pksm_hash_of_zero;
 int pksm_index_alloc(void)
 {
 	unsigned int bits = ilog2(totalram_pages());
+	unsigned long *buckets, *words;
 	struct hlist_head *stable;
 	u32 *unstable;
 
@@ -48,12 +57,16 @@ int pksm_index_alloc(void)
 	if (pksm_unstable)
 		return 0;
 
-	bits = clamp(bits - 1, 4U, (unsigned int)PKSM_HASH_BITS);
+	bits = clamp(bits - 1, 8U, (unsigned int)PKSM_HASH_BITS);
 	unstable = vmalloc(sizeof(*unstable) << bits);
-	stable = vzalloc(sizeof(*stable) << (bits - 1));
-	if (!unstable || !stable) {
+	stable = vzalloc(sizeof(*stable) << (bits - 2));
+	buckets = bitmap_zalloc(1UL << bits, GFP_KERNEL);
+	words = bitmap_zalloc(BITS_TO_LONGS(1UL << bits), GFP_KERNEL);
+	if (!unstable || !stable || !buckets || !words) {
 		vfree(unstable);
 		vfree(stable);
+		bitmap_free(buckets);
+		bitmap_free(words);
 		return -ENOMEM;
 	}
 	memset(unstable, 0xff, sizeof(*unstable) << bits);
@@ -62,7 +75,9 @@ int pksm_index_alloc(void)
 	pksm_secret = get_random_u64();
 	pksm_hash_of_zero = pksm_hash_page(ZERO_PAGE(0));
 	pksm_unstable_bits = bits;
-	pksm_stable_bits = bits - 1;
+	pksm_stable_bits = bits - 2;
+	pksm_dead_buckets = buckets;
+	pksm_dead_words = words;
 	pksm_stable = stable;
 	pksm_unstable = unstable;
 	return 0;
@@ -222,48 +237,65 @@ unsigned long pksm_unstable_next(u64 hash, unsigned long pfn)
 	return PKSM_END;
 }
 
-/* Take a record out of its bucket if its page is gone. */
-static void pksm_reap_record(unsigned long pfn)
+/**
+ * pksm_unstable_note_dead - a page of the index was freed
+ * @state: the state its record had
+ *
+ * Marks the bucket, so that pksmd finds it, and the word in which that mark is.
+ * pksmd clears the marks in the opposite order before it looks, so that none is
+ * lost.
+ *
+ * Context: Any, after the record was marked dead with full ordering. Takes no
+ * lock and never sleeps.
+ * Return: true when nobody else has marked anything before; all memory accesses
+ * before the call are then ordered before those behind it.
+ */
+bool pksm_unstable_note_dead(u32 state)
 {
-	struct pksm_rmap_item *item = pksm_item(pfn);
-	u32 state;
+	unsigned long bucket = pksm_bucket(state >> PKSM_HASH_SHIFT) -
+			       pksm_unstable;
 
-	if (!item)
-		return;
-	state = READ_ONCE(item->state);
-	if (pksm_where(state) == PKSM_INDEX && !pksm_indexed(state))
-		pksm_unstable_remove(pfn, item);
+	if (test_and_set_bit(bucket, pksm_dead_buckets) ||
+	    test_and_set_bit(bucket / BITS_PER_LONG, pksm_dead_words))
+		return false;
+	return !xchg(&pksm_dead_any, true);
 }
 
-static void pksm_reap_ring(struct pksm_cpu *pc)
+/**
+ * pksm_unstable_dead - was a page of the index freed?
+ *
+ * Return: true when pksm_unstable_reap() has something to do.
+ */
+bool pksm_unstable_dead(void)
 {
-	u32 *slot = &pc->ring[pc->ring_tail % PKSM_RING_SIZE];
-	u32 value;
-
-	/* Pairs with the release of pksm_ring_push(). */
-	while ((value = smp_load_acquire(slot))) {
-		/* The slot is the writer's again: pairs with its acquire. */
-		smp_store_release(slot, 0);
-		pc->ring_tail++;
-		pksm_reap_record(value - 1);
-		slot = &pc->ring[pc->ring_tail % PKSM_RING_SIZE];
-		cond_resched();
-	}
+	return READ_ONCE(pksm_dead_any);
 }
 
-/* A ring was full: look at every record. It costs 8 bytes read for each page. */
-static void pksm_reap_all(void)
+/* Take the records out of a bucket whose pages are gone. */
+static void pksm_reap_bucket(u32 *link)
 {
-	struct zone *zone;
-	unsigned long pfn;
+	while (*link != PKSM_END) {
+		unsigned long pfn = *link;
+		struct pksm_rmap_item *item = pksm_item(pfn);
 
-	for_each_populated_zone(zone) {
-		for (pfn = zone->zone_start_pfn; pfn < zone_end_pfn(zone);
-		     pfn++) {
-			pksm_reap_record(pfn);
-			cond_resched();
+		if (pksm_indexed(READ_ONCE(item->state))) {
+			link = &item->next;
+			continue;
 		}
+		*link = item->next;
+		pksm_unlinked(pfn, item);
 	}
+}
+
+/* Reap the buckets that are marked in one word. */
+static void pksm_reap_word(unsigned long nr)
+{
+	unsigned long word = xchg(&pksm_dead_buckets[nr], 0);
+	unsigned long bit;
+
+	for_each_set_bit(bit, &word, BITS_PER_LONG)
+		pksm_reap_bucket(&pksm_unstable[nr * BITS_PER_LONG + bit]);
+	cond_resched();
 }
 
 /**
@@ -273,21 +305,21 @@ static void pksm_reap_all(void)
  */
 void pksm_unstable_reap(void)
 {
-	bool lost = false;
-	int cpu;
+	unsigned long words = BITS_TO_LONGS(1UL << pksm_unstable_bits);
+	unsigned long i, bit;
 
 	lockdep_assert_held(&pksm_mutex);
-	if (!pksm_unstable)
+	if (!pksm_unstable || !xchg(&pksm_dead_any, false))
 		return;
-	for_each_possible_cpu(cpu) {
-		struct pksm_cpu *pc = per_cpu_ptr(&pksm_cpu, cpu);
+	for (i = 0; i < BITS_TO_LONGS(words); i++) {
+		unsigned long word;
 
-		if (READ_ONCE(pc->ring_lost) && xchg(&pc->ring_lost, false))
-			lost = true;
-		pksm_reap_ring(pc);
+		if (!READ_ONCE(pksm_dead_words[i]))
+			continue;
+		word = xchg(&pksm_dead_words[i], 0);
+		for_each_set_bit(bit, &word, BITS_PER_LONG)
+			pksm_reap_word(i * BITS_PER_LONG + bit);
 	}
-	if (lost)
-		pksm_reap_all();
 }
 
 /**

@@ -267,33 +267,6 @@ void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 
 /* === the free path === */
 
-/*
- * Tell pksmd of a record that is dead in its bucket. One writer (this CPU,
- * interrupts off) and one reader (pksmd): a slot that is not zero belongs to
- * the reader.
- */
-static void pksm_ring_push(unsigned long pfn)
-{
-	struct pksm_cpu *pc;
-	unsigned long flags;
-	u32 *slot;
-
-	local_irq_save(flags);
-	pc = this_cpu_ptr(&pksm_cpu);
-	slot = &pc->ring[pc->ring_head % PKSM_RING_SIZE];
-	/* Pairs with the releases of pksm_reap_ring(), and it with this one. */
-	if (likely(!smp_load_acquire(slot))) {
-		/* The slot is the reader's now. */
-		smp_store_release(slot, (u32)pfn + 1);
-		pc->ring_head++;
-	} else {
-		WRITE_ONCE(pc->ring_lost, true);
-	}
-	local_irq_restore(flags);
-	/* Before pksm_kick(). */
-	smp_mb();
-}
-
 /**
  * pksm_del_anon_page - forget a page that is being freed
  * @page: the page, with PG_pksm set and no reference left; page->mapping is
@@ -329,8 +302,8 @@ void pksm_del_anon_page(struct page *page)
 		}
 	} else if (pksm_where(old) == PKSM_INDEX && !(old & PKSM_REBORN)) {
 		/* A record that was reborn has been announced before. */
-		pksm_ring_push(page_to_pfn(page));
-		pksm_kick();
+		if (pksm_unstable_note_dead(old))
+			pksm_kick();
 	}
 }
 
@@ -395,9 +368,9 @@ struct folio *pksm_get_tracked(unsigned long pfn)
 }
 
 /**
- * pksm_intake_pending - is there anything that only pksmd can deal with?
+ * pksm_intake_pending - has the fault path left anything?
  *
- * Return: true when a new list or a ring holds something.
+ * Return: true when a new list holds something.
  */
 bool pksm_intake_pending(void)
 {
@@ -406,9 +379,7 @@ bool pksm_intake_pending(void)
 	for_each_possible_cpu(cpu) {
 		struct pksm_cpu *pc = per_cpu_ptr(&pksm_cpu, cpu);
 
-		if (READ_ONCE(pc->new_head) != PKSM_END ||
-		    READ_ONCE(pc->ring_lost) ||
-		    READ_ONCE(pc->ring[pc->ring_tail % PKSM_RING_SIZE]))
+		if (READ_ONCE(pc->new_head) != PKSM_END)
 			return true;
 	}
 	return false;

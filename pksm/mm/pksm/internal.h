@@ -42,8 +42,9 @@
  * @state is changed by cmpxchg only, since the fault path, the free path and
  * pksmd all write it. @next belongs to the fault path while the record is not
  * linked and to pksmd while it is. A reference on the page (taken with
- * folio_try_get(), then PagePKSM() tested again) keeps the free path out: as
- * long as it is held, nobody but the holder of pksm_mutex changes @state.
+ * folio_try_get(), then PagePKSM() tested again) keeps the free path out, and
+ * migration, which wants to be the only one to have it: as long as it is held,
+ * nobody but the holder of pksm_mutex changes @state.
  *
  * Lock order
  * ----------
@@ -162,29 +163,18 @@ enum pksm_event {
 	NR_PKSM_EVENTS,
 };
 
-/* Slots of the per-CPU ring of freed pages whose record lies in a bucket. */
-#define PKSM_RING_SIZE		1024
-
 /**
  * struct pksm_cpu - what fault and free paths write, each on its own CPU
  * @new_head: the new list, a chain of page frame numbers
  * @nr: pages by class; single CPUs may be negative, the sum is exact
  * @events: see enum pksm_event
  * @dead_nodes: stable nodes whose page was freed
- * @ring_head: where the free path writes next
- * @ring_tail: where pksmd reads next
- * @ring_lost: the ring was full: pksmd must look at every record
- * @ring: page frame number + 1, or 0 for an empty slot
  */
 struct pksm_cpu {
 	u32 new_head;
 	long nr[NR_PKSM_CLASSES];
 	unsigned long events[NR_PKSM_EVENTS];
 	struct llist_head dead_nodes;
-	u32 ring_head;
-	u32 ring_tail;
-	bool ring_lost;
-	u32 ring[PKSM_RING_SIZE];
 };
 
 DECLARE_PER_CPU(struct pksm_cpu, pksm_cpu);
@@ -195,6 +185,7 @@ enum pksm_result {
 	PKSM_DIFFERS,	/* not equal to the other page */
 	PKSM_BUSY,	/* locked, referenced or changing: try again later */
 	PKSM_UNFIT,	/* nothing that could ever be merged */
+	PKSM_UNFIT_PARTNER,	/* the other page is */
 	PKSM_NOMEM,	/* no memory for the engine's own records */
 };
 
@@ -252,6 +243,8 @@ void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
 			  u64 hash);
 void pksm_unstable_remove(unsigned long pfn, struct pksm_rmap_item *item);
 unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
+bool pksm_unstable_note_dead(u32 state);
+bool pksm_unstable_dead(void);
 void pksm_unstable_reap(void);
 void pksm_unstable_empty(void);
 void pksm_stable_insert(struct pksm_stable_node *node);
@@ -286,6 +279,8 @@ void pksm_sharer_free(struct pksm_sharer *sharer);
 struct pksm_stable_node *pksm_folio_node(struct folio *folio);
 struct folio *pksm_node_get_folio(struct pksm_stable_node *node);
 void pksm_node_prune(struct pksm_stable_node *node, struct folio *folio);
+bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
+		     pgoff_t index);
 void pksm_reap_dead_nodes(void);
 bool pksm_dead_nodes_pending(void);
 void pksm_detach_unmapped(void);

@@ -13,6 +13,12 @@
 #include "internal.h"
 
 /*
+ * How many pages of the unstable index are tried. There may be any number with
+ * equal contents, as long as something keeps them from being merged.
+ */
+#define PKSM_MAX_CANDIDATES	8U
+
+/*
  * Compare a few cache lines, to save freezing a page for nothing when only the
  * bits of the hash that a record keeps are equal.
  */
@@ -31,7 +37,8 @@ static bool pksm_pages_similar(struct page *page1, struct page *page2)
 	return similar;
 }
 
-static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash)
+static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash,
+					bool *differed)
 {
 	enum pksm_result result = PKSM_DIFFERS;
 	struct pksm_stable_node *node = NULL;
@@ -41,101 +48,141 @@ static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash)
 
 		if (!kfolio)
 			continue;
-		if (kfolio == folio) {
-			folio_put(kfolio);
-			return PKSM_UNFIT;
-		}
 		if (!folio_trylock(kfolio)) {
 			folio_put(kfolio);
 			result = PKSM_BUSY;
 			continue;
 		}
 		if (pksm_folio_node(kfolio) == node &&
-		    !folio_test_hwpoison(kfolio)) {
+		    !folio_test_hwpoison(kfolio))
 			result = pksm_merge_with_stable(folio, kfolio, node);
-		}
 		folio_unlock(kfolio);
 		folio_put(kfolio);
-		if (result == PKSM_MERGED || result == PKSM_NOMEM)
+		if (result != PKSM_DIFFERS)
 			break;
+		*differed = true;
 	}
 	return result;
 }
 
-/* A page of the index was not equal after all: has it changed since? */
-static void pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
+/*
+ * A page of the index was not equal after all. One that changed since it was
+ * hashed goes back to the queue. Returns true when it did not change.
+ */
+static bool pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
 			 u64 hash)
 {
 	struct page *kpage = folio_page(kfolio, 0);
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	if (pksm_hash_alike(pksm_hash_page(kpage), hash))
-		return;
+		return true;
 	pksm_unstable_remove(page_to_pfn(kpage), kitem);
 	pksm_queue_add(page_to_pfn(kpage), kitem, 1);
+	return false;
 }
 
-static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash)
+/* A page of the index that can never be merged: nobody is to meet it again. */
+static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
+{
+	struct page *kpage = folio_page(kfolio, 0);
+
+	pksm_unstable_remove(page_to_pfn(kpage), kitem);
+	pksm_forget(kpage, kitem);
+}
+
+/* Both pages are locked. */
+static enum pksm_result pksm_try_candidate(struct folio *folio,
+					   struct folio *kfolio,
+					   struct pksm_rmap_item *kitem,
+					   u64 hash, bool *differed)
+{
+	enum pksm_result result = pksm_folio_fit(kfolio);
+
+	if (result == PKSM_UNFIT)
+		result = PKSM_UNFIT_PARTNER;
+	else if (!pksm_pages_similar(folio_page(folio, 0),
+				     folio_page(kfolio, 0)))
+		result = PKSM_DIFFERS;
+	else if (result == PKSM_MERGED)
+		result = pksm_merge_with_unstable(folio, kfolio, kitem, hash);
+
+	if (result == PKSM_UNFIT_PARTNER) {
+		pksm_expel(kfolio, kitem);
+		return PKSM_DIFFERS;
+	}
+	if (result == PKSM_DIFFERS && pksm_recheck(kfolio, kitem, hash))
+		*differed = true;
+	return result;
+}
+
+static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash,
+					  bool *differed)
 {
 	enum pksm_result result = PKSM_DIFFERS;
-	unsigned long pfn = PKSM_END;
-	struct pksm_rmap_item *kitem;
-	struct folio *kfolio;
-	unsigned long next;
+	unsigned int tries = PKSM_MAX_CANDIDATES;
+	unsigned long pfn, next;
 
-	for (pfn = pksm_unstable_next(hash, PKSM_END); pfn != PKSM_END;
-	     pfn = next) {
+	for (pfn = pksm_unstable_next(hash, PKSM_END);
+	     pfn != PKSM_END && tries; pfn = next, tries--) {
+		struct pksm_rmap_item *kitem = pksm_item(pfn);
+		struct folio *kfolio = pksm_get_tracked(pfn);
 		enum pksm_result one = PKSM_BUSY;
 
-		kitem = pksm_item(pfn);
-		kfolio = pksm_get_tracked(pfn);
+		cond_resched();
 		/* Look ahead: this record may leave the bucket. */
 		next = pksm_unstable_next(hash, pfn);
 		if (!kfolio)
 			continue;
-		if (READ_ONCE(kitem->state) & PKSM_REBORN ||
-		    !folio_trylock(kfolio)) {
+		/* Another page, if it was freed just now: not hashed yet. */
+		if (READ_ONCE(kitem->state) & PKSM_REBORN) {
 			folio_put(kfolio);
 			continue;
 		}
-		if (!pksm_pages_similar(folio_page(folio, 0),
-					folio_page(kfolio, 0)))
-			one = PKSM_DIFFERS;
-		else if (pksm_folio_fit(kfolio) == PKSM_MERGED)
-			one = pksm_merge_with_unstable(folio, kfolio, kitem,
-						       hash);
-		if (one == PKSM_DIFFERS)
-			pksm_recheck(kfolio, kitem, hash);
-		folio_unlock(kfolio);
+		if (folio_trylock(kfolio)) {
+			one = pksm_try_candidate(folio, kfolio, kitem, hash,
+						 differed);
+			folio_unlock(kfolio);
+		}
 		folio_put(kfolio);
-		if (one == PKSM_MERGED || one == PKSM_NOMEM)
+		if (one != PKSM_DIFFERS && one != PKSM_BUSY)
 			return one;
-		if (one != PKSM_DIFFERS)
-			result = one;
+		if (one == PKSM_BUSY)
+			result = PKSM_BUSY;
 	}
 	return result;
 }
 
+/* Read the page, and try everything that may be its equal. */
 static enum pksm_result pksm_try(struct folio *folio, u64 *hash, bool *hashed)
 {
+	struct page *page = folio_page(folio, 0);
 	enum pksm_result result;
+	bool differed = false;
 
 	result = pksm_folio_fit(folio);
 	if (result != PKSM_MERGED)
 		return result;
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
-	*hash = pksm_hash_page(folio_page(folio, 0));
+	*hash = pksm_hash_page(page);
 	*hashed = true;
 	if (*hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		result = pksm_merge_with_zero(folio);
 		if (result != PKSM_DIFFERS)
 			return result;
+		differed = true;
 	}
-	result = pksm_try_stable(folio, *hash);
+	result = pksm_try_stable(folio, *hash, &differed);
 	if (result == PKSM_DIFFERS)
-		result = pksm_try_unstable(folio, *hash);
-	return result;
+		result = pksm_try_unstable(folio, *hash, &differed);
+	if (result != PKSM_DIFFERS || !differed)
+		return result;
+
+	/* Not equal in spite of equal hashes: has it changed meanwhile? */
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	return pksm_hash_alike(pksm_hash_page(page), *hash) ? PKSM_DIFFERS :
+							      PKSM_BUSY;
 }
 
 /**

@@ -85,17 +85,6 @@ struct pksm_freeze {
 	bool exclusive;
 };
 
-static bool pksm_pages_equal(struct page *page1, struct page *page2)
-{
-	char *addr1 = kmap_local_page(page1);
-	char *addr2 = kmap_local_page(page2);
-	bool equal = !memcmp(addr1, addr2, PAGE_SIZE);
-
-	kunmap_local(addr2);
-	kunmap_local(addr1);
-	return equal;
-}
-
 /* Only mappings and the caller hold references. The PTE was cleared and flushed. */
 static bool pksm_no_foreign_reference(struct folio *folio)
 {
@@ -213,7 +202,8 @@ static void pksm_thaw(struct folio *folio, struct pksm_freeze *freeze)
 
 /*
  * Write-protect every PTE of a locked page. As long as the lock is held, the
- * page then cannot change. On failure everything is as it was.
+ * page then cannot change. On failure it is as it was, but that a PTE may have
+ * been made read-only: writing to it costs a fault, and no copy.
  */
 static bool pksm_freeze(struct folio *folio, struct pksm_freeze *freeze)
 {
@@ -246,12 +236,11 @@ static void pksm_make_stable(struct page *kpage, struct pksm_stable_node *node)
 	VM_WARN_ON_ONCE_FOLIO(PageAnonExclusive(kpage), kfolio);
 	VM_WARN_ON_ONCE_FOLIO(folio_test_swapcache(kfolio), kfolio);
 
-	node->anon_vma = folio_anon_vma(kfolio);
-	get_anon_vma(node->anon_vma);
+	VM_WARN_ON_ONCE_FOLIO(folio_anon_vma(kfolio) != node->anon_vma,
+			      kfolio);
+
 	WRITE_ONCE(kfolio->mapping, (struct address_space *)
 		   ((unsigned long)node | PKSM_MAPPING_KSM));
-	/* Reclaim would just drop a clean page that no PTE says is dirty. */
-	folio_mark_dirty(kfolio);
 	folio_mark_accessed(kfolio);
 }
 
@@ -290,7 +279,8 @@ static bool pksm_merge_pte(struct page_vma_mapped_walk *pvmw,
 	if (!pksm_no_foreign_reference(folio))
 		goto restore;
 	if (!merge->equal) {
-		if (!pksm_pages_equal(page, kpage)) {
+		/* Memory tags, where there are such, count as contents. */
+		if (!pages_identical(page, kpage)) {
 			merge->differs = true;
 			goto restore;
 		}
@@ -306,6 +296,12 @@ static bool pksm_merge_pte(struct page_vma_mapped_walk *pvmw,
 		merge->convert = false;
 	}
 	if (merge->node) {
+		/*
+		 * The new PTE is clean, and reclaim would just drop a clean
+		 * page: of those who had it before, one may have given it up
+		 * by MADV_FREE. Its lock, which is held, keeps that away now.
+		 */
+		folio_mark_dirty(page_folio(kpage));
 		folio_get(page_folio(kpage));
 		folio_add_anon_rmap_pte(page_folio(kpage), kpage, vma, addr,
 					RMAP_NONE);
@@ -480,9 +476,15 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	merge.node->pfn = page_to_pfn(kpage);
 	merge.node->hash = hash;
 	INIT_HLIST_HEAD(&merge.node->sharers);
+	/* Its last PTE may go while it is frozen, and the anon_vma with it. */
+	merge.node->anon_vma = folio_get_anon_vma(kfolio);
+	if (!merge.node->anon_vma) {
+		result = PKSM_BUSY;
+		goto out;
+	}
 
 	if (!pksm_freeze(kfolio, &freeze)) {
-		result = freeze.unfit ? PKSM_DIFFERS : PKSM_BUSY;
+		result = freeze.unfit ? PKSM_UNFIT_PARTNER : PKSM_BUSY;
 		goto out;
 	}
 	result = pksm_merge_walk(folio, &merge);
@@ -501,8 +503,11 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	return result;
 
 out:
-	if (merge.node)
+	if (merge.node) {
+		if (merge.node->anon_vma)
+			put_anon_vma(merge.node->anon_vma);
 		pksm_node_free(merge.node);
+	}
 	if (merge.sharer)
 		pksm_sharer_free(merge.sharer);
 	return result;

@@ -119,6 +119,7 @@ void pksm_queue_collect(void)
 		while (item->next != PKSM_END) {
 			pfn = item->next;
 			item = pksm_item(pfn);
+			cond_resched();
 		}
 		WRITE_ONCE(item->next, *chain);
 		*chain = first;
@@ -285,7 +286,9 @@ static void pksm_forget_popped(unsigned long pfn, struct pksm_rmap_item *item)
 	while (pksm_queue_settle(item)) {
 		folio = pksm_get_tracked(pfn);
 		if (folio) {
-			pksm_queue_drop(folio_page(folio, 0), item);
+			/* Not if a stable page has just moved there. */
+			if (pksm_queue_settle(item))
+				pksm_queue_drop(folio_page(folio, 0), item);
 			folio_put(folio);
 			return;
 		}

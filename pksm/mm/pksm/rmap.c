@@ -169,13 +169,19 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 
 	node = pksm_folio_node(folio);
 	if (!node) {
+		/* The gate is closed for good when all RCU readers are done. */
+		rcu_read_lock();
 		newitem = pksm_rmap_item(newfolio);
 		if (newitem)
 			pksm_add_moved_page(newpage, newitem, false);
+		rcu_read_unlock();
 		return;
 	}
 
 	newitem = __pksm_rmap_item(newpage);
+	/* pksm_set_run() has seen to it that every page has a record. */
+	if (WARN_ON_ONCE(!newitem))
+		return;
 	VM_WARN_ON_ONCE_FOLIO(node->pfn != folio_pfn(folio), folio);
 	WRITE_ONCE(node->pfn, folio_pfn(newfolio));
 	pksm_forget(page, __pksm_rmap_item(page));
@@ -209,7 +215,9 @@ static void pksm_collect_procs(struct anon_vma *anon_vma, pgoff_t index,
 					       index) {
 			struct vm_area_struct *vma = avc->vma;
 
-			if (vma->vm_mm == t->mm)
+			/* A child may have a page of its own there. */
+			if (vma->vm_mm == t->mm &&
+			    pksm_shares_one(vma, page_folio(page), index))
 				add_to_kill_ksm(t, page, vma, to_kill,
 						vma_address(vma, index, 1));
 		}

@@ -160,8 +160,17 @@ gone:
 
 /* === pruning and reaping === */
 
-static bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
-			    pgoff_t index)
+/**
+ * pksm_shares_one - does a VMA map a stable page?
+ * @vma: the VMA
+ * @folio: the page
+ * @index: page offset of the sharer
+ *
+ * Context: The anon_vma lock is held. Does not sleep.
+ * Return: true when there is a PTE for the page.
+ */
+bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
+		     pgoff_t index)
 {
 	unsigned long addr = vma_address(vma, index, 1);
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
@@ -347,15 +356,18 @@ void pksm_detach_unmapped(void)
 
 static unsigned long pksm_sharing_sum;
 
+/* Without a reference, which could keep the page from being migrated. */
 static void pksm_count_sharing(struct pksm_stable_node *node)
 {
-	struct folio *folio = pksm_node_get_folio(node);
+	struct folio *folio =
+		(struct folio *)pfn_to_page(READ_ONCE(node->pfn));
+	int mapcount;
 
-	if (!folio)
+	if (pksm_folio_node(folio) != node)
 		return;
-	if (folio_mapcount(folio) > 1)
-		pksm_sharing_sum += folio_mapcount(folio) - 1;
-	folio_put(folio);
+	mapcount = folio_mapcount(folio);
+	if (mapcount > 1)
+		pksm_sharing_sum += mapcount - 1;
 }
 
 /**

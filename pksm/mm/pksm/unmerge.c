@@ -19,8 +19,8 @@
 
 #include "internal.h"
 
-/* How often all processes are visited before run=2 gives up. */
-#define PKSM_UNMERGE_ROUNDS	16
+/* How often all processes are visited in vain before run=2 gives up. */
+#define PKSM_UNMERGE_ROUNDS	200
 
 /* Does this PTE map something that PKSM merged? */
 static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
@@ -139,8 +139,12 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 	return 0;
 }
 
+/* Guarded by pksm_mutex: how often a process had anything to break. */
+static unsigned long pksm_nr_unmerged;
+
 static int pksm_unmerge_mm(struct mm_struct *mm)
 {
+	struct pksm_search search = { };
 	struct vm_area_struct *vma;
 	int err;
 
@@ -149,8 +153,15 @@ static int pksm_unmerge_mm(struct mm_struct *mm)
 		return -ERESTARTSYS;
 	VMA_ITERATOR(vmi, mm, 0);
 	for_each_vma(vmi, vma) {
-		if (!vma->anon_vma || !pksm_vma_compatible(vma))
+		if (!vma->anon_vma)
 			continue;
+		err = walk_page_range_vma(vma, vma->vm_start, vma->vm_end,
+					  &pksm_search_ops, &search);
+		if (err < 0)
+			break;
+		if (!err)
+			continue;
+		pksm_nr_unmerged++;
 		err = pksm_unmerge_range(vma, vma->vm_start, vma->vm_end, false);
 		if (err)
 			break;
@@ -197,17 +208,12 @@ static int pksm_unmerge_processes(void)
 	return err;
 }
 
-static bool pksm_anything_merged(void)
-{
-	return pksm_nr_class(PKSM_CLASS_SHARED) ||
-	       atomic_long_read(&ksm_zero_pages) > 0;
-}
-
 /**
  * pksm_unmerge_all - break every merged page of the system
  *
  * A process that forks meanwhile hands merged pages to a child that was passed
- * already; so all are visited again until nothing is left.
+ * already; so all are visited again until none has any left. A process that is
+ * just exiting cannot be visited: it is waited for.
  *
  * Context: Process context, pksm_mutex held, intake off. May sleep.
  * Return: 0, -ERESTARTSYS on a signal, -ENOMEM when a copy could not be had,
@@ -215,12 +221,11 @@ static bool pksm_anything_merged(void)
  */
 int pksm_unmerge_all(void)
 {
-	int round, err;
+	int vain = 0, err;
 
 	lockdep_assert_held(&pksm_mutex);
-	for (round = 0; round < PKSM_UNMERGE_ROUNDS; round++) {
-		if (!pksm_anything_merged())
-			return 0;
+	while (vain < PKSM_UNMERGE_ROUNDS) {
+		pksm_nr_unmerged = 0;
 		/* Should it come to that, this task is to blame. */
 		set_current_oom_origin();
 		err = pksm_unmerge_processes();
@@ -229,8 +234,16 @@ int pksm_unmerge_all(void)
 			return err;
 		pksm_detach_unmapped();
 		pksm_reap_dead_nodes();
+		if (pksm_nr_unmerged)
+			continue;
+		if (!pksm_nr_class(PKSM_CLASS_SHARED))
+			return 0;
+		vain++;
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			return -ERESTARTSYS;
 	}
-	return pksm_anything_merged() ? -EBUSY : 0;
+	return -EBUSY;
 }
 
 /**
