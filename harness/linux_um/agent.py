@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .errors import BootError, GuestTimeout, LinuxUmError
 from .mconsole import MconsoleError, mconsole
-from .outcome import CommandFailed, Finding, judge_end, scan
+from .outcome import ABORTED, CommandFailed, Finding, judge_end, powered_down, scan
 from .protocol import (
     LINE_WINDOW,
     PROTOCOL_VERSION,
@@ -518,6 +518,8 @@ class Guest:
         status = self._machine.wait(SHUTDOWN_SECONDS)
         if status is None:
             raise self.hang(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
+        if status in ABORTED and powered_down(self._rundir.read_console()):
+            return
         if status != 0:
             raise self._gone()
 

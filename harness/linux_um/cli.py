@@ -62,7 +62,12 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     try:
-        arguments = build_parser().parse_args(argv)
+        parser = build_parser()
+        arguments, unknown = parser.parse_known_args(argv)
+        if hasattr(arguments, "pytest_arguments"):
+            arguments.pytest_arguments = unknown
+        elif unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         handler: Handler = arguments.handler
         return handler(arguments, term)
     except LinuxUmError as error:

@@ -73,8 +73,8 @@ def add_parsers(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     add_kernel_options(test)
-    test.add_argument("pytest_arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
-    test.set_defaults(handler=test_command)
+    # The launcher puts there what no parser knows.
+    test.set_defaults(handler=test_command, pytest_arguments=[])
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,9 @@ from .errors import BootError, GuestPanic, GuestTimeout, HostError, LinuxUmError
 EXIT_TAINT = 70
 EXIT_GONE = 71
 CONSOLE_TAIL_LINES = 40
+# Exit statuses of UML after SIGABRT: after a panic, but at times also when a
+# timer fires while it ends after an orderly power-off.
+ABORTED = (-6, 134)
 # Addresses that are symbolised at most, the first in the log.
 MAX_ADDRESSES = 400
 
@@ -136,6 +139,11 @@ def host_complaint(console: str) -> str:
     return lines[-1] if lines else "no output at all"
 
 
+def powered_down(console: str) -> bool:
+    """Say whether the log ends with an orderly power-off."""
+    return "reboot: Power down" in console[-2000:]
+
+
 def judge_end(status: int, console: str, *, booted: bool) -> LinuxUmError:
     """Return the error for a guest that ended without having been asked to.
 
@@ -152,8 +160,7 @@ def judge_end(status: int, console: str, *, booted: bool) -> LinuxUmError:
         )
     if not booted:
         return BootError(f"the guest did not boot: {said or 'it ended with ' + how}")
-    # UML ends by SIGABRT after a panic, but at times after a power-off too.
-    if panics or (status in (-6, 134) and "reboot: Power down" not in console[-2000:]):
+    if panics or (status in ABORTED and not powered_down(console)):
         return GuestPanic(f"the guest's kernel panicked: {said or how}")
     return GuestGone(f"the guest powered off ({how}) before the command ended")
 
