@@ -210,9 +210,9 @@ static bool pksm_on_at_boot __initdata = IS_ENABLED(CONFIG_PKSM_DEFAULT_ON);
 
 static int __init pksm_setup(char *str)
 {
-	return kstrtobool(str, &pksm_on_at_boot) == 0;
+	return kstrtobool(str, &pksm_on_at_boot);
 }
-__setup("pksm=", pksm_setup);
+early_param("pksm", pksm_setup);
 
 static int __init pksm_init(void)
 {
