@@ -139,19 +139,25 @@ def patched_files(source: Path, snapshot: Snapshot) -> dict[str, bytes | None]:
             if (source / name).is_file():
                 (scratch / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, scratch / name)
-        for patch in snapshot.patches:
+        for name in snapshot.overlay:
+            if (source / name).exists():
+                raise PatchError(
+                    f"pksm/{name} would replace a file of the kernel",
+                    "change that file by a patch",
+                )
+        for patch in snapshot.before:
+            apply_patch(scratch, patch)
+        # A patch behind the engine may change a file of the engine.
+        for name in names & snapshot.overlay.keys():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).write_bytes(snapshot.overlay[name])
+        for patch in snapshot.after:
             apply_patch(scratch, patch)
         result: dict[str, bytes | None] = {
             name: (scratch / name).read_bytes() if (scratch / name).is_file() else None
             for name in sorted(names)
         }
-    for name, data in snapshot.overlay.items():
-        if name in names or (source / name).exists():
-            raise PatchError(
-                f"pksm/{name} would replace a file of the kernel", "change that file by a patch"
-            )
-        result[name] = data
-    return result
+    return {**snapshot.overlay, **result}
 
 
 def apply_patch(directory: Path, patch: Patch) -> None:
