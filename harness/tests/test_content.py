@@ -92,6 +92,24 @@ def test_pages_that_change_while_the_engine_looks_at_them_stay_right(guest: Gues
     assert report["end"].counters["pages_scanned"] >= 3 * 64
 
 
+def test_a_page_that_changed_since_it_was_hashed_is_found_out(guest: Guest) -> None:
+    """The hash of an unmerged page is old news: contents decide, wherever they differ.
+
+    The page of process 0 is in the index by a hash that no longer holds when process 1 comes
+    with the old contents. It is then hashed anew, so that process 2 finds it.
+    """
+    for offset in OFFSETS:
+        report = pageops(
+            guest,
+            "@0:fill=dup", "settle", f"@0:poke={offset}", "@1:fill=dup", "settle", "stat=changed",
+            "verify", "@2:fill=dup", f"@2:poke={offset}", "settle", "stat=found", "verify",
+            procs=3, pages=16,
+        )  # fmt: skip
+        assert report["changed"]["merged_ptes"] == 0, f"offset {offset}"
+        assert report["found"]["merged_ptes"] == 2 * 16, f"offset {offset}"
+        assert report["found"]["anon"] == 16, f"offset {offset}"
+
+
 @pytest.mark.parametrize("alloc", ["mmap", "brk"])
 @pytest.mark.parametrize("touch", ["write", "gup"])
 def test_pages_enter_wherever_they_come_from(guest: Guest, alloc: str, touch: str) -> None:
