@@ -19,7 +19,7 @@
 
 #include "internal.h"
 
-/* How often all processes are visited in vain before run=2 gives up. */
+/* How often all processes are visited before run=2 gives up. */
 #define PKSM_UNMERGE_ROUNDS	200
 
 /* Does this PTE map something that PKSM merged? */
@@ -217,14 +217,15 @@ static int pksm_unmerge_processes(void)
  *
  * Context: Process context, pksm_mutex held, intake off. May sleep.
  * Return: 0, -ERESTARTSYS on a signal, -ENOMEM when a copy could not be had,
- * -EBUSY when pages are left, mapped by no process that can be found.
+ * -EBUSY when pages are left, which no process that can be found maps, or which
+ * cannot be copied.
  */
 int pksm_unmerge_all(void)
 {
-	int vain = 0, err;
+	int round, err;
 
 	lockdep_assert_held(&pksm_mutex);
-	while (vain < PKSM_UNMERGE_ROUNDS) {
+	for (round = 0; round < PKSM_UNMERGE_ROUNDS; round++) {
 		pksm_nr_unmerged = 0;
 		/* Should it come to that, this task is to blame. */
 		set_current_oom_origin();
@@ -238,7 +239,6 @@ int pksm_unmerge_all(void)
 			continue;
 		if (!pksm_nr_class(PKSM_CLASS_SHARED))
 			return 0;
-		vain++;
 		schedule_timeout_killable(1);
 		if (fatal_signal_pending(current))
 			return -ERESTARTSYS;
