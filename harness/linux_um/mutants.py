@@ -103,15 +103,22 @@ def try_mutant(mutant: Mutant, profile: str, kernel: str) -> int:
         command = [str(copy / "linux-um"), "test", "--profile", profile, "--kernel", kernel,
                    "-q", "--tb=no", "--no-header", f"--junitxml={scratch}/junit.xml",
                    "-p", "no:cacheprovider", *tests]  # fmt: skip
-        done = subprocess.run(
+        with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
             env={**os.environ, "LINUX_UM_PYTHON": sys.executable},
-        )
-    return verdict_of(mutant.name, done.returncode, done.stdout, done.stderr)
+        ) as process:
+            try:
+                stdout, stderr = process.communicate()
+            except BaseException:
+                # The launcher ends its tests, and they their guests.
+                process.terminate()
+                process.communicate()
+                raise
+    return verdict_of(mutant.name, process.returncode, stdout, stderr)
 
 
 def verdict_of(name: str, status: int, stdout: str, stderr: str) -> int:
