@@ -16,6 +16,7 @@ from types import FrameType
 
 from . import commands_build, commands_run
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError
+from .options import check_series
 from .term import PROGRAM, Term
 
 Handler = Callable[[argparse.Namespace, Term], int]
@@ -64,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         parser = build_parser()
         arguments, unknown = parser.parse_known_args(argv)
+        if hasattr(arguments, "kernel"):
+            check_series(arguments.kernel)
         if hasattr(arguments, "pytest_arguments"):
             arguments.pytest_arguments = unknown
         elif unknown:

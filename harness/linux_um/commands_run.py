@@ -16,11 +16,14 @@ from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
 from .options import add_kernel_options, parse_size
-from .outcome import EXIT_GONE, EXIT_TAINT
+from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import attach, on_terminal
+from .source import DEFAULT_KERNEL
 from .term import Term
 
+# Less, and the kernel does not boot.
+MIN_MEM_BYTES = 32 << 20
 # Wall-clock limit of `run`, in seconds; 0 on the command line means none.
 DEFAULT_TIMEOUT = 3600.0
 # Environment variables by which `test` tells the suite what to test.
@@ -28,6 +31,20 @@ ENV_PROFILE = "LINUX_UM_PROFILE"
 ENV_KERNEL = "LINUX_UM_KERNEL"
 # The argument of `test` that runs the suite against broken engines.
 MUTANTS = "--mutants"
+TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [PYTEST ARGUMENT...]
+       linux-um test {MUTANTS} [NAME...]
+
+Run the suite in harness/tests. Whatever else is given goes to pytest, which
+describes itself by: {sys.executable} -m pytest --help
+
+  --profile PROFILE  fast (PKSM, the default) or ksm (stock KSM)
+  --kernel VERSION   kernel version (default {DEFAULT_KERNEL})
+  {MUTANTS} [NAME...]
+                     run the tests against each of the broken kernels of
+                     harness/tests/mutants instead: they have to fail
+  -k EXPRESSION      (pytest) only tests whose names match
+  -n NUMBER          (pytest) guests at the same time
+  -x                 (pytest) stop at the first failure"""
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -119,7 +136,12 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(arguments: argparse.Namespace, name: str, timeout: float) -> BootOptions:
-    parse_size(arguments.mem)
+    if parse_size(arguments.mem) < MIN_MEM_BYTES:
+        raise UsageError(f"--mem {arguments.mem} is too little", "give 32M at least")
+    targets = [target for _, target in map(parse_share, arguments.share)]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UsageError(f"two shares at {target}", "write --share DIR:GUESTPATH")
     if arguments.swap is not None:
         parse_size(arguments.swap)
     return BootOptions(
@@ -186,6 +208,10 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
                 pty=interactive,
             )
             guest.result = {"status": status}
+    except GuestGone:
+        # Typed in the shell: as good a way to leave as any.
+        term.info("the guest has powered off")
+        return 0
     except LinuxUmError as error:
         _show_report(error)
         raise
@@ -216,6 +242,9 @@ def _show_report(error: LinuxUmError) -> None:
 def test_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um test``: return pytest's exit status."""
     given = list(arguments.pytest_arguments)
+    if {"-h", "--help"} & set(given):
+        print(TEST_HELP)
+        return 0
     packages.ensure("test", term=term)
     if MUTANTS in given:
         given.remove(MUTANTS)

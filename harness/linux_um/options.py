@@ -7,8 +7,9 @@ import argparse
 import os
 import re
 
+from . import paths
 from .errors import UsageError
-from .source import DEFAULT_KERNEL
+from .source import DEFAULT_KERNEL, series_of
 
 DEFAULT_PROFILE = "fast"
 DEFAULT_MEMORY = "256M"
@@ -29,6 +30,13 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help=f"kernel version (default {DEFAULT_KERNEL}); KERNEL_SRC=DIR uses a tree of your own",
     )
+
+
+def check_series(kernel: str) -> None:
+    """See that there are patches for a kernel version. Raises UsageError with those there are."""
+    if "/" in kernel or not paths.patches_dir(series_of(kernel)).is_dir():
+        present = sorted(path.name for path in paths.patches_dir("").iterdir() if path.is_dir())
+        raise UsageError(f"no patches for kernel {kernel}", f"there are for: {' '.join(present)}")
 
 
 def parse_size(text: str) -> int:

@@ -298,6 +298,20 @@ def test_a_report_in_the_log_fails_a_command_that_succeeded() -> None:
         guest.sh(fake)
 
 
+def test_a_reader_that_goes_away_ends_the_writer() -> None:
+    """As in a pipe of the host's: `run -- yes | head -1` ends, by SIGPIPE."""
+    script = '"$0" run -- yes | head -n 1; echo ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", script, *LAUNCHER],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.stdout.split() == ["y", str(128 + signal.SIGPIPE)], done.stderr
+
+
+
 def test_a_report_in_the_log_fails_run_with_70(runs: Path) -> None:
     """And --allow-taint lifts it."""
     fake = "echo 'BUG: KASAN: use-after-free in nothing' > /dev/kmsg; exit 0"

@@ -121,6 +121,7 @@ static void __attribute__((noreturn)) child(struct start *s)
 		goto failed;
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_DFL);
 	s->error = exec_path(s->argv, s->envp);
 	_exit(127);
 failed:
