@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from .errors import HostError
 from .term import Term
 
 
+@functools.cache
 def repo_root() -> Path:
     """Return the directory that holds ``linux-um``."""
     return Path(__file__).resolve().parents[2]
