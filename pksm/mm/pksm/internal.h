@@ -235,7 +235,6 @@ void pksm_queue_forget_all(void);
 
 /* index.c */
 int pksm_index_alloc(void);
-bool pksm_index_ready(void);
 u64 pksm_hash_page(struct page *page);
 u64 pksm_zero_hash(void);
 bool pksm_hash_alike(u64 hash1, u64 hash2);
