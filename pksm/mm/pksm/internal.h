@@ -73,18 +73,26 @@
 
 #include "compat.h"
 
-/* struct pksm_rmap_item, @state */
-#define PKSM_LIVE		BIT(0)
-#define PKSM_STABLE		BIT(1)		/* a merged page */
-#define PKSM_WHERE_MASK		GENMASK(3, 2)
-#define PKSM_NONE		0
-#define PKSM_LIST		BIT(2)		/* a new list or a queue */
-#define PKSM_INDEX		BIT(3)		/* a bucket of the unstable index */
-#define PKSM_REBORN		BIT(4)		/* INDEX: the hash is a dead page's */
-#define PKSM_LEVEL_SHIFT	5		/* LIST: how often it was put back */
-#define PKSM_LEVEL_MASK		GENMASK(7, 5)
-#define PKSM_HASH_SHIFT		5		/* INDEX: 27 bits of the hash */
-#define PKSM_HASH_BITS		27
+/*
+ * struct pksm_rmap_item, @state. Enumerators rather than macros, so that a
+ * debugger knows them.
+ */
+enum pksm_state {
+	PKSM_LIVE		= BIT(0),
+	PKSM_STABLE		= BIT(1),	/* a merged page */
+	PKSM_WHERE_MASK		= GENMASK(3, 2),
+	PKSM_NONE		= 0,
+	PKSM_LIST		= BIT(2),	/* a new list or a queue */
+	PKSM_INDEX		= BIT(3),	/* a bucket of the unstable index */
+	PKSM_REBORN		= BIT(4),	/* INDEX: the hash is a dead page's */
+	PKSM_LEVEL_MASK		= GENMASK(7, 5), /* LIST: how often it was put back */
+};
+
+enum pksm_state_layout {
+	PKSM_LEVEL_SHIFT	= 5,
+	PKSM_HASH_SHIFT		= 5,		/* INDEX: 27 bits of the hash */
+	PKSM_HASH_BITS		= 27,
+};
 
 /* The end of every chain of page frame numbers. */
 #define PKSM_END		U32_MAX
