@@ -32,6 +32,7 @@ void pksm_add_new_anon_page(struct page *page,
 			    struct pksm_rmap_item *rmap_item,
 			    struct anon_vma *anon_vma);
 void pksm_del_anon_page(struct page *page);
+void __pksm_add_swapped_in(struct folio *folio);
 void __pksm_page_broken(void);
 
 /**
@@ -51,6 +52,38 @@ static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
 	if (folio_test_large(folio))
 		return NULL;
 	return __pksm_rmap_item(&folio->page);
+}
+
+/**
+ * pksm_add_new_anon_folio - take a new anonymous folio in
+ * @folio: the folio: with its mapping set, not yet on the LRU and not yet in a
+ *	page table, so that nobody else writes its flags
+ * @vma: where it is about to be mapped
+ *
+ * What do_anonymous_page() does, in one call for all the others.
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+static inline void pksm_add_new_anon_folio(struct folio *folio,
+					   struct vm_area_struct *vma)
+{
+	struct pksm_rmap_item *rmap_item = pksm_rmap_item(folio);
+
+	if (rmap_item)
+		pksm_add_new_anon_page(&folio->page, rmap_item, vma->anon_vma);
+}
+
+/**
+ * pksm_add_swapped_in - take a folio in that comes back from swap
+ * @folio: the folio: locked, with its mapping set. It may be on the LRU, and in
+ *	the page tables of others, who then have handed it in before.
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+static inline void pksm_add_swapped_in(struct folio *folio)
+{
+	if (static_branch_unlikely(&pksm_intake_key))
+		__pksm_add_swapped_in(folio);
 }
 
 /**
@@ -75,6 +108,15 @@ static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
 static inline void pksm_add_new_anon_page(struct page *page,
 					  struct pksm_rmap_item *rmap_item,
 					  struct anon_vma *anon_vma)
+{
+}
+
+static inline void pksm_add_new_anon_folio(struct folio *folio,
+					   struct vm_area_struct *vma)
+{
+}
+
+static inline void pksm_add_swapped_in(struct folio *folio)
 {
 }
 

@@ -265,6 +265,29 @@ void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 	pksm_kick();
 }
 
+/**
+ * __pksm_add_swapped_in - take a folio in that comes back from swap
+ * @folio: see pksm_add_swapped_in()
+ *
+ * A page that was tracked before it was swapped out, and was not freed
+ * meanwhile, still is, unless the engine gave it up for being in the swap
+ * cache.
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+void __pksm_add_swapped_in(struct folio *folio)
+{
+	struct page *page = folio_page(folio, 0);
+	struct pksm_rmap_item *item;
+
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
+	if (folio_test_large(folio) || folio_test_ksm(folio) || PagePKSM(page))
+		return;
+	item = __pksm_rmap_item(page);
+	if (item)
+		pksm_add_moved_page(page, item, false);
+}
+
 /* === the free path === */
 
 /**
@@ -330,10 +353,11 @@ void pksm_forget(struct page *page, struct pksm_rmap_item *item)
 {
 	u32 old;
 
-	ClearPagePKSM(page);
 	do {
 		old = READ_ONCE(item->state);
 	} while (!pksm_item_set(item, old, old & ~pksm_life(old)));
+	/* Last: whoever sees the page without it may take the page in again. */
+	ClearPagePKSM(page);
 }
 
 /**
