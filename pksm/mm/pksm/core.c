@@ -102,6 +102,10 @@ static unsigned long pksm_do_round(void)
 		} else {
 			timeout = pksm_queue_timeout();
 		}
+		if (pksm_sweep_pending()) {
+			pksm_sweep();
+			timeout = 0;
+		}
 	}
 	mutex_unlock(&pksm_mutex);
 	return timeout;
@@ -137,6 +141,20 @@ static int pksmd(void *unused)
 			pksm_sleep(timeout, true);
 	}
 	return 0;
+}
+
+/* Open the gate of the fault path, and take in what was born while it was shut. */
+static void pksm_intake_on(void)
+{
+	if (static_key_enabled(&pksm_intake_key.key))
+		return;
+	static_branch_enable(&pksm_intake_key);
+	/* There are no processes before that. */
+	if (system_state < SYSTEM_RUNNING)
+		return;
+	/* Faults that found the gate shut: their pages must be there to be found. */
+	synchronize_rcu();
+	pksm_sweep_start();
 }
 
 /* Close the gate of the fault path, and wait for those who have passed it. */
@@ -185,7 +203,7 @@ int pksm_set_run(enum pksm_run run)
 		if (err)
 			break;
 		WRITE_ONCE(pksm_run, run);
-		static_branch_enable(&pksm_intake_key);
+		pksm_intake_on();
 		break;
 	case PKSM_RUN_STOP:
 		/* Pages born meanwhile wait on the new lists for a new start. */
@@ -193,6 +211,7 @@ int pksm_set_run(enum pksm_run run)
 		break;
 	case PKSM_RUN_UNMERGE:
 		pksm_intake_off();
+		pksm_sweep_stop();
 		WRITE_ONCE(pksm_run, run);
 		pksm_forget_everything();
 		err = pksm_unmerge_all();

@@ -293,6 +293,12 @@ bool pksm_dead_nodes_pending(void);
 void pksm_detach_unmapped(void);
 unsigned long pksm_nr_sharing(void);
 
+/* sweep.c */
+void pksm_sweep_start(void);
+void pksm_sweep_stop(void);
+bool pksm_sweep_pending(void);
+void pksm_sweep(void);
+
 /* unmerge.c */
 int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end, bool lock_vma);

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: taking in the pages that were there before.
+ *
+ * The fault path hands pages in only while the engine runs. When it is started,
+ * pksmd goes over the page frames once, in small steps, and takes in each
+ * anonymous page that is not tracked, whoever it belongs to. No address space is
+ * walked; a frame that holds anything else costs one look at its struct page.
+ *
+ * A page that is locked, or off its LRU list, just now is missed; so the pass is
+ * repeated for as long as it missed any, a few times.
+ *
+ * All of it is guarded by pksm_mutex.
+ */
+#include <linux/memblock.h>
+#include <linux/memory_hotplug.h>
+#include <linux/pageblock-flags.h>
+#include <linux/swap.h>
+
+#include "internal.h"
+
+/* Page frames looked at in one step. */
+#define PKSM_SWEEP_STEP		4096U
+
+#define PKSM_SWEEP_PASSES	4U
+
+static unsigned long pksm_sweep_pfn;
+static unsigned int pksm_sweep_passes;	/* how many may still follow */
+static unsigned long pksm_sweep_missed;
+
+/**
+ * pksm_sweep_start - take in the pages that are there, from now on
+ *
+ * Context: pksm_mutex held, intake on.
+ */
+void pksm_sweep_start(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	pksm_sweep_pfn = 0;
+	pksm_sweep_missed = 0;
+	pksm_sweep_passes = PKSM_SWEEP_PASSES;
+}
+
+/**
+ * pksm_sweep_stop - take in no more of them
+ */
+void pksm_sweep_stop(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	pksm_sweep_passes = 0;
+}
+
+/**
+ * pksm_sweep_pending - are there page frames left to look at?
+ *
+ * Return: true when pksm_sweep() has something to do.
+ */
+bool pksm_sweep_pending(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	return pksm_sweep_passes;
+}
+
+/* Something that only looks like an anonymous page is found out further down. */
+static bool pksm_sweep_wants(struct page *page)
+{
+	return PageAnon(page) && !PagePKSM(page) && !page_has_type(page) &&
+	       !PageCompound(page);
+}
+
+/*
+ * Returns false when the page may be one to take in, and could not be.
+ *
+ * A page off the LRU may be one that is just being born: its flags are still
+ * private, and not even its lock may be taken. The hook will see to it.
+ */
+static bool pksm_sweep_page(struct page *page)
+{
+	struct folio *folio = (struct folio *)page;
+	struct pksm_rmap_item *item;
+	bool done = false;
+
+	if (!pksm_sweep_wants(page))
+		return true;
+	/* A page without references is no page of a process any more. */
+	if (!folio_try_get(folio))
+		return true;
+	if (!folio_test_lru(folio) || !folio_trylock(folio))
+		goto out;
+	done = true;
+	if (pksm_sweep_wants(page) && !folio_test_ksm(folio)) {
+		item = __pksm_rmap_item(page);
+		if (item)
+			pksm_add_moved_page(page, item, false);
+	}
+	folio_unlock(folio);
+out:
+	folio_put(folio);
+	return done;
+}
+
+/**
+ * pksm_sweep - go over some page frames
+ *
+ * Context: pksmd, pksm_mutex held, intake on. May sleep.
+ */
+void pksm_sweep(void)
+{
+	unsigned int step;
+
+	lockdep_assert_held(&pksm_mutex);
+	/* Pages in the batches of the LRU are not on it yet. */
+	if (!pksm_sweep_pfn)
+		lru_add_drain_all();
+
+	for (step = 0; step < PKSM_SWEEP_STEP; step++) {
+		struct page *page;
+
+		if (pksm_sweep_pfn >= max_pfn)
+			break;
+		page = pfn_to_online_page(pksm_sweep_pfn);
+		if (!page) {
+			pksm_sweep_pfn = ALIGN(pksm_sweep_pfn + 1,
+					       pageblock_nr_pages);
+			continue;
+		}
+		if (!pksm_sweep_page(page))
+			pksm_sweep_missed++;
+		pksm_sweep_pfn++;
+	}
+	if (pksm_sweep_pfn < max_pfn)
+		return;
+
+	pksm_sweep_passes--;
+	if (!pksm_sweep_missed)
+		pksm_sweep_passes = 0;
+	pksm_sweep_pfn = 0;
+	pksm_sweep_missed = 0;
+}
