@@ -18,6 +18,8 @@ from linux_um.guest import Guest, Process
 PAGES_PER_MIB = 256
 # Wall-clock seconds a workload may take.
 WORKLOAD_SECONDS = 240.0
+# A memory cgroup, once group() has made it.
+GROUP = "/sys/fs/cgroup/t"
 # Counters that count pages or records which exist now: they fall back to
 # where they were once a workload has ended.
 GAUGES = (
@@ -226,6 +228,15 @@ def check_laws(guest: Guest) -> None:
     assert seen["mapcount_wrong"] == 0, seen
     ptes = now["pages_shared"] + now["pages_sharing"]
     assert ptes == seen["merged_ptes"], f"counters {now}, page map {seen}"
+
+
+def group(guest: Guest) -> None:
+    """Make a memory cgroup."""
+    guest.sh(
+        "grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts || "
+        "mount -t cgroup2 none /sys/fs/cgroup && "
+        f"echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p {GROUP}"
+    )
 
 
 def baseline(now: Counters, names: Sequence[str] = GAUGES[:5]) -> Counters:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import pytest
 from lab import (
+    GROUP,
     BootFresh,
     Report,
     baseline,
+    group,
     hold_memdup,
     memdup,
     pageops,
@@ -19,18 +21,6 @@ from lab import (
 from linux_um.guest import Guest
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.swap]
-
-GROUP = "/sys/fs/cgroup/t"
-
-
-def group(guest: Guest) -> None:
-    """Make a memory cgroup."""
-    guest.sh(
-        "grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts || "
-        "mount -t cgroup2 none /sys/fs/cgroup && "
-        f"echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p {GROUP}"
-    )
-
 
 # memory.reclaim goes by statistics that are brought up to date every two seconds,
 # and finds merged pages young at the first time.
