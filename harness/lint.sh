@@ -105,7 +105,8 @@ check_shell() {
 check_python() {
 	local mypy=mypy
 	[ -x /usr/bin/mypy ] && mypy=/usr/bin/mypy
-	"$mypy" --config-file harness/mypy.ini harness/linux_um
+	"$mypy" --config-file harness/mypy.ini harness/linux_um harness/tests &&
+		MYPYPATH=gdb-scripts "$mypy" --config-file harness/mypy.ini -p pksm_gdb
 }
 
 # The guest's own programs must compile without a warning.

@@ -7,6 +7,7 @@ goes away raises the matching error from whichever call is waiting for it.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -243,6 +244,11 @@ class Guest:
         return self._rundir.path
 
     @property
+    def pid(self) -> int:
+        """The host's number of the process that is the guest's kernel."""
+        return self._machine.pid
+
+    @property
     def version(self) -> str:
         """The kernel's release and version, as the agent says it."""
         return self._hello or ""
@@ -270,6 +276,10 @@ class Guest:
         """Return the oopses and the like in the log, without what a hang's dump added."""
         text = self.console()
         return scan(text if self._log_end is None else text[: self._log_end])
+
+    def lift_limits(self) -> None:
+        """Wait for this guest as long as it takes from now on: a debugger stops it."""
+        self._timeout = math.inf
 
     # Programs
 
@@ -451,7 +461,7 @@ class Guest:
             while not done():
                 if self._failure is not None:
                     raise self._failure
-                left = limit - time.monotonic()
+                left = max(limit - time.monotonic(), 0 if self._timeout < math.inf else math.inf)
                 if self._over or self._machine.poll() is not None or left <= 0:
                     break
                 self._changed.wait(min(left, _LOOK))
@@ -515,7 +525,7 @@ class Guest:
         if self._failure is not None or self._machine.poll() is not None:
             return
         self.send(Frame(ToGuest.SHUTDOWN, 0, b"\0"))
-        status = self._machine.wait(SHUTDOWN_SECONDS)
+        status = self._machine.wait(SHUTDOWN_SECONDS if self._timeout < math.inf else math.inf)
         if status is None:
             raise self.hang(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
         if status in ABORTED and powered_down(self._rundir.read_console()):

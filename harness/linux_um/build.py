@@ -27,8 +27,11 @@ from .term import Term
 IMAGES_KEPT = 8
 BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
+# In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
+GDB_DIR = "gdb"
+GDB_MODULES = "scripts/gdb/linux"
 # Raise when the way of building changes what is built.
-RECIPE = 1
+RECIPE = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Image:
     engine_hash: str
     build_dir: Path
     config: Path
+
+    @property
+    def gdb_scripts(self) -> Path:
+        """The kernel's own gdb scripts: the file to source for the lx- commands."""
+        return self.linux.parent / GDB_DIR / "vmlinux-gdb.py"
 
     def describe(self) -> str:
         """Return one line that says what this kernel was built from."""
@@ -173,7 +181,7 @@ def _build(recipe: Recipe, *, term: Term) -> None:
     """Configure, compile and keep the kernel of *recipe*."""
     make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir))
     _configure(recipe, make, term=term)
-    make.build(f"building the {recipe.profile} kernel", ["linux"], term=term)
+    make.build(f"building the {recipe.profile} kernel", ["linux", "scripts_gdb"], term=term)
     if os.path.getsize(recipe.build_dir / "linux") == 0:
         raise BuildError("make left an empty kernel", f"see {make.log}")
     _keep(recipe)
@@ -221,6 +229,7 @@ def _keep(recipe: Recipe) -> None:
             check=True,
         )
         shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
+        _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
         release = (recipe.build_dir / "include/config/kernel.release").read_text().strip()
         info = {
             "kernel": release,
@@ -243,6 +252,14 @@ def _keep(recipe: Recipe) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _keep_gdb_scripts(build: Path, target: Path) -> None:
+    """Copy the gdb scripts, which the build directory has as links into the work tree."""
+    (target / GDB_MODULES).mkdir(parents=True)
+    shutil.copyfile(build / "vmlinux-gdb.py", target / "vmlinux-gdb.py")
+    for module in (build / GDB_MODULES).glob("*.py"):
+        shutil.copyfile(module, target / GDB_MODULES / module.name)
 
 
 def _prune() -> None:

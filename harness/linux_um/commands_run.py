@@ -60,7 +60,7 @@ def add_parsers(subparsers: Any) -> None:
         f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, 125 launcher "
         "or host error, 126 the guest did not boot, 134 panic.",
     )
-    _add_machine_options(run)
+    add_machine_options(run)
     run.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -77,7 +77,7 @@ def add_parsers(subparsers: Any) -> None:
         description="Boot a guest and give a shell in it. Leaving the shell powers it off. "
         "Without a terminal the shell reads its commands from standard input.",
     )
-    _add_machine_options(shell)
+    add_machine_options(shell)
     shell.set_defaults(handler=boot_command)
 
     test = subparsers.add_parser(
@@ -94,7 +94,10 @@ def add_parsers(subparsers: Any) -> None:
     test.set_defaults(handler=test_command, pytest_arguments=[])
 
 
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+def add_machine_options(
+    parser: argparse.ArgumentParser, *, time_travel: bool = False
+) -> None:
+    """Add the options that say what a guest is to be like; *time_travel* is the default pace."""
     add_kernel_options(parser)
     parser.add_argument(
         "--mem", default=DEFAULT_MEM, metavar="SIZE", help="memory (default %(default)s)"
@@ -119,13 +122,15 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--time-travel",
         action="store_true",
         dest="time_travel",
-        help="the guest's waiting takes no time; a busy loop on the clock never ends",
+        default=time_travel,
+        help="the guest's waiting takes no time; a busy loop on the clock never ends"
+        + (" (default)" if time_travel else ""),
     )
     pace.add_argument(
         "--real-time",
         action="store_false",
         dest="time_travel",
-        help="the guest's clock is the host's (default)",
+        help="the guest's clock is the host's" + ("" if time_travel else " (default)"),
     )
     parser.add_argument(
         "--allow-taint", action="store_true", help="let an oops or WARN in the log pass"
@@ -133,9 +138,15 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", action="store_true", help="keep the run directory of a run that went well"
     )
+    parser.add_argument(
+        "--keep-core",
+        action="store_true",
+        help="when the kernel panics, keep a core dump for ./linux-um gdb --core RUN",
+    )
 
 
-def _options(arguments: argparse.Namespace, name: str, timeout: float) -> BootOptions:
+def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> BootOptions:
+    """Return what the options of add_machine_options() ask for. Raises UsageError."""
     if parse_size(arguments.mem) < MIN_MEM_BYTES:
         raise UsageError(f"--mem {arguments.mem} is too little", "give 32M at least")
     targets = [target for _, target in map(parse_share, arguments.share)]
@@ -156,6 +167,7 @@ def _options(arguments: argparse.Namespace, name: str, timeout: float) -> BootOp
         name=name,
         allow_taint=arguments.allow_taint,
         keep=arguments.keep,
+        keep_core=arguments.keep_core,
     )
 
 
@@ -169,7 +181,8 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
     if arguments.timeout < 0:
         raise UsageError("--timeout must not be negative", "0 means no limit")
     limit = arguments.timeout or None
-    options = _options(arguments, os.path.basename(command[0]) or "run", limit or DEFAULT_TIMEOUT)
+    name = os.path.basename(command[0]) or "run"
+    options = boot_options(arguments, name, limit or DEFAULT_TIMEOUT)
     extra = ["--timeout", f"{arguments.timeout:g}"] if limit != DEFAULT_TIMEOUT else []
     extra += ["--allow-taint"] if options.allow_taint else []
     words = ["./linux-um", "run", *run_arguments(options), *extra, "--", *command]
@@ -192,7 +205,7 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
 
 def boot_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um boot``: return the shell's exit status."""
-    options = _options(arguments, "boot", DEFAULT_TIMEOUT)
+    options = boot_options(arguments, "boot", DEFAULT_TIMEOUT)
     repeat = shlex.join(["./linux-um", "boot", *run_arguments(options)])
     interactive = on_terminal()
     try:

@@ -94,7 +94,7 @@ class Facts:
             cache=Directory.look(_existing_parent(paths.cache_root())),
             missing={
                 stage: packages.missing(stage)
-                for stage in ("source", "tree", "kernel", "rootfs", "test", "lint")
+                for stage in ("source", "tree", "kernel", "rootfs", "test", "gdb", "lint")
             },
         )
 
@@ -202,20 +202,21 @@ def cache_check(cache: Directory) -> Check:
 
 
 def tools_checks(missing: dict[str, list[str]]) -> list[Check]:
-    """Check the tools of each stage; those for lint alone are no defect of the host."""
+    """Check the tools of each stage; those for gdb and lint are no defect of the host."""
     names = {
         "source": "tools to unpack the kernel",
         "tree": "tools to patch the kernel",
         "kernel": "tools to build the kernel",
         "rootfs": "tools to build the guest",
         "test": "a Python with pytest",
+        "gdb": "a debugger",
         "lint": "tools for make lint",
     }
     checks = []
     for stage, wanted in missing.items():
         mend = f"run: {packages.command_line(wanted)}" if wanted else ""
         finding = f"missing: {' '.join(wanted)}" if wanted else "there"
-        checks.append(Check(names[stage], finding, mend, required=stage != "lint"))
+        checks.append(Check(names[stage], finding, mend, required=stage not in ("gdb", "lint")))
     return checks
 
 

@@ -67,6 +67,10 @@ class RootfsError(LinuxUmError):
     """The guest's initramfs cannot be made."""
 
 
+class SessionError(LinuxUmError):
+    """A gdb session cannot begin, or gdb is not what it takes."""
+
+
 class BootError(LinuxUmError):
     """The guest ended or fell silent before its agent answered."""
 

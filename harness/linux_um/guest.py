@@ -22,6 +22,9 @@ from pathlib import Path
 from . import build, doctor, rootfs
 from .agent import Completed, Guest, Process
 from .errors import LinuxUmError, UsageError
+from .gdb_core import CoreKeeper
+from .gdb_machine import Kernel, write_machine
+from .gdb_rendezvous import wait_for_debugger
 from .options import parse_size
 from .outcome import (
     CONSOLE_TAIL_LINES,
@@ -56,7 +59,8 @@ class BootOptions:
     ``shares`` are pairs of a host directory and a guest directory; ``timeout``
     is in wall-clock seconds; ``repeat`` is the command line that repeats this
     run; ``allow_taint`` lets an oops or a WARN in the log pass; ``keep`` keeps
-    the run directory even when all is well.
+    the run directory even when all is well; ``keep_core`` leaves a core dump in
+    it when the kernel panics.
     """
 
     profile: str = "fast"
@@ -71,6 +75,7 @@ class BootOptions:
     repeat: str = ""
     allow_taint: bool = False
     keep: bool = False
+    keep_core: bool = False
 
 
 def parse_share(text: str) -> tuple[str, str]:
@@ -85,7 +90,7 @@ def parse_share(text: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=None)
-def _image(profile: str, kernel: str, term: Term) -> build.Image:
+def finished_image(profile: str, kernel: str, term: Term) -> build.Image:
     """Return the finished kernel; made sure of once in each process."""
     return build.ensure_image(profile, kernel, term=term)
 
@@ -120,6 +125,8 @@ def run_arguments(options: BootOptions) -> list[str]:
         words += ["--append", text]
     for host, guest in options.shares:
         words += ["--share", f"{host}:{guest}"]
+    if options.keep_core:
+        words.append("--keep-core")
     return words
 
 
@@ -128,7 +135,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     """Boot a guest for the length of the block. See the module's text."""
     term = term if term is not None else _default_term()
     mem_bytes = parse_size(options.mem)
-    image = _image(options.profile, options.kernel, term)
+    image = finished_image(options.profile, options.kernel, term)
     initrd = _initrd(options.kernel, term)
     memory = doctor.boot_checks(mem_bytes)
     rundir = RunDir(options.name)
@@ -139,6 +146,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
         f"engine {image.engine_hash}, image {image.key}\n# repeat: {repeat}\n"
     )
     guest: Guest | None = None
+    keeper: CoreKeeper | None = None
     keep = True
     try:
         machine = Machine(
@@ -153,14 +161,23 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
             ),
             rundir,
         )
+        write_machine(rundir.path, machine.pid, Kernel.of(image))
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
+            if options.keep_core:
+                keeper = CoreKeeper(rundir.path, machine.pid, Kernel.of(image), term=term)
             guest.wait_boot(min(BOOT_SECONDS, options.timeout))
+            if keeper is not None:
+                keeper.wait_attached()
             _prepare(guest, options)
+            if wait_for_debugger(machine.pid, rundir.path):
+                guest.lift_limits()
             yield guest
             _finish(guest, options)
         finally:
             guest.destroy()
+            if keeper is not None:
+                keeper.finish(panicked=any(f.kind == "panic" for f in guest.findings()))
         keep = options.keep or guest.keep
         _record(rundir, guest, options, None, repeat)
     except BaseException as error:

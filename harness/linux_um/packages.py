@@ -91,11 +91,14 @@ STAGES: dict[str, tuple[Need, ...]] = {
     ),
     "test": tuple(
         Need(package, _module(module)) for module, package in PYTHON_TEST_MODULES.items()
-    ) + (Need("git", _program("git")),),
+    ) + (Need("git", _program("git")), Need("gdb", _program("gdb"))),
+    "gdb": (Need("gdb", _program("gdb")),),
     "lint": (
         Need("shellcheck", _program("shellcheck")),
         Need("sparse", _program("sparse")),
         Need("mypy", _program("mypy")),
+        # What gdb's Python module looks like; mypy comes without.
+        Need("python3-typeshed", _any_file("/usr/lib/python3/dist-packages/gdb-stubs")),
         Need("perl", _program("perl")),
         Need("git", _program("git")),
     ),

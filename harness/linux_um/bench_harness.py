@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How long the launcher takes, as a person at a terminal has it: measured from outside."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from .errors import LinuxUmError
+from .paths import repo_root
+
+# Wall-clock seconds that any of this may take.
+LIMIT = 120.0
+GDB_PROMPT = b"(gdb) "
+
+
+class BenchError(LinuxUmError):
+    """What was to be measured did not work."""
+
+
+def _launcher() -> str:
+    return str(repo_root() / "linux-um")
+
+
+def boot_to_output(kernel: Sequence[str]) -> float:
+    """Return the seconds until a shell in a fresh guest writes something."""
+    began = time.monotonic()
+    with subprocess.Popen(
+        [_launcher(), "boot", *kernel],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"echo up\n")
+        process.stdin.close()
+        line = process.stdout.readline()
+        took = time.monotonic() - began
+    if line != b"up\n" or process.returncode != 0:
+        raise BenchError("./linux-um boot does not work", "try it")
+    return took
+
+
+def run_true(kernel: Sequence[str]) -> float:
+    """Return the seconds that one command in a fresh guest takes, to its very end."""
+    began = time.monotonic()
+    command = [_launcher(), "run", *kernel, "--", "true"]
+    status = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    ).returncode
+    if status != 0:
+        raise BenchError(f"./linux-um run -- true ends with {status}", "try it")
+    return time.monotonic() - began
+
+
+def gdb_to_prompt(kernel: Sequence[str]) -> float:
+    """Return the seconds until gdb's prompt."""
+    return _until_prompt([_launcher(), "gdb", *kernel], b"")
+
+
+def gdb_to_first_stop(kernel: Sequence[str]) -> float:
+    """Return the seconds until gdb's prompt at the first page of a program."""
+    command = [_launcher(), "gdb", *kernel, "--", "memdup", "--procs", "1", "--mib", "1"]
+    return _until_prompt(command, b"The first page of memdup")
+
+
+def _until_prompt(command: Sequence[str], before: bytes) -> float:
+    """Run *command* on a terminal; return the seconds until gdb's prompt, after *before*."""
+    began = time.monotonic()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.execvp(command[0], list(command))
+        finally:
+            os._exit(127)
+    said = b""
+    took = None
+    try:
+        while time.monotonic() < began + LIMIT:
+            if not select.select([terminal], [], [], 1.0)[0]:
+                continue
+            try:
+                said += os.read(terminal, 1 << 16)
+            except OSError:
+                break
+            if took is None and before in said and GDB_PROMPT in said:
+                took = time.monotonic() - began
+                os.write(terminal, b"quit\n")
+    finally:
+        if took is None:
+            os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+    if took is None:
+        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        raise BenchError(f"gdb shows no prompt, but: {last[0]}", "try ./linux-um gdb")
+    return took
+
+
+# Name, title, and what does it once for the options that choose a kernel.
+MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
+    ("boot", "boot to the shell's first output", boot_to_output),
+    ("run", "run -- true", run_true),
+    ("gdb", "gdb to its prompt", gdb_to_prompt),
+    ("gdb_first_stop", "gdb -- memdup to the first stop", gdb_to_first_stop),
+)
