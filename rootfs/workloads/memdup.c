@@ -23,6 +23,7 @@
 #include "common.h"
 
 #define MAX_PROCS	256	/* near duplicates differ by one byte of 1..255 */
+#define FIRST_USER	1000
 #define FLIP_MASK	0xff
 
 enum touch { TOUCH_WRITE, TOUCH_READ, TOUCH_GUP };
@@ -30,7 +31,7 @@ enum stream { S_DUP = 1, S_NEAR, S_NEAR_OFF, S_UNIQUE, S_REWRITE, S_PLACE };
 enum { DO_FILL = 1, DO_VERIFY, DO_REWRITE };
 
 static struct {
-	unsigned int procs, mib, dup, zero, unique, near, rewrite, rewriters;
+	unsigned int users, procs, mib, dup, zero, unique, near, rewrite, rewriters;
 	uint64_t seed, settle_s;
 	int near_off;		/* -1: anywhere */
 	bool near_zero, brk, madvise, wait, hold;
@@ -200,6 +201,10 @@ static void process_order(void *ctx, const struct order *o, struct reply *r)
 	switch (o->op) {
 	case DO_FILL:
 		p->index = o->arg;
+		if (opt.users && setuid(FIRST_USER + o->arg % opt.users)) {
+			r->status = -errno;
+			break;
+		}
 		r->status = process_fill(p);
 		r->value[0] = (uint64_t)(uintptr_t)p->base;
 		break;
@@ -386,6 +391,7 @@ static void __noreturn usage(int status)
 		"settle, verify; one line of JSON with counters and expectations per stage.\n"
 		"\n"
 		"  --procs N           processes (2)\n"
+		"  --users N           users that they belong to in turn (all to the caller)\n"
 		"  --mib M             MiB in each (4)\n"
 		"  --dup PCT           pages whose content every process holds\n"
 		"  --zero PCT          pages of zeros\n"
@@ -454,6 +460,7 @@ static void parse(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "procs", required_argument, NULL, 'p' },
+		{ "users", required_argument, NULL, 'U' },
 		{ "mib", required_argument, NULL, 'm' },
 		{ "dup", required_argument, NULL, 'd' },
 		{ "zero", required_argument, NULL, 'z' },
@@ -480,6 +487,9 @@ static void parse(int argc, char **argv)
 		switch (c) {
 		case 'p':
 			opt.procs = parse_number("--procs", optarg, 1, MAX_PROCS - 1);
+			break;
+		case 'U':
+			opt.users = parse_number("--users", optarg, 1, MAX_PROCS - 1);
 			break;
 		case 'm':
 			opt.mib = parse_number("--mib", optarg, 1, 1 << 20);

@@ -172,6 +172,21 @@ static void pksm_forget_everything(void)
 	pksm_queue_forget_all();
 }
 
+/* Forget every page, and give each process its own copy of what was merged. */
+static int pksm_stop_and_unmerge(enum pksm_run run)
+{
+	int err;
+
+	pksm_intake_off();
+	pksm_sweep_stop();
+	WRITE_ONCE(pksm_run, run);
+	pksm_forget_everything();
+	err = pksm_unmerge_all();
+	if (err)
+		WRITE_ONCE(pksm_run, PKSM_RUN_STOP);
+	return err;
+}
+
 /**
  * pksm_set_run - start, stop, or stop and unmerge everything
  * @run: what to do
@@ -210,15 +225,45 @@ int pksm_set_run(enum pksm_run run)
 		WRITE_ONCE(pksm_run, run);
 		break;
 	case PKSM_RUN_UNMERGE:
-		pksm_intake_off();
-		pksm_sweep_stop();
-		WRITE_ONCE(pksm_run, run);
-		pksm_forget_everything();
-		err = pksm_unmerge_all();
-		if (err)
-			WRITE_ONCE(pksm_run, PKSM_RUN_STOP);
+		err = pksm_stop_and_unmerge(run);
 		break;
 	}
+out:
+	mutex_unlock(&pksm_mutex);
+	pksm_wake_daemon();
+	return err;
+}
+
+/**
+ * pksm_set_domain - set whose pages may be merged with whose
+ * @kind: what makes a domain
+ *
+ * What is merged may not be so in the new domains: everything is unmerged first,
+ * and then taken in again if the engine runs.
+ *
+ * Context: Process context. Takes pksm_mutex, may sleep.
+ * Return: 0; -ENODEV without a daemon; -EINTR; or the error of
+ * pksm_unmerge_all(), after which the domain is what it was, and the engine is
+ * stopped.
+ */
+int pksm_set_domain(enum pksm_domain_kind kind)
+{
+	enum pksm_run run;
+	int err = 0;
+
+	if (!pksmd_task)
+		return -ENODEV;
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	run = pksm_run;
+	if (kind == pksm_domain_kind)
+		goto out;
+	err = pksm_stop_and_unmerge(run);
+	if (err)
+		goto out;
+	WRITE_ONCE(pksm_domain_kind, kind);
+	if (run == PKSM_RUN_MERGE)
+		pksm_intake_on();
 out:
 	mutex_unlock(&pksm_mutex);
 	pksm_wake_daemon();

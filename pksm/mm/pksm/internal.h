@@ -187,6 +187,16 @@ struct pksm_cpu {
 
 DECLARE_PER_CPU(struct pksm_cpu, pksm_cpu);
 
+/**
+ * struct pksm_key - by what a page is looked for
+ * @hash: the hash of its contents, with its domain mixed in
+ * @domain: its domain
+ */
+struct pksm_key {
+	u64 hash;
+	u64 domain;
+};
+
 /* What became of a page that pksmd took out of its queue. */
 enum pksm_result {
 	PKSM_MERGED,	/* absorbed: nothing maps the page any more */
@@ -204,6 +214,18 @@ enum pksm_run {
 	PKSM_RUN_UNMERGE,
 };
 
+/* /sys/kernel/mm/pksm/domain */
+enum pksm_domain_kind {
+	PKSM_DOMAIN_USER,
+	PKSM_DOMAIN_MEMCG,
+	PKSM_DOMAIN_PROCESS,
+	PKSM_DOMAIN_GLOBAL,
+	NR_PKSM_DOMAIN_KINDS,
+};
+
+/* The domain of what nobody owns: nothing is merged there. */
+#define PKSM_NO_DOMAIN		U64_MAX
+
 /* core.c */
 extern struct mutex pksm_mutex;
 extern enum pksm_run pksm_run;
@@ -211,6 +233,7 @@ extern bool pksm_use_zero_pages;
 extern struct task_struct *pksmd_task;
 
 int pksm_set_run(enum pksm_run run);
+int pksm_set_domain(enum pksm_domain_kind kind);
 void pksm_wake_daemon(void);
 void pksm_kick(void);
 
@@ -260,16 +283,23 @@ struct pksm_stable_node *pksm_stable_next(u64 hash,
 					  struct pksm_stable_node *node);
 void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node));
 
+/* domain.c */
+extern enum pksm_domain_kind pksm_domain_kind;
+
+u64 pksm_mm_domain(struct mm_struct *mm);
+u64 pksm_folio_domain(struct folio *folio);
+
 /* merge.c */
 enum pksm_result pksm_folio_fit(struct folio *folio);
 enum pksm_result pksm_merge_with_zero(struct folio *folio);
 enum pksm_result pksm_merge_with_stable(struct folio *folio,
 					struct folio *kfolio,
-					struct pksm_stable_node *node);
+					struct pksm_stable_node *node,
+					u64 domain);
 enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 					  struct folio *kfolio,
 					  struct pksm_rmap_item *kitem,
-					  u64 hash);
+					  const struct pksm_key *key);
 
 /* match.c */
 void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);

@@ -37,13 +37,14 @@ static bool pksm_pages_similar(struct page *page1, struct page *page2)
 	return similar;
 }
 
-static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash,
+static enum pksm_result pksm_try_stable(struct folio *folio,
+					const struct pksm_key *key,
 					bool *differed)
 {
 	enum pksm_result result = PKSM_DIFFERS;
 	struct pksm_stable_node *node = NULL;
 
-	while ((node = pksm_stable_next(hash, node))) {
+	while ((node = pksm_stable_next(key->hash, node))) {
 		struct folio *kfolio = pksm_node_get_folio(node);
 
 		if (!kfolio)
@@ -55,7 +56,8 @@ static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash,
 		}
 		if (pksm_folio_node(kfolio) == node &&
 		    !folio_test_hwpoison(kfolio))
-			result = pksm_merge_with_stable(folio, kfolio, node);
+			result = pksm_merge_with_stable(folio, kfolio, node,
+							key->domain);
 		folio_unlock(kfolio);
 		folio_put(kfolio);
 		if (result != PKSM_DIFFERS)
@@ -70,12 +72,12 @@ static enum pksm_result pksm_try_stable(struct folio *folio, u64 hash,
  * hashed goes back to the queue. Returns true when it did not change.
  */
 static bool pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
-			 u64 hash)
+			 const struct pksm_key *key)
 {
 	struct page *kpage = folio_page(kfolio, 0);
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
-	if (pksm_hash_alike(pksm_hash_page(kpage), hash))
+	if (pksm_hash_alike(pksm_hash_page(kpage) ^ key->domain, key->hash))
 		return true;
 	pksm_unstable_remove(page_to_pfn(kpage), kitem);
 	pksm_queue_add(page_to_pfn(kpage), kitem, 1);
@@ -95,7 +97,8 @@ static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
 static enum pksm_result pksm_try_candidate(struct folio *folio,
 					   struct folio *kfolio,
 					   struct pksm_rmap_item *kitem,
-					   u64 hash, bool *differed)
+					   const struct pksm_key *key,
+					   bool *differed)
 {
 	enum pksm_result result = pksm_folio_fit(kfolio);
 
@@ -105,25 +108,26 @@ static enum pksm_result pksm_try_candidate(struct folio *folio,
 				     folio_page(kfolio, 0)))
 		result = PKSM_DIFFERS;
 	else if (result == PKSM_MERGED)
-		result = pksm_merge_with_unstable(folio, kfolio, kitem, hash);
+		result = pksm_merge_with_unstable(folio, kfolio, kitem, key);
 
 	if (result == PKSM_UNFIT_PARTNER) {
 		pksm_expel(kfolio, kitem);
 		return PKSM_DIFFERS;
 	}
-	if (result == PKSM_DIFFERS && pksm_recheck(kfolio, kitem, hash))
+	if (result == PKSM_DIFFERS && pksm_recheck(kfolio, kitem, key))
 		*differed = true;
 	return result;
 }
 
-static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash,
+static enum pksm_result pksm_try_unstable(struct folio *folio,
+					  const struct pksm_key *key,
 					  bool *differed)
 {
 	enum pksm_result result = PKSM_DIFFERS;
 	unsigned int tries = PKSM_MAX_CANDIDATES;
 	unsigned long pfn, next;
 
-	for (pfn = pksm_unstable_next(hash, PKSM_END);
+	for (pfn = pksm_unstable_next(key->hash, PKSM_END);
 	     pfn != PKSM_END && tries; pfn = next, tries--) {
 		struct pksm_rmap_item *kitem = pksm_item(pfn);
 		struct folio *kfolio = pksm_get_tracked(pfn);
@@ -131,7 +135,7 @@ static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash,
 
 		cond_resched();
 		/* Look ahead: this record may leave the bucket. */
-		next = pksm_unstable_next(hash, pfn);
+		next = pksm_unstable_next(key->hash, pfn);
 		if (!kfolio)
 			continue;
 		/* Another page, if it was freed just now: not hashed yet. */
@@ -140,7 +144,7 @@ static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash,
 			continue;
 		}
 		if (folio_trylock(kfolio)) {
-			one = pksm_try_candidate(folio, kfolio, kitem, hash,
+			one = pksm_try_candidate(folio, kfolio, kitem, key,
 						 differed);
 			folio_unlock(kfolio);
 		}
@@ -154,35 +158,41 @@ static enum pksm_result pksm_try_unstable(struct folio *folio, u64 hash,
 }
 
 /* Read the page, and try everything that may be its equal. */
-static enum pksm_result pksm_try(struct folio *folio, u64 *hash, bool *hashed)
+static enum pksm_result pksm_try(struct folio *folio, struct pksm_key *key,
+				 bool *hashed)
 {
 	struct page *page = folio_page(folio, 0);
 	enum pksm_result result;
 	bool differed = false;
+	u64 hash;
 
 	result = pksm_folio_fit(folio);
 	if (result != PKSM_MERGED)
 		return result;
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
-	*hash = pksm_hash_page(page);
-	*hashed = true;
-	if (*hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
+	hash = pksm_hash_page(page);
+	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		result = pksm_merge_with_zero(folio);
 		if (result != PKSM_DIFFERS)
 			return result;
 		differed = true;
 	}
-	result = pksm_try_stable(folio, *hash, &differed);
+	key->domain = pksm_folio_domain(folio);
+	key->hash = hash ^ key->domain;
+	if (key->domain == PKSM_NO_DOMAIN)
+		return PKSM_BUSY;
+	*hashed = true;
+	result = pksm_try_stable(folio, key, &differed);
 	if (result == PKSM_DIFFERS)
-		result = pksm_try_unstable(folio, *hash, &differed);
+		result = pksm_try_unstable(folio, key, &differed);
 	if (result != PKSM_DIFFERS || !differed)
 		return result;
 
 	/* Not equal in spite of equal hashes: has it changed meanwhile? */
 	pksm_count_event(PKSM_EVENT_SCANNED);
-	return pksm_hash_alike(pksm_hash_page(page), *hash) ? PKSM_DIFFERS :
-							      PKSM_BUSY;
+	return pksm_hash_alike(pksm_hash_page(page), hash) ? PKSM_DIFFERS :
+							     PKSM_BUSY;
 }
 
 /**
@@ -200,8 +210,8 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
 	enum pksm_result result = PKSM_BUSY;
 	struct folio *folio;
+	struct pksm_key key = { };
 	bool hashed = false;
-	u64 hash = 0;
 
 	lockdep_assert_held(&pksm_mutex);
 
@@ -218,7 +228,7 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 		return;
 	}
 	if (folio_trylock(folio)) {
-		result = pksm_try(folio, &hash, &hashed);
+		result = pksm_try(folio, &key, &hashed);
 		folio_unlock(folio);
 	}
 
@@ -233,7 +243,7 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 		pksm_queue_drop(folio_page(folio, 0), item);
 		break;
 	case PKSM_DIFFERS:
-		pksm_unstable_insert(pfn, item, hash);
+		pksm_unstable_insert(pfn, item, key.hash);
 		break;
 	default:
 		pksm_queue_add(pfn, item, level);

@@ -53,6 +53,7 @@
  * struct pksm_merge - one attempt to absorb a page
  * @kpage: the page to map instead: stable, frozen or the zero page
  * @node: the node of @kpage; NULL for the zero page
+ * @domain: the domain of @kpage; of no meaning for the zero page
  * @convert: @kpage is a frozen page, which becomes stable on success
  * @equal: the contents were compared and are equal
  * @differs: they were compared and are not
@@ -63,6 +64,7 @@
 struct pksm_merge {
 	struct page *kpage;
 	struct pksm_stable_node *node;
+	u64 domain;
 	bool convert;
 	bool equal;
 	bool differs;
@@ -73,12 +75,14 @@ struct pksm_merge {
 
 /**
  * struct pksm_freeze - one attempt to write-protect a page
+ * @domain: the domain that the page has to be of
  * @nr: number of PTEs that are write-protected now
  * @failed: one could not be
  * @unfit: a VMA was met whose pages are never merged
  * @exclusive: PG_anon_exclusive was cleared
  */
 struct pksm_freeze {
+	u64 domain;
 	unsigned int nr;
 	bool failed;
 	bool unfit;
@@ -154,7 +158,8 @@ static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
 	struct pksm_freeze *freeze = arg;
 	struct mmu_notifier_range range;
 
-	if (!pksm_vma_fit(vma, &freeze->unfit)) {
+	if (!pksm_vma_fit(vma, &freeze->unfit) ||
+	    pksm_mm_domain(vma->vm_mm) != freeze->domain) {
 		freeze->failed = true;
 		return false;
 	}
@@ -331,6 +336,8 @@ static bool pksm_merge_one(struct folio *folio, struct vm_area_struct *vma,
 		return true;
 	if (!pksm_vma_fit(vma, &merge->unfit))
 		return true;
+	if (merge->node && pksm_mm_domain(vma->vm_mm) != merge->domain)
+		return true;
 	pksm_start_mmu_notifier(&range, vma, addr);
 	if (page_vma_mapped_walk(&pvmw)) {
 		if (pksm_merge_pte(&pvmw, folio, merge)) {
@@ -413,17 +420,20 @@ enum pksm_result pksm_merge_with_zero(struct folio *folio)
  * @folio: the page, locked, with one reference of the caller
  * @kfolio: the stable page, locked
  * @node: its node
+ * @domain: the domain of both
  *
  * Context: pksmd, pksm_mutex held. May sleep.
  * Return: see enum pksm_result.
  */
 enum pksm_result pksm_merge_with_stable(struct folio *folio,
 					struct folio *kfolio,
-					struct pksm_stable_node *node)
+					struct pksm_stable_node *node,
+					u64 domain)
 {
 	struct pksm_merge merge = {
 		.kpage = folio_page(kfolio, 0),
 		.node = node,
+		.domain = domain,
 		.sharer = pksm_sharer_alloc(),
 	};
 	enum pksm_result result;
@@ -446,7 +456,7 @@ enum pksm_result pksm_merge_with_stable(struct folio *folio,
  * @folio: the page, locked, with one reference of the caller
  * @kfolio: the other, locked, with one reference of the caller
  * @kitem: its record
- * @hash: the hash of @folio
+ * @key: hash and domain of @folio
  *
  * On success @kfolio is a stable page.
  *
@@ -456,12 +466,13 @@ enum pksm_result pksm_merge_with_stable(struct folio *folio,
 enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 					  struct folio *kfolio,
 					  struct pksm_rmap_item *kitem,
-					  u64 hash)
+					  const struct pksm_key *key)
 {
 	struct page *kpage = folio_page(kfolio, 0);
-	struct pksm_freeze freeze = { };
+	struct pksm_freeze freeze = { .domain = key->domain };
 	struct pksm_merge merge = {
 		.kpage = kpage,
+		.domain = key->domain,
 		.convert = true,
 	};
 	enum pksm_result result;
@@ -474,7 +485,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 		goto out;
 	}
 	merge.node->pfn = page_to_pfn(kpage);
-	merge.node->hash = hash;
+	merge.node->hash = key->hash;
 	INIT_HLIST_HEAD(&merge.node->sharers);
 	/* Its last PTE may go while it is frozen, and the anon_vma with it. */
 	merge.node->anon_vma = folio_get_anon_vma(kfolio);

@@ -68,6 +68,34 @@ static ssize_t settle_millisecs_store(struct kobject *kobj,
 }
 PKSM_ATTR(settle_millisecs);
 
+static const char * const pksm_domain_names[NR_PKSM_DOMAIN_KINDS] = {
+	[PKSM_DOMAIN_USER] = "user",
+	[PKSM_DOMAIN_MEMCG] = "memcg",
+	[PKSM_DOMAIN_PROCESS] = "process",
+	[PKSM_DOMAIN_GLOBAL] = "global",
+};
+
+static ssize_t domain_show(struct kobject *kobj, struct kobj_attribute *attr,
+			   char *buf)
+{
+	enum pksm_domain_kind kind = READ_ONCE(pksm_domain_kind);
+
+	return sysfs_emit(buf, "%s\n", pksm_domain_names[kind]);
+}
+
+static ssize_t domain_store(struct kobject *kobj, struct kobj_attribute *attr,
+			    const char *buf, size_t count)
+{
+	int kind = sysfs_match_string(pksm_domain_names, buf);
+	int err;
+
+	if (kind < 0)
+		return kind;
+	err = pksm_set_domain(kind);
+	return err ? err : count;
+}
+PKSM_ATTR(domain);
+
 static ssize_t use_zero_pages_show(struct kobject *kobj,
 				   struct kobj_attribute *attr, char *buf)
 {
@@ -175,6 +203,7 @@ PKSM_ATTR_RO(cpu_usecs);
 
 static struct attribute *pksm_attrs[] = {
 	&run_attr.attr,
+	&domain_attr.attr,
 	&settle_millisecs_attr.attr,
 	&use_zero_pages_attr.attr,
 	&pages_new_attr.attr,
