@@ -19,6 +19,8 @@ from typing import Any
 
 import gdb
 
+from . import kernel, tasks
+
 VARIABLE = "LINUX_UM_SESSION"
 # How the launcher says that a session could not begin.
 EXIT_LAUNCHER = 125
@@ -146,7 +148,7 @@ def _attach(pid: int) -> None:
 def _keep_core(target: str) -> None:
     """Write a core dump when the guest stops at SIGABRT, the end of a panic."""
 
-    def on_stop(event: gdb.StopEvent) -> None:
+    def on_stop(event: Any) -> None:
         if getattr(event, "stop_signal", "") == "SIGABRT" and not os.path.exists(target):
             gdb.execute("set use-coredump-filter off")
             gdb.execute(f"generate-core-file {target}")
@@ -164,21 +166,14 @@ def quiet() -> Iterator[None]:
         gdb.execute("set suppress-cli-notifications off")
 
 
-def current_task() -> gdb.Value:
-    """Return the task_struct that runs."""
-    task = gdb.lookup_global_symbol("cpu_tasks").value()[0]["task"]
-    kind = gdb.lookup_global_symbol("init_task").type.pointer()
-    return task.cast(kind).dereference()
-
-
 def _introduce(wishes: dict[str, Any]) -> None:
     """Say in two lines what there is to see."""
     if gdb.selected_inferior().pid == 0:
         gdb.write("No guest yet: attach PID, or core-file FILE. See help pksm, apropos lx-.\n")
         return
-    name = gdb.lookup_global_symbol("init_uts_ns").value()["name"]
-    task = current_task()
-    where = f"{task['comm'].string()} (pid {int(task['pid'])})"
+    name = kernel.symbol("init_uts_ns")["name"]
+    task = tasks.current()
+    where = f"{task.comm} (pid {task.pid})"
     state = "a core dump" if wishes.get("core") else "a guest that stands still"
     gdb.write(f"Linux {name['release'].string()}, {state}, in {where}.\n")
     hints = ["help pksm", "apropos lx-"]
@@ -202,7 +197,7 @@ class _Exec(gdb.Breakpoint):
             if name == self._program or (
                 "/" not in self._program and os.path.basename(name) == self._program
             ):
-                self.exec_task = int(current_task().address)
+                self.exec_task = tasks.current().address
         return False
 
 
@@ -217,7 +212,7 @@ class _FirstPage(gdb.Breakpoint):
     def stop(self) -> bool:
         """Stop in that task."""
         if self._exec.exec_task is not None:
-            self.hit = self.hit or int(current_task().address) == self._exec.exec_task
+            self.hit = self.hit or tasks.current().address == self._exec.exec_task
         return self.hit
 
 
@@ -273,9 +268,9 @@ def _show_inlined(function: str) -> None:
 
 def _explain(program: str, place: str) -> str:
     """Return a line about the first page of a program."""
-    pid = int(current_task()["pid"])
+    pid = tasks.current().pid
     callers = set()
-    frame = gdb.newest_frame()
+    frame: gdb.Frame | None = gdb.newest_frame()
     while frame is not None and frame.is_valid():
         callers.add(frame.name())
         frame = frame.older()

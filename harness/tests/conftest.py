@@ -41,11 +41,16 @@ MARKERS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --profile."""
+    """Add --profile and --update-walkthrough."""
     parser.addoption(
         "--profile",
         default=os.environ.get("LINUX_UM_PROFILE", "fast"),
         help="kernel configuration of the guests (default: $LINUX_UM_PROFILE or fast)",
+    )
+    parser.addoption(
+        "--update-walkthrough",
+        action="store_true",
+        help="write the sessions that gdb prints now into gdb-scripts/walkthrough.md",
     )
 
 

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The counters as /sys/kernel/mm/pksm shows them, and the same found by walking."""
+
+from __future__ import annotations
+
+from . import index, kernel, memory, record
+from .snapshot import Snapshot
+
+CONTROLS = ("run", "settle_millisecs", "use_zero_pages")
+CLASS_COUNTERS = {
+    "pages_new": record.NEW,
+    "pages_unshared": record.UNSHARED,
+    "pages_volatile": record.VOLATILE,
+    "pages_shared": record.SHARED,
+}
+# What only ever grows, and is in no structure that could be walked.
+EVENTS = {"pages_scanned": "SCANNED", "pages_merged": "MERGED", "pages_broken": "BROKEN"}
+# The order of sysfs.c.
+NAMES = (
+    *CONTROLS, *CLASS_COUNTERS, "pages_sharing", "zero_pages", *EVENTS,
+    "rmap_items", "stable_nodes", "general_profit", "cpu_usecs",
+)  # fmt: skip
+
+
+def class_sum(name: str) -> int:
+    """Return the sum over all CPUs of the pages of a class; see enum pksm_class."""
+    number = kernel.enum("pksm_class")[f"PKSM_CLASS_{name.upper()}"]
+    at = kernel.offset("struct pksm_cpu", "nr") + kernel.WORD * number
+    return sum(kernel.number(where + at, signed=True) for _, where in kernel.percpu("pksm_cpu"))
+
+
+def event_sum(name: str) -> int:
+    """Return the sum over all CPUs of an event; see enum pksm_event."""
+    number = kernel.enum("pksm_event")[f"PKSM_EVENT_{name}"]
+    at = kernel.offset("struct pksm_cpu", "events") + kernel.WORD * number
+    return sum(kernel.number(where + at) for _, where in kernel.percpu("pksm_cpu"))
+
+
+def _profit(sharing: int, zero: int, sharers: int, nodes: int) -> int:
+    records = sharers * kernel.size("struct pksm_sharer")
+    records += nodes * kernel.size("struct pksm_stable_node")
+    return (sharing + zero) * memory.PAGE_SIZE - records
+
+
+def _cpu_usecs() -> int:
+    daemon = kernel.variable("pksmd_task")
+    if not daemon:
+        return 0
+    return kernel.member(daemon, "struct task_struct", "se.sum_exec_runtime") // 1000
+
+
+def _sharing(snapshot: Snapshot) -> int:
+    """Return what pksm_nr_sharing() does, from the map counts."""
+    found = 0
+    for _, node in snapshot.nodes:
+        if node.pfn < len(snapshot.pages):
+            page = snapshot.page(node.pfn)
+            if page.kind == "ksm" and page.owner == node.address:
+                found += max(page.mapcount - 1, 0)
+    return found
+
+
+def shown(snapshot: Snapshot) -> dict[str, int]:
+    """Return what the files of sysfs would say now, by the same rules."""
+    sharing = _sharing(snapshot)
+    zero = int(kernel.symbol("ksm_zero_pages")["counter"])
+    sharers = kernel.variable("pksm_nr_sharers")
+    nodes = kernel.variable("pksm_nr_nodes")
+    values = {
+        "run": kernel.variable("pksm_run"),
+        "settle_millisecs": kernel.variable("pksm_settle_millisecs"),
+        "use_zero_pages": kernel.variable("pksm_use_zero_pages"),
+        "pages_sharing": sharing,
+        "zero_pages": zero,
+        "rmap_items": sharers,
+        "stable_nodes": nodes,
+        "general_profit": _profit(sharing, zero, sharers, nodes),
+        "cpu_usecs": _cpu_usecs(),
+    }
+    values |= {name: max(class_sum(kind), 0) for name, kind in CLASS_COUNTERS.items()}
+    values |= {name: event_sum(kind) for name, kind in EVENTS.items()}
+    return values
+
+
+def walked(snapshot: Snapshot) -> dict[str, int]:
+    """Return the counters that can be found by walking the structures and page tables."""
+    counts = snapshot.counts()
+    sharing = sum(max(len(snapshot.tables.of(pfn)) - 1, 0) for pfn in snapshot.stable)
+    zero = sum(snapshot.zero_ptes().values())
+    sharers = sum(1 for _, node in snapshot.nodes for _ in index.sharers(node))
+    nodes = len(snapshot.nodes)
+    return {
+        **{name: counts[kind] for name, kind in CLASS_COUNTERS.items()},
+        "pages_sharing": sharing,
+        "zero_pages": zero,
+        "rmap_items": sharers,
+        "stable_nodes": nodes,
+        "general_profit": _profit(sharing, zero, sharers, nodes),
+    }
