@@ -181,6 +181,13 @@ def returns_to() -> str:
     return called_by() if result() is not None else ""
 
 
+def returns_into() -> frozenset[str]:
+    """Return the functions that a return goes to: the body, and what is inlined there."""
+    if result() is None:
+        return frozenset()
+    return frozenset(blocks_at(kernel.number(stack_pointer()) - 1))
+
+
 def called_by() -> str:
     """Return the function that has called the one that begins here."""
     names = blocks_at(kernel.number(stack_pointer()) - 1)

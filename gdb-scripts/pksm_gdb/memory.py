@@ -144,7 +144,7 @@ class Page:
     @property
     def flag_names(self) -> list[str]:
         """The names of the flags that are set, as enum pageflags has them."""
-        anonymous = self.kind in ("anon", "ksm")
+        anonymous = bool(self.mapping & MAPPING_ANON) and self.page_type is None
         names = []
         for full, bit in kernel.enum("pageflags").items():
             if full == "__NR_PAGEFLAGS":

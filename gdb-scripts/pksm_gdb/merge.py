@@ -12,6 +12,12 @@ from . import code, counters, guide, index, kernel, memory, record, rmap, show, 
 from .guide import Facts, Stage
 
 CONSIDER = "pksm_consider"
+# Who calls what the stages look for: the compiler makes one function of some of these.
+CONSIDERING = frozenset(
+    (CONSIDER, "pksm_try", "pksm_try_stable", "pksm_try_unstable", "pksm_try_candidate")
+)
+FREEZING = frozenset(("pksm_freeze",))
+MERGING = frozenset(("pksm_merge_one", "pksm_merge_pte"))
 MERGED = 0
 ATTEMPTS = ("pksm_merge_with_zero", "pksm_merge_with_stable", "pksm_merge_with_unstable")
 COUNTED = ("pages_scanned", "pages_merged")
@@ -42,10 +48,10 @@ class MergeGuide(guide.Guide):
 
     def stages(self) -> list[Stage]:
         """Return the stages of a merge."""
-        def after(callee: str, show: Callable[[], None], *, within: str = CONSIDER,
-                  repeated: bool = False) -> Stage:  # fmt: skip
+        def after(callee: str, show: Callable[[], None], *,
+                  within: frozenset[str] = CONSIDERING, repeated: bool = False) -> Stage:  # fmt: skip
             return Stage(f"after {callee}", code.exits(callee),
-                         lambda: self.mine() and code.returns_to() == within, show,
+                         lambda: self.mine() and bool(code.returns_into() & within), show,
                          repeated=repeated)  # fmt: skip
 
         def result(name: str) -> Stage:
@@ -69,12 +75,12 @@ class MergeGuide(guide.Guide):
                   lambda: self._show_with("pksm_merge_with_unstable")),
             Stage("freeze", code.entries("pksm_freeze_one"), mine, self._show_freeze,
                   repeated=True),
-            after("rmap_walk", self._show_frozen, within="pksm_merge_with_unstable"),
+            after("rmap_walk", self._show_frozen, within=FREEZING),
             Stage("critical", code.entries("pksm_merge_one"), mine, self._show_critical,
                   repeated=True),
-            after("ptep_clear_flush", self._show_cleared, within="pksm_merge_one", repeated=True),
-            after("memcmp_pages", self._show_compared, within="pksm_merge_one", repeated=True),
-            Stage("set_pte", code.copies("set_pte", "pksm_merge_one"), mine, self._show_set_pte),
+            after("ptep_clear_flush", self._show_cleared, within=MERGING, repeated=True),
+            after("memcmp_pages", self._show_compared, within=MERGING, repeated=True),
+            Stage("set_pte", code.copies("set_pte", "pksm_merge_pte"), mine, self._show_set_pte),
             Stage("unmapped", code.entries("folio_remove_rmap_ptes"), self._is_unmapped,
                   self._show_unmapped, repeated=True),
             *(result(name) for name in ATTEMPTS),
@@ -226,7 +232,7 @@ class MergeGuide(guide.Guide):
         sentence = "All PTEs of the partner are read-only: it cannot change while it is locked."
         if writable:
             sentence = "The partner could not be frozen: a PTE of it is writable."
-        self.say("pksm_freeze", sentence, facts, within="pksm_merge_with_unstable")
+        self.say("pksm_freeze", sentence, facts, within=code.returns_to())
 
     def _show_critical(self) -> None:
         area, address = code.argument(1), code.argument(2)

@@ -302,7 +302,7 @@ KINDS: tuple[tuple[frozenset[str], Callable[[list[Level]], Way]], ...] = (
     (FORK, _fork),
     (SWAPOFF, _fixed("swapoff", "The way in: swapoff, which brings all pages back: {task}.")),
     (USERFAULT, _fixed("userfaultfd", "The way in: userfaultfd, which fills a page: {task}.")),
-    (UPROBES, _fixed("uprobes", "The way in: uprobes, which copies a page to write there: {task}.")),
+    (UPROBES, _fixed("uprobes", "The way in: uprobes, which copies a page: {task}.")),
     (MIGRATION, _migration),
     (SWEEP, _fixed("sweep", "The way in: the sweep, in which pksmd takes in the pages that were "
                    "there before: {task}.")),

@@ -15,6 +15,7 @@ import lab
 import pytest
 from held import PRELUDE, Held, HeldPage, ask, field, parse_answers
 from lab import BootFresh
+from linux_um.agent import PKSM_DIR
 from linux_um.guest import Guest
 from linux_um.paths import repo_root
 
@@ -234,6 +235,7 @@ def test_stat_says_what_sysfs_says(held: Held) -> None:
     table = {
         words[0]: words[1:] for words in map(str.split, text.split("\n\n")[0].splitlines()[1:])
     }
+    assert table.pop("domain")[0] == held.guest.read_file(f"{PKSM_DIR}/domain").strip()
     assert set(table) == set(before)
     for name, (shown, walked) in table.items():
         low, high = sorted((before[name], after[name]))

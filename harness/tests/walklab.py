@@ -126,13 +126,16 @@ def mask(text: str) -> list[str]:
 
     Addresses, page frames, process numbers and counts go, and with them the
     width of columns; names, flags, stages and their order stay, and reference
-    and map counts.
+    and map counts. A page may have had to wait for another turn.
     """
     lines = []
     for line in text.splitlines():
+        # What is inlined where is the compiler's choice.
+        line = re.sub(r", inlined into \w+\(\)|  \(inlined\)", "", line)
         line = re.sub(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b", "#", line)
         line = re.sub(r"(?<=\w)\[\d+\]", "[#]", line)
         line = re.sub(r"(?<![\w.\[])-?\d+(\.\d+)?(?![\w\]])", "#", _KEPT.sub(r"\1_\2", line))
+        line = re.sub(r"\b(new|volatile), waiting", "waiting", line)
         lines.append(re.sub(r"\s+", " ", line).strip())
     return lines
 
