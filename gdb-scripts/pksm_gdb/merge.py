@@ -48,8 +48,13 @@ class MergeGuide(guide.Guide):
 
     def stages(self) -> list[Stage]:
         """Return the stages of a merge."""
-        def after(callee: str, show: Callable[[], None], *,
-                  within: frozenset[str] = CONSIDERING, repeated: bool = False) -> Stage:  # fmt: skip
+        def after(
+            callee: str,
+            show: Callable[[], None],
+            *,
+            within: frozenset[str] = CONSIDERING,
+            repeated: bool = False,
+        ) -> Stage:
             return Stage(f"after {callee}", code.exits(callee),
                          lambda: self.mine() and bool(code.returns_into() & within), show,
                          repeated=repeated)  # fmt: skip

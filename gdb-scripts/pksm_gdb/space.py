@@ -57,8 +57,8 @@ def entries(mm: int) -> Iterator[tuple[int, int, int]]:
     pgd = kernel.member(mm, "struct mm_struct", "pgd")
     if not pgd:
         return
-    # The entries above that are the kernel's own.
-    spans = -(-kernel.member(mm, "struct mm_struct", "task_size") // _PGD_SPAN)
+    # The entries above that are the kernel's own. exec fills in mm->task_size late.
+    spans = -(-kernel.variable("task_size") // _PGD_SPAN)
     top = memoryview(kernel.read(pgd, memory.PAGE_SIZE)).cast("Q")
     for i, upper in enumerate(top[: min(spans, tasks.PTRS)]):
         if not upper & tasks.TABLE_PRESENT:

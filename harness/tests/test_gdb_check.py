@@ -206,6 +206,17 @@ python say('pksm page {page.pfn}')
     held.finish()
 
 
+def test_the_address_space_that_exec_makes_is_walked_too(guest: Guest) -> None:
+    """It has the arguments' pages already, and no process yet."""
+    script = "tbreak exec_mmap\necho ready\\n\ncontinue\npython say('pksm check --all')\n"
+    with gdblab.session(guest, PRELUDE + script) as gdb:
+        gdb.wait_for("ready")
+        job = guest.start(["true"])
+        (check,) = parse_answers(gdb.finish(), 1)
+    assert check.splitlines()[-1].startswith("all is well: ") and "map count" not in check, check
+    assert job.wait(60).status == 0
+
+
 def test_nothing_is_wrong_while_pages_are_merged_broken_and_freed(guest: Guest) -> None:
     """Stops at moments of the engine's own choosing, in a guest that works."""
     job = guest.start(["churn", "--procs", "3", "--mib", "2", "--rounds", "150"])
