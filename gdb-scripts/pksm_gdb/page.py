@@ -244,7 +244,7 @@ holds, with the hash as the kernel would compute it now."""
         if page.pfn == memory.zero_pfn():
             merged = sum(1 for place in found if place.pte.value & tasks.PTE_BITS["dirty"])
             lines.append(("mapped by", f"{len(found)} PTEs, {merged} of them thanks to PKSM"))
-        elif page.kind in ("anon", "ksm", "file"):
+        elif found or page.kind in ("anon", "ksm", "file"):
             lines += describe_places(page, found)
         lines += describe_contents(page)
         print(

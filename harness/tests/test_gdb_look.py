@@ -78,6 +78,32 @@ def test_flags_are_those_of_kpageflags(held: Held) -> None:
     held.finish()
 
 
+def test_each_kind_of_page_is_known(held: Held) -> None:
+    """One of each kind that /proc/kpageflags tells apart."""
+    raw = held.guest.run(["cat", "/proc/kpageflags"]).stdout_bytes
+    lru, slab, buddy, mmap, anon, head, tail = (1 << bit for bit in (5, 7, 10, 11, 12, 15, 16))
+    kinds = {
+        slab: (slab | tail, "the kernel's own (slab)"),
+        # The head of a free block alone has the mark; it is still free when gdb looks.
+        buddy: (buddy, "free, in the buddy allocator, order "),
+        tail: (slab | tail, "tail page of the folio at pfn 0x"),
+        # A page of the vdso is mapped as well, but on no list.
+        mmap | lru: (mmap | lru | anon | head | tail, "file '"),
+    }
+    wanted: dict[int, str] = {}
+    for pfn, flags in enumerate(memoryview(raw).cast("Q")):
+        for bit, (mask, text) in list(kinds.items()):
+            if flags & mask == bit:
+                wanted[pfn] = text
+                del kinds[bit]
+    assert not kinds, "the guest has no such pages"
+    answers = ask(held.guest, *(f"pksm page {pfn}" for pfn in wanted))
+    for (pfn, text), said in zip(wanted.items(), answers):
+        assert field(said, "kind").startswith(text), (pfn, text, said)
+        assert field(said, "record").startswith("untracked"), said
+    held.finish()
+
+
 def test_a_unique_page_lies_in_the_bucket_of_its_hash_until_it_changes(held: Held) -> None:
     page = held.page(2, "unique")
     (text,) = ask(held.guest, f"pksm page hold2:{page.address}")
