@@ -16,6 +16,10 @@ _MASK = (1 << 64) - 1
 _C1 = 0xFF51AFD7ED558CCD
 _C2 = 0xC4CEB9FE1A85EC53
 NOBODY = _MASK
+PROCESS_ID = 1 << 63
+# include/linux/sched.h, include/linux/sched/coredump.h
+TASK_NEW = 0x800
+DUMPABLE_MASK, DUMPABLE_USER = 3, 1
 
 
 def kind() -> str:
@@ -45,34 +49,48 @@ def unmix(mixed: int) -> int:
     return number ^ number >> 33
 
 
+def _process(mm: int) -> int:
+    return mix(kernel.member(mm, "struct mm_struct", "pksm_id") | PROCESS_ID)
+
+
+def _is_users_own(mm: int, cred: int) -> bool:
+    """Return what pksm_is_users_own() says."""
+
+    def ids(what: str) -> set[int]:
+        names = (f"{what}.val", f"e{what}.val", f"s{what}.val")
+        return {kernel.member(cred, "struct cred", name, 4) for name in names}
+
+    dumpable = kernel.member(mm, "struct mm_struct", "flags") & DUMPABLE_MASK
+    return len(ids("uid")) == 1 and len(ids("gid")) == 1 and dumpable == DUMPABLE_USER
+
+
 def of_mm(mm: int) -> int:
     """Return what pksm_mm_domain() says of an address space."""
     what = kind()
     if what == "global":
         return 0
     owner = kernel.member(mm, "struct mm_struct", "owner")
-    if not owner:
-        return NOBODY
     task = "struct task_struct"
+    if not owner or kernel.member(owner, task, "__state", 4) & TASK_NEW:
+        return NOBODY
     if what == "user":
         cred = kernel.member(owner, task, "real_cred")
-        return mix(kernel.member(cred, "struct cred", "euid.val", 4) + 1)
+        if not cred:
+            return NOBODY
+        if _is_users_own(mm, cred):
+            return mix(kernel.member(cred, "struct cred", "uid.val", 4) + 1)
     if what == "memcg":
         groups = kernel.member(owner, task, "cgroups")
         slot = kernel.enum("cgroup_subsys_id")["memory_cgrp_id"] * kernel.WORD
         state = kernel.number(groups + kernel.offset("struct css_set", "subsys") + slot)
         return mix(kernel.member(state, "struct cgroup_subsys_state", "serial_nr") + 1)
-    leader = kernel.member(owner, task, "group_leader")
-    return mix(mix(mm) ^ kernel.member(leader, task, "start_boottime"))
+    return _process(mm)
 
 
 def of_page(page: Page) -> int:
-    """Return the domain of the first address space that is found to map a page."""
-    for mapping in rmap.mappings(page):
-        found = of_mm(mapping.vma.mm)
-        if found != NOBODY:
-            return found
-    return NOBODY
+    """Return what pksm_folio_domain() says of a page."""
+    found = {of_mm(mapping.vma.mm) for mapping in rmap.mappings(page)}
+    return found.pop() if len(found) == 1 else NOBODY
 
 
 def plausible(mixed: int) -> bool:
@@ -81,19 +99,17 @@ def plausible(mixed: int) -> bool:
     A process may have changed its user or cgroup since its page was merged, so
     what it belongs to now does not decide.
     """
-    what = kind()
-    if what == "global":
+    if kind() == "global":
         return mixed == 0
-    if what == "process":
-        return True
-    return 0 < unmix(mixed) <= 1 << 32
+    return 0 < unmix(mixed) & ~PROCESS_ID <= 1 << 32
 
 
 def name(mixed: int) -> str:
     """Return a domain in words."""
-    what = kind()
-    if what == "user":
-        return f"of user {unmix(mixed) - 1}"
-    if what == "memcg":
-        return f"of the memory cgroup with serial number {unmix(mixed) - 1}"
-    return "of all" if what == "global" else "of the process"
+    number = unmix(mixed)
+    if kind() == "global":
+        return "of all"
+    if number & PROCESS_ID:
+        return f"of the address space {number & ~PROCESS_ID}"
+    what = "user" if kind() == "user" else "the memory cgroup with serial number"
+    return f"of {what} {number - 1}"

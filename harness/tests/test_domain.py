@@ -40,6 +40,12 @@ def test_what_another_user_has_is_not_found(guest: Guest) -> None:
     assert guest.pksm("pages_broken") - broken < 16
 
 
+def test_a_process_that_its_user_may_not_read_shares_with_none(guest: Guest) -> None:
+    """As after setuid() without exec: its memory may hold what it came by before."""
+    assert sharing(guest, "--procs", "4", "--users", "1", "--guarded") == (0, 0)
+    assert sharing(guest, "--procs", "4", "--users", "1") == (PAGES, 4 * PAGES)
+
+
 def test_global_lets_everybody_share(guest: Guest) -> None:
     guest.set_pksm("domain", "global")
     assert sharing(guest, "--procs", "4", "--users", "4") == (PAGES, 4 * PAGES)
@@ -84,9 +90,15 @@ def test_a_change_of_domain_unmerges_what_may_not_share_any_more(guest: Guest) -
 
 
 def test_a_change_of_domain_does_not_start_the_engine(guest: Guest) -> None:
+    """Nor does it end the intake: pages born meanwhile wait for run=1."""
     guest.set_pksm("run", 0)
     guest.set_pksm("domain", "process")
     assert guest.pksm("run") == 0
+    before = guest.pksm("pages_new")
+    job = hold_memdup(guest, "--procs", "1", *ALIKE, "--no-wait")
+    assert guest.pksm("pages_new") - before >= PAGES
+    guest.set_pksm("run", 1)
+    release(job)
 
 
 @pytest.mark.parametrize("text", ["\n", "users", "0", "user user", "GLOBAL", "x" * 5000])

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "common.h"
@@ -34,7 +35,7 @@ static struct {
 	unsigned int users, procs, mib, dup, zero, unique, near, rewrite, rewriters;
 	uint64_t seed, settle_s;
 	int near_off;		/* -1: anywhere */
-	bool near_zero, brk, madvise, wait, hold;
+	bool near_zero, brk, madvise, wait, hold, guarded;
 	enum touch touch;
 	size_t pages;
 	size_t n_dup, n_zero, n_near;
@@ -201,7 +202,10 @@ static void process_order(void *ctx, const struct order *o, struct reply *r)
 	switch (o->op) {
 	case DO_FILL:
 		p->index = o->arg;
-		if (opt.users && setuid(FIRST_USER + o->arg % opt.users)) {
+		/* Like a process that was started by the user, not one that changed to it. */
+		if (opt.users && (setresgid(FIRST_USER, FIRST_USER, FIRST_USER) ||
+				  setuid(FIRST_USER + o->arg % opt.users) ||
+				  (!opt.guarded && prctl(PR_SET_DUMPABLE, 1)))) {
 			r->status = -errno;
 			break;
 		}
@@ -392,6 +396,7 @@ static void __noreturn usage(int status)
 		"\n"
 		"  --procs N           processes (2)\n"
 		"  --users N           users that they belong to in turn (all to the caller)\n"
+		"  --guarded           ... and who may not read them by ptrace, as after setuid()\n"
 		"  --mib M             MiB in each (4)\n"
 		"  --dup PCT           pages whose content every process holds\n"
 		"  --zero PCT          pages of zeros\n"
@@ -461,6 +466,7 @@ static void parse(int argc, char **argv)
 	static const struct option options[] = {
 		{ "procs", required_argument, NULL, 'p' },
 		{ "users", required_argument, NULL, 'U' },
+		{ "guarded", no_argument, NULL, 'G' },
 		{ "mib", required_argument, NULL, 'm' },
 		{ "dup", required_argument, NULL, 'd' },
 		{ "zero", required_argument, NULL, 'z' },
@@ -490,6 +496,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'U':
 			opt.users = parse_number("--users", optarg, 1, MAX_PROCS - 1);
+			break;
+		case 'G':
+			opt.guarded = true;
 			break;
 		case 'm':
 			opt.mib = parse_number("--mib", optarg, 1, 1 << 20);

@@ -76,7 +76,7 @@ static inline void pksm_add_new_anon_folio(struct folio *folio,
 /**
  * pksm_add_swapped_in - take a folio in that comes back from swap
  * @folio: the folio: locked, with its mapping set. It may be on the LRU, and in
- *	the page tables of others, who then have handed it in before.
+ *	the page tables of others.
  *
  * Context: Process context, page table lock held. Never sleeps.
  */

@@ -13,6 +13,7 @@
 #include <linux/init.h>
 #include <linux/kthread.h>
 #include <linux/memblock.h>
+#include <linux/memcontrol.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
 
@@ -102,10 +103,9 @@ static unsigned long pksm_do_round(void)
 		} else {
 			timeout = pksm_queue_timeout();
 		}
-		if (pksm_sweep_pending()) {
+		timeout = min(timeout, pksm_sweep_timeout());
+		if (!pksm_sweep_timeout())
 			pksm_sweep();
-			timeout = 0;
-		}
 	}
 	mutex_unlock(&pksm_mutex);
 	return timeout;
@@ -239,30 +239,36 @@ out:
  * @kind: what makes a domain
  *
  * What is merged may not be so in the new domains: everything is unmerged first,
- * and then taken in again if the engine runs.
+ * and then taken in again.
  *
  * Context: Process context. Takes pksm_mutex, may sleep.
- * Return: 0; -ENODEV without a daemon; -EINTR; or the error of
- * pksm_unmerge_all(), after which the domain is what it was, and the engine is
- * stopped.
+ * Return: 0; -ENODEV without a daemon; -EOPNOTSUPP for a kind that this system
+ * does not have; -EINTR on a signal; or another error of pksm_unmerge_all(). After
+ * an error the domain is what it was, and the engine may be stopped.
  */
 int pksm_set_domain(enum pksm_domain_kind kind)
 {
 	enum pksm_run run;
+	bool intake;
 	int err = 0;
 
 	if (!pksmd_task)
 		return -ENODEV;
+	if (kind == PKSM_DOMAIN_MEMCG && mem_cgroup_disabled())
+		return -EOPNOTSUPP;
 	if (mutex_lock_interruptible(&pksm_mutex))
 		return -EINTR;
 	run = pksm_run;
 	if (kind == pksm_domain_kind)
 		goto out;
+	intake = static_key_enabled(&pksm_intake_key.key);
 	err = pksm_stop_and_unmerge(run);
-	if (err)
-		goto out;
-	WRITE_ONCE(pksm_domain_kind, kind);
-	if (run == PKSM_RUN_MERGE)
+	if (!err)
+		WRITE_ONCE(pksm_domain_kind, kind);
+	/* Not to be restarted: the engine would look stopped from the outset. */
+	if (err == -ERESTARTSYS)
+		err = -EINTR;
+	if (intake)
 		pksm_intake_on();
 out:
 	mutex_unlock(&pksm_mutex);

@@ -3,9 +3,9 @@
  * PKSM: whose pages may be merged with whose.
  *
  * That a page is merged can be told by the one who has it: its first write takes
- * longer. So somebody who writes a guess into a page, and waits, may learn what
- * is in a page of somebody else. Pages are therefore merged within a domain only:
- * by default that of a user.
+ * longer, and /proc/PID/pagemap says so outright. So somebody who writes a guess
+ * into a page, and waits, may learn what is in a page of somebody else. Pages are
+ * therefore merged within a domain only: by default that of a user.
  *
  * A domain is a 64-bit number that is mixed into the hash of a page. Pages of
  * different domains then do not meet in the indexes; and before merge.c replaces or
@@ -13,18 +13,38 @@
  * zeroes is in every domain: whether a page may be given back for it depends on
  * nothing but the page itself.
  *
- * A page that fork has left to several domains belongs to that of the first
- * mapping found. What fork shares stays shared until it is written to.
+ * A page that fork has left to several domains belongs to none, and is not merged
+ * as long as it is so. What fork shares stays shared until it is written to.
  */
+#include <linux/atomic.h>
+#include <linux/bits.h>
 #include <linux/cgroup.h>
 #include <linux/cred.h>
+#include <linux/ksm.h>
 #include <linux/memcontrol.h>
 #include <linux/sched.h>
+#include <linux/sched/coredump.h>
 #include <linux/uidgid.h>
 
 #include "internal.h"
 
+/* Tells address spaces from users, whose numbers have 32 bits. */
+#define PKSM_PROCESS_ID		BIT_ULL(63)
+
 enum pksm_domain_kind pksm_domain_kind = PKSM_DOMAIN_USER;
+
+/**
+ * pksm_new_mm_id - a number for a new address space
+ *
+ * Context: Any.
+ * Return: A number that no other address space has had since boot.
+ */
+u64 pksm_new_mm_id(void)
+{
+	static atomic64_t last;
+
+	return atomic64_inc_return(&last);
+}
 
 /* A bijection on 64 bits that leaves 0 alone (the finalizer of MurmurHash3). */
 static u64 pksm_mix(u64 id)
@@ -37,26 +57,42 @@ static u64 pksm_mix(u64 id)
 }
 
 /*
- * No two address spaces have the same number, not even one after the other in
- * the same place.
+ * May every process of the user read this address space, as ptrace() sees it? Not
+ * after setuid() without exec, nor where the ids are not all the same: its memory
+ * may hold what it came by as somebody else. Capabilities and security modules
+ * are not asked.
  */
-static u64 pksm_process_id(struct mm_struct *mm, struct task_struct *owner)
+static bool pksm_is_users_own(struct mm_struct *mm, const struct cred *cred)
 {
-	return pksm_mix((unsigned long)mm) ^ owner->group_leader->start_boottime;
+	return uid_eq(cred->uid, cred->euid) && uid_eq(cred->uid, cred->suid) &&
+	       gid_eq(cred->gid, cred->egid) && gid_eq(cred->gid, cred->sgid) &&
+	       get_dumpable(mm) == SUID_DUMP_USER;
+}
+
+static u64 pksm_user_domain(struct mm_struct *mm, struct task_struct *owner)
+{
+	const struct cred *cred = rcu_dereference(owner->real_cred);
+
+	/* It goes when a fork fails. */
+	if (!cred)
+		return PKSM_NO_DOMAIN;
+	if (!pksm_is_users_own(mm, cred))
+		return pksm_mix(mm->pksm_id | PKSM_PROCESS_ID);
+	return pksm_mix(__kuid_val(cred->uid) + 1ULL);
 }
 
 static u64 pksm_owner_domain(struct mm_struct *mm, struct task_struct *owner)
 {
+	/* A task that is being forked is not in its own cgroup yet. */
+	if (READ_ONCE(owner->__state) & TASK_NEW)
+		return PKSM_NO_DOMAIN;
 	switch (READ_ONCE(pksm_domain_kind)) {
-	case PKSM_DOMAIN_PROCESS:
-		return pksm_process_id(mm, owner);
 	case PKSM_DOMAIN_USER:
-		/* Not the real one: the memory of a setuid program is not its caller's. */
-		return __kuid_val(task_cred_xxx(owner, euid)) + 1ULL;
+		return pksm_user_domain(mm, owner);
 	case PKSM_DOMAIN_MEMCG:
-		return mem_cgroup_from_task(owner)->css.serial_nr + 1ULL;
+		return pksm_mix(mem_cgroup_from_task(owner)->css.serial_nr + 1);
 	default:
-		return 0;
+		return pksm_mix(mm->pksm_id | PKSM_PROCESS_ID);
 	}
 }
 
@@ -66,7 +102,7 @@ static u64 pksm_owner_domain(struct mm_struct *mm, struct task_struct *owner)
  *
  * Context: Any. Takes no lock and never sleeps.
  * Return: What is mixed into the hashes of its pages; PKSM_NO_DOMAIN when there
- * is nobody to tell who it belongs to, as when it is going away.
+ * is nobody to tell who it belongs to: while it is forked, or going away.
  */
 u64 pksm_mm_domain(struct mm_struct *mm)
 {
@@ -78,18 +114,38 @@ u64 pksm_mm_domain(struct mm_struct *mm)
 	rcu_read_lock();
 	owner = rcu_dereference(mm->owner);
 	if (owner)
-		domain = pksm_mix(pksm_owner_domain(mm, owner));
+		domain = pksm_owner_domain(mm, owner);
 	rcu_read_unlock();
 	return domain;
 }
 
+/**
+ * struct pksm_domain_search - the domain of a page
+ * @domain: that of the mappings so far
+ * @found: there is one
+ */
+struct pksm_domain_search {
+	u64 domain;
+	bool found;
+};
+
 static bool pksm_domain_one(struct folio *folio, struct vm_area_struct *vma,
 			    unsigned long addr, void *arg)
 {
-	u64 *domain = arg;
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	struct pksm_domain_search *search = arg;
+	u64 domain;
 
-	*domain = pksm_mm_domain(vma->vm_mm);
-	return *domain == PKSM_NO_DOMAIN;
+	/* The area of a relative by fork may be found, and not have the page. */
+	if (!page_vma_mapped_walk(&pvmw))
+		return true;
+	page_vma_mapped_walk_done(&pvmw);
+	domain = pksm_mm_domain(vma->vm_mm);
+	if (search->found && search->domain != domain)
+		domain = PKSM_NO_DOMAIN;
+	search->found = true;
+	search->domain = domain;
+	return domain != PKSM_NO_DOMAIN;
 }
 
 /**
@@ -97,19 +153,20 @@ static bool pksm_domain_one(struct folio *folio, struct vm_area_struct *vma,
  * @folio: an anonymous page, locked
  *
  * Context: Process context. May sleep.
- * Return: As pksm_mm_domain().
+ * Return: The domain of all that map it; PKSM_NO_DOMAIN when they are of several,
+ * or one of them is of none.
  */
 u64 pksm_folio_domain(struct folio *folio)
 {
-	u64 domain = PKSM_NO_DOMAIN;
+	struct pksm_domain_search search = { .domain = PKSM_NO_DOMAIN };
 	struct rmap_walk_control rwc = {
 		.rmap_one = pksm_domain_one,
-		.arg = &domain,
+		.arg = &search,
 		.anon_lock = folio_lock_anon_vma_read,
 	};
 
 	if (READ_ONCE(pksm_domain_kind) == PKSM_DOMAIN_GLOBAL)
 		return 0;
 	rmap_walk(folio, &rwc);
-	return domain;
+	return search.domain;
 }

@@ -245,10 +245,11 @@ void pksm_add_new_anon_page(struct page *page,
 }
 
 /**
- * pksm_add_moved_page - take the page in that migration copied another to
- * @page: the new page, locked
+ * pksm_add_moved_page - take a page in that others may know already
+ * @page: the page, anonymous and locked; migration copied another to it, it comes
+ *	back from swap, or it was there before the engine was started
  * @item: its record
- * @stable: the old one was a stable page
+ * @stable: migration copied a stable page to it
  *
  * Context: Process context. Takes no lock and never sleeps.
  */
@@ -283,6 +284,8 @@ void __pksm_add_swapped_in(struct folio *folio)
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
 	if (folio_test_large(folio) || folio_test_ksm(folio) || PagePKSM(page))
 		return;
+	/* Pairs with the full barrier of pksm_item_set() in pksm_forget(). */
+	smp_rmb();
 	item = __pksm_rmap_item(page);
 	if (item)
 		pksm_add_moved_page(page, item, false);

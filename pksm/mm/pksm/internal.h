@@ -19,13 +19,14 @@
  * Life of a record
  * ----------------
  *
- * A record is *alive* from the fault that made its page to the free of that
- * page. It is *linked* from the time it joins a list or a bucket to the time
- * pksmd takes it out. The two do not end together: the free path may run in
- * any context, so it only clears PKSM_LIVE; and the page may be born again
- * before pksmd has come by, in which case the fault path finds a record that
- * is linked already and only sets PKSM_LIVE again, together with PKSM_REBORN
- * where the record lies in a bucket by the hash of the page's former life.
+ * A record is *alive* from when its page is taken in (mostly by the fault that
+ * made it) to the free of that page. It is *linked* from the time it joins a list
+ * or a bucket to the time pksmd takes it out. The two do not end together: the
+ * free path may run in any context, so it only clears PKSM_LIVE; and the page may
+ * be born again before pksmd has come by, in which case the fault path finds a
+ * record that is linked already and only sets PKSM_LIVE again, together with
+ * PKSM_REBORN where the record lies in a bucket by the hash of the page's former
+ * life.
  *
  *	where	LIVE	meaning
  *	NONE	0	not tracked
@@ -326,7 +327,7 @@ unsigned long pksm_nr_sharing(void);
 /* sweep.c */
 void pksm_sweep_start(void);
 void pksm_sweep_stop(void);
-bool pksm_sweep_pending(void);
+unsigned long pksm_sweep_timeout(void);
 void pksm_sweep(void);
 
 /* unmerge.c */

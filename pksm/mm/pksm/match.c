@@ -68,16 +68,19 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 }
 
 /*
- * A page of the index was not equal after all. One that changed since it was
- * hashed goes back to the queue. Returns true when it did not change.
+ * A page of the index was not equal after all. One that has changed since it was
+ * hashed, or has come to another domain, goes back to the queue. Returns true when
+ * it has not.
  */
 static bool pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
 			 const struct pksm_key *key)
 {
 	struct page *kpage = folio_page(kfolio, 0);
+	u64 hash;
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
-	if (pksm_hash_alike(pksm_hash_page(kpage) ^ key->domain, key->hash))
+	hash = pksm_hash_page(kpage) ^ pksm_folio_domain(kfolio);
+	if (pksm_hash_alike(hash, key->hash))
 		return true;
 	pksm_unstable_remove(page_to_pfn(kpage), kitem);
 	pksm_queue_add(page_to_pfn(kpage), kitem, 1);
@@ -172,17 +175,17 @@ static enum pksm_result pksm_try(struct folio *folio, struct pksm_key *key,
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	hash = pksm_hash_page(page);
+	key->domain = pksm_folio_domain(folio);
+	key->hash = hash ^ key->domain;
+	*hashed = key->domain != PKSM_NO_DOMAIN;
 	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		result = pksm_merge_with_zero(folio);
 		if (result != PKSM_DIFFERS)
 			return result;
 		differed = true;
 	}
-	key->domain = pksm_folio_domain(folio);
-	key->hash = hash ^ key->domain;
 	if (key->domain == PKSM_NO_DOMAIN)
 		return PKSM_BUSY;
-	*hashed = true;
 	result = pksm_try_stable(folio, key, &differed);
 	if (result == PKSM_DIFFERS)
 		result = pksm_try_unstable(folio, key, &differed);

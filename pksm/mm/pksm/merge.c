@@ -79,6 +79,7 @@ struct pksm_merge {
  * @nr: number of PTEs that are write-protected now
  * @failed: one could not be
  * @unfit: a VMA was met whose pages are never merged
+ * @strayed: one was met that is not of the domain
  * @exclusive: PG_anon_exclusive was cleared
  */
 struct pksm_freeze {
@@ -86,6 +87,7 @@ struct pksm_freeze {
 	unsigned int nr;
 	bool failed;
 	bool unfit;
+	bool strayed;
 	bool exclusive;
 };
 
@@ -158,14 +160,15 @@ static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
 	struct pksm_freeze *freeze = arg;
 	struct mmu_notifier_range range;
 
-	if (!pksm_vma_fit(vma, &freeze->unfit) ||
-	    pksm_mm_domain(vma->vm_mm) != freeze->domain) {
+	if (!pksm_vma_fit(vma, &freeze->unfit)) {
 		freeze->failed = true;
 		return false;
 	}
 	pksm_start_mmu_notifier(&range, vma, addr);
 	if (page_vma_mapped_walk(&pvmw)) {
-		if (pksm_freeze_pte(&pvmw, folio, freeze))
+		if (pksm_mm_domain(vma->vm_mm) != freeze->domain)
+			freeze->strayed = true;
+		if (!freeze->strayed && pksm_freeze_pte(&pvmw, folio, freeze))
 			freeze->nr++;
 		else
 			freeze->failed = true;
@@ -324,6 +327,13 @@ restore:
 	return false;
 }
 
+/* The zero page is in every domain. */
+static bool pksm_merge_mm_fit(struct mm_struct *mm,
+			      const struct pksm_merge *merge)
+{
+	return !merge->node || pksm_mm_domain(mm) == merge->domain;
+}
+
 static bool pksm_merge_one(struct folio *folio, struct vm_area_struct *vma,
 			   unsigned long addr, void *arg)
 {
@@ -336,11 +346,10 @@ static bool pksm_merge_one(struct folio *folio, struct vm_area_struct *vma,
 		return true;
 	if (!pksm_vma_fit(vma, &merge->unfit))
 		return true;
-	if (merge->node && pksm_mm_domain(vma->vm_mm) != merge->domain)
-		return true;
 	pksm_start_mmu_notifier(&range, vma, addr);
 	if (page_vma_mapped_walk(&pvmw)) {
-		if (pksm_merge_pte(&pvmw, folio, merge)) {
+		if (pksm_merge_mm_fit(vma->vm_mm, merge) &&
+		    pksm_merge_pte(&pvmw, folio, merge)) {
 			if (!merge->nr++ && merge->sharer) {
 				struct anon_vma *anon_vma =
 					folio_anon_vma(folio);
@@ -420,7 +429,7 @@ enum pksm_result pksm_merge_with_zero(struct folio *folio)
  * @folio: the page, locked, with one reference of the caller
  * @kfolio: the stable page, locked
  * @node: its node
- * @domain: the domain of both
+ * @domain: the domain of @folio, by whose hash @node was found
  *
  * Context: pksmd, pksm_mutex held. May sleep.
  * Return: see enum pksm_result.
@@ -495,7 +504,8 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	}
 
 	if (!pksm_freeze(kfolio, &freeze)) {
-		result = freeze.unfit ? PKSM_UNFIT_PARTNER : PKSM_BUSY;
+		result = freeze.unfit ? PKSM_UNFIT_PARTNER :
+			 freeze.strayed ? PKSM_DIFFERS : PKSM_BUSY;
 		goto out;
 	}
 	result = pksm_merge_walk(folio, &merge);

@@ -151,7 +151,7 @@ struct folio *ksm_might_need_to_copy(struct folio *folio,
  * @folio: where from, locked; not mapped any more
  *
  * Called for every page that migrates. A stable page takes its node along; any
- * other tracked page is new where it comes to.
+ * other anonymous page is new where it comes to.
  *
  * Context: Process context.
  */
@@ -162,7 +162,10 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 	struct pksm_rmap_item *newitem;
 	struct pksm_stable_node *node;
 
-	if (folio_test_large(folio) || !PagePKSM(page))
+	if (folio_test_large(folio) || !folio_test_anon(newfolio))
+		return;
+	/* One that is not tracked: the sweep may have passed its new frame. */
+	if (!PagePKSM(page) && folio_test_ksm(folio))
 		return;
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(newfolio), newfolio);

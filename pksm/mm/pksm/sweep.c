@@ -7,14 +7,16 @@
  * anonymous page that is not tracked, whoever it belongs to. No address space is
  * walked; a frame that holds anything else costs one look at its struct page.
  *
- * A page that is locked, or off its LRU list, just now is missed; so the pass is
- * repeated for as long as it missed any, a few times.
+ * A page that is locked, frozen or off its LRU list just now is missed; so a pass
+ * that missed any is followed by another a second later, a few times.
  *
  * All of it is guarded by pksm_mutex.
  */
+#include <linux/jiffies.h>
 #include <linux/memblock.h>
 #include <linux/memory_hotplug.h>
 #include <linux/pageblock-flags.h>
+#include <linux/sched.h>
 #include <linux/swap.h>
 
 #include "internal.h"
@@ -27,6 +29,7 @@
 static unsigned long pksm_sweep_pfn;
 static unsigned int pksm_sweep_passes;	/* how many may still follow */
 static unsigned long pksm_sweep_missed;
+static unsigned long pksm_sweep_due;	/* in jiffies: when the pass begins */
 
 /**
  * pksm_sweep_start - take in the pages that are there, from now on
@@ -39,6 +42,7 @@ void pksm_sweep_start(void)
 	pksm_sweep_pfn = 0;
 	pksm_sweep_missed = 0;
 	pksm_sweep_passes = PKSM_SWEEP_PASSES;
+	pksm_sweep_due = jiffies;
 }
 
 /**
@@ -51,14 +55,19 @@ void pksm_sweep_stop(void)
 }
 
 /**
- * pksm_sweep_pending - are there page frames left to look at?
+ * pksm_sweep_timeout - when are there page frames to look at?
  *
- * Return: true when pksm_sweep() has something to do.
+ * Return: 0 when pksm_sweep() has something to do; else the time until it has, in
+ * jiffies; MAX_SCHEDULE_TIMEOUT for never.
  */
-bool pksm_sweep_pending(void)
+unsigned long pksm_sweep_timeout(void)
 {
 	lockdep_assert_held(&pksm_mutex);
-	return pksm_sweep_passes;
+	if (!pksm_sweep_passes)
+		return MAX_SCHEDULE_TIMEOUT;
+	if (pksm_sweep_pfn || time_after_eq(jiffies, pksm_sweep_due))
+		return 0;
+	return pksm_sweep_due - jiffies;
 }
 
 /* Something that only looks like an anonymous page is found out further down. */
@@ -82,9 +91,9 @@ static bool pksm_sweep_page(struct page *page)
 
 	if (!pksm_sweep_wants(page))
 		return true;
-	/* A page without references is no page of a process any more. */
+	/* About to be freed, or frozen for a moment by migration or reclaim. */
 	if (!folio_try_get(folio))
-		return true;
+		return false;
 	if (!folio_test_lru(folio) || !folio_trylock(folio))
 		goto out;
 	done = true;
@@ -136,4 +145,5 @@ void pksm_sweep(void)
 		pksm_sweep_passes = 0;
 	pksm_sweep_pfn = 0;
 	pksm_sweep_missed = 0;
+	pksm_sweep_due = jiffies + HZ;
 }
