@@ -13,6 +13,8 @@ set print pretty on
 set print object off
 # Nothing in a guest is on a server, and its kernel has no threads.
 set debuginfod enabled off
+# A defect of gdb's own is not to leave a dump of gdb behind.
+maint set internal-error corefile no
 set auto-load libthread-db off
 set print thread-events off
 set print inferior-events off
@@ -44,4 +46,15 @@ if _here() not in sys.path:
 from pksm_gdb import session as _session
 
 _session.begin()
+end
+
+# These would end the guest, or put another in its place.
+define hook-run
+  python _session.refuse("run")
+end
+define hook-start
+  python _session.refuse("start")
+end
+define hook-kill
+  python _session.refuse("kill")
 end

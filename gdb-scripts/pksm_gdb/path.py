@@ -33,7 +33,7 @@ def lines_of(levels: list[Level], *, lines: bool = False) -> list[str]:
         elif depth > 1:
             arrow = "  " * (depth - 1) + "--> "
         texts.append(f"{arrow}{level.name}()")
-    width = max(len(text) for text in texts) + 2
+    width = max((len(text) for text in texts), default=0) + 2
     found = []
     for text, level in zip(texts, reversed(innermost(levels)), strict=True):
         where = f"{level.file}:{level.line}" if lines and level.line else level.file

@@ -109,6 +109,28 @@ def _begin(wishes: dict[str, Any]) -> None:
         _introduce(wishes)
 
 
+def refuse(what: str) -> None:
+    """Raise GdbError: a command that would end the guest is not carried out."""
+    if gdb.selected_thread() is None:
+        return
+    if what == "kill":
+        raise gdb.GdbError("kill would end the guest; leave it by quit")
+    raise gdb.GdbError(f"{what} would put another guest in the place of this one; use continue")
+
+
+class LxSymbols(gdb.Command):
+    """Say that the kernel's symbols are loaded: there are no modules in this kernel.
+
+The kernel's own lx-symbols would look for vmlinux here, and lose what there is."""
+
+    def __init__(self) -> None:
+        super().__init__("lx-symbols", gdb.COMMAND_FILES)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Say so."""
+        print("The symbols of the kernel are loaded, and it has no modules.")
+
+
 def _check_kernel() -> None:
     """See that gdb has a kernel with symbols. Raises SessionError."""
     if gdb.lookup_global_symbol("linux_banner") is None:
@@ -126,6 +148,7 @@ def _load_lx(scripts: str | None) -> None:
     for path in candidates:
         if path.is_file():
             gdb.execute(f"source {path}")
+            LxSymbols()
             return
     missing = candidates[0] if scripts else "vmlinux-gdb.py beside the kernel"
     gdb.write(f"session.gdb: no {missing}: this session has no lx- commands\n", gdb.STDERR)

@@ -10,13 +10,14 @@ from . import command, fault, free, guide, kernel, memory, merge, target, tasks
 
 def process(word: str) -> str:
     """Return a process as the guides compare it. Raises GdbError when there is none."""
-    if word.isdigit():
-        return str(tasks.find(word).pid)
     comm = word[: tasks.COMM_LEN - 1]
-    if not any(task.comm == comm for task in tasks.tasks()):
-        # The error that names those there are.
-        tasks.find(comm)
-    return comm
+    found = [task for task in tasks.tasks() if task.comm == comm or str(task.pid) == word]
+    if not found and not word.isdigit():
+        raise gdb.GdbError(f"no process {word} in the guest yet; with --wait it may still come")
+    task = found[0] if found else tasks.find(word)
+    if not task.mm:
+        raise gdb.GdbError(f"{task} is a kernel thread and has no address space")
+    return str(task.pid) if word.isdigit() else comm
 
 
 class GuideCommand(command.Command):
@@ -67,6 +68,8 @@ of other tasks do not stop. --all goes through all stages without a stop.
         elif who is not None:
             who = who[: tasks.COMM_LEN - 1]
         address = kernel.evaluate_number(words.rest[1]) if len(words.rest) > 1 else None
+        if address is not None:
+            tasks.check_address(address)
         return who, address
 
 

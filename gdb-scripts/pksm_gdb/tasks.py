@@ -138,10 +138,16 @@ class Pte:
         return f"pfn {self.pfn:#x} {' '.join(names)}"
 
 
-def upper_levels(mm: int, address: int) -> list[tuple[str, int]]:
-    """Return (name, entry) of the levels above the PTE, down to the first without a table."""
+def check_address(address: int) -> int:
+    """Return *address*. Raises GdbError when no process can have it."""
     if not 0 <= address < 1 << (PGDIR_SHIFT + 9):
         raise gdb.GdbError(f"{address:#x} is not an address of a process")
+    return address
+
+
+def upper_levels(mm: int, address: int) -> list[tuple[str, int]]:
+    """Return (name, entry) of the levels above the PTE, down to the first without a table."""
+    check_address(address)
     pgd = kernel.member(mm, "struct mm_struct", "pgd")
     # The levels p4d and pud are folded into the pgd.
     pud = kernel.number(pgd + 8 * (address >> PGDIR_SHIFT & PTRS - 1))

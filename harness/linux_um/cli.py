@@ -34,7 +34,7 @@ class _Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; unwinds the stack so that clean-up runs."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(f"ended by {signal.Signals(number).name}")
         self.number = number
 
 

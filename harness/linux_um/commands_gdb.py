@@ -49,7 +49,7 @@ error, N for `quit N`), else COMMAND's, as `run` has it; with --test pytest's.
 
   ./linux-um gdb -- memdup --procs 2 --mib 4
   ./linux-um gdb --batch trace.gdb -- memdup --procs 2 --mib 4
-  ./linux-um gdb --test test_cow.py::test_write_breaks_off_one_copy
+  ./linux-um gdb --test test_cow.py::test_every_sharer_may_write_at_once
   ./linux-um run --keep-core -- sh -c 'echo c > /proc/sysrq-trigger'
   ./linux-um gdb --core latest"""
 

@@ -210,5 +210,7 @@ def _addr2line(addresses: Sequence[str], vmlinux: Path, timeout: float) -> dict[
             line = match[2]
         place = line.strip()
         if not place.startswith("??"):
-            here.append(re.sub(r"(/[^ ]*?)?/((mm|kernel|fs|lib|arch|init|drivers)/)", r"\2", place))
+            here.append(re.sub(
+                    r"(/[^ ]*?)?/((arch|mm|kernel|fs|lib|init|drivers)/)", r"\2", place, count=1
+                ))
     return places
