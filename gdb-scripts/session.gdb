@@ -48,13 +48,10 @@ from pksm_gdb import session as _session
 _session.begin()
 end
 
-# These would end the guest, or put another in its place.
+# These would put another guest in the place of this one.
 define hook-run
   python _session.refuse("run")
 end
 define hook-start
   python _session.refuse("start")
-end
-define hook-kill
-  python _session.refuse("kill")
 end

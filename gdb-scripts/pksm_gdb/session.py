@@ -110,11 +110,9 @@ def _begin(wishes: dict[str, Any]) -> None:
 
 
 def refuse(what: str) -> None:
-    """Raise GdbError: a command that would end the guest is not carried out."""
+    """Raise GdbError: a command that would start another guest is not carried out."""
     if gdb.selected_thread() is None:
         return
-    if what == "kill":
-        raise gdb.GdbError("kill would end the guest; leave it by quit")
     raise gdb.GdbError(f"{what} would put another guest in the place of this one; use continue")
 
 

@@ -86,7 +86,7 @@ def test_other_stops_and_ends(guest: Guest) -> None:
     ("words", "message"),
     [
         ("fault 4711", "pksm fault: no process 4711 in the guest; there are: init[1]"),
-        ("fault nobody", "pksm fault: no process nobody in the guest; there are: init[1]"),
+        ("fault nobody", "pksm fault: no process nobody in the guest yet; with --wait"),
         ("fault init 1 2", "pksm fault: at most a process and an address"),
         ("free 0x7fffffff", "pksm free: pfn 0x7fffffff is out of range: the guest has 0 to 0x"),
         ("free 2", "pksm free: pfn 0x2 is not tracked by PKSM: the page is "),
