@@ -43,7 +43,7 @@ def check_core(run: Path, script: Script) -> None:
     assert launch("gdb", "--core", run.name, "--batch", script("stepi")).returncode == 1
 
 
-@pytest.mark.parametrize("pace", ["--time-travel", "--real-time"])
+@pytest.mark.parametrize("pace", ["--time-travel"])
 def test_a_panic_leaves_a_core_dump(runs: Path, script: Script, pace: str) -> None:
     """Status and messages are as without it."""
     done = launch("run", "--keep-core", pace, "--", *PANIC)
