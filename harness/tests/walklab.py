@@ -61,6 +61,7 @@ CAPTURES = (
     Capture("free-one", 13, "free 13", before=("write 13 1", "settle")),
     Capture("free-batch", 14, END_OF_INPUT, before=("write 14 1", "write 15 2", "settle")),
     Capture("free-batch-path", 14, END_OF_INPUT, before=("write 14 1", "write 15 2", "settle")),
+    Capture("free-high-order", 16, "block 16"),
 )
 
 

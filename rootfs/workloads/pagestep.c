@@ -163,6 +163,18 @@ static void fill_by_userfaultfd(char *addr, const struct content *c)
 	close(fd);
 }
 
+/* A pipe's table of many buffers is a block of pages, freed when the pipe is made small. */
+static void free_block(void)
+{
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC) || fcntl(ends[1], F_SETPIPE_SZ, 1 << 20) < 0 ||
+	    fcntl(ends[1], F_SETPIPE_SZ, PAGE_BYTES) < 0)
+		die(EXIT_ENV, "pipe: %s", strerror(errno));
+	close(ends[0]);
+	close(ends[1]);
+}
+
 /* Carries out "OP PAGE [NUMBER]"; pages of equal NUMBER have equal contents. */
 static void carry_out(const char *op, unsigned long page, uint64_t number)
 {
@@ -197,6 +209,8 @@ static void carry_out(const char *op, unsigned long page, uint64_t number)
 		pin(addr);
 	} else if (!strcmp(op, "child")) {
 		child_write(page, c.key);
+	} else if (!strcmp(op, "block")) {
+		free_block();
 	} else if (!strcmp(op, "file")) {
 		addr = file_map + page * PAGE_BYTES;
 		file_shadow[page] = c;
@@ -231,6 +245,7 @@ static void __noreturn usage(int status)
 		"  child     a forked child writes to it      file     write to a private file page\n"
 		"  uffd      a thread touches it, and waits until userfaultfd has filled it\n"
 		"  nowhere   read(2) into a page of no area, which has to fail\n"
+		"  block     let the kernel free a block of several pages\n"
 		"  settle    wait until the engine has settled\n"
 		"  show      only say what the page map says\n"
 		"At the end of the input it checks every byte.\n"
