@@ -50,8 +50,8 @@ end
 
 # These would put another guest in the place of this one.
 define hook-run
-  python _session.refuse("run")
+  linux-um-refuse run
 end
 define hook-start
-  python _session.refuse("start")
+  linux-um-refuse start
 end

@@ -109,11 +109,21 @@ def _begin(wishes: dict[str, Any]) -> None:
         _introduce(wishes)
 
 
-def refuse(what: str) -> None:
-    """Raise GdbError: a command that would start another guest is not carried out."""
-    if gdb.selected_thread() is None:
-        return
-    raise gdb.GdbError(f"{what} would put another guest in the place of this one; use continue")
+class Refuse(gdb.Command):
+    """Refuse a command that would start another guest; for session.gdb's hooks."""
+
+    def __init__(self) -> None:
+        super().__init__("linux-um-refuse", gdb.COMMAND_OBSCURE)
+
+    def invoke(self, argument: str, from_tty: bool) -> None:
+        """Raise GdbError while there is a guest."""
+        if gdb.selected_thread() is not None:
+            raise gdb.GdbError(
+                f"{argument} would put another guest in the place of this one; use continue"
+            )
+
+
+Refuse()
 
 
 class LxSymbols(gdb.Command):

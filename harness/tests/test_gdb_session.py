@@ -384,3 +384,12 @@ def test_bench_prints_a_table_and_writes_json(runs: Path, tmp_path: Path) -> Non
         assert len(result["runs"]) == 1 and result["min"] > 0
         assert result["title"] in done.stdout.decode()
     assert launch("bench", "--repeat", "0").returncode == 125
+
+
+@pytest.mark.parametrize("command", ["run", "start"])
+def test_a_session_does_not_start_another_guest(runs: Path, script: Script, command: str) -> None:
+    """It would take the place of the one that was booted."""
+    done = launch("gdb", "--batch", script(command), "--", "true")
+    assert done.returncode == 1
+    assert b"would put another guest in the place of this one; use continue" in done.stderr
+    assert b"Traceback" not in done.stderr
