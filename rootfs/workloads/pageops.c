@@ -13,10 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "common.h"
+
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE	67
+#endif
 
 #define MAX_PROCS	64
 #define REPLACE_WRONG	99	/* a forked child's way to say: wrong byte */
@@ -41,7 +46,7 @@ static struct {
 enum op {
 	OP_MAP, OP_UNMAP, OP_FILL, OP_VERIFY, OP_WRITE, OP_POKE, OP_TOUCH,
 	OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_MREMAP, OP_MPROTECT, OP_FORK,
-	OP_RANGE,
+	OP_RANGE, OP_MERGE,
 };
 
 static char *at(size_t page)
@@ -308,6 +313,10 @@ static void worker_order(void *ctx __unused, const struct order *o, struct reply
 	case OP_FORK:
 		r->status = do_fork(o->text, r);
 		break;
+	case OP_MERGE:
+		r->status = prctl(PR_SET_MEMORY_MERGE, (unsigned long)o->value, 0, 0, 0) ?
+			    -errno : 0;
+		break;
 	case OP_RANGE:
 		me.first = o->value >> 32;
 		me.last = o->value & 0xffffffff;
@@ -412,6 +421,7 @@ static const struct {
 	{ "mlock", OP_MLOCK, false }, { "munlock", OP_MUNLOCK, false },
 	{ "mremap", OP_MREMAP, false }, { "mprotect", OP_MPROTECT, false },
 	{ "fork", OP_FORK, false }, { "range", OP_RANGE, false },
+	{ "merge", OP_MERGE, true },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -509,6 +519,7 @@ static void __noreturn usage(int status)
 		"  fill=dup[:N] same[:N] zero unique near[:BYTE] nearzero[:BYTE]\n"
 		"  write=PERCENT   poke=BYTE   touch=read|write   verify   range=FIRST-END|all\n"
 		"  map  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
+		"  merge=0|1 (the prctl)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write\n"
 		"and, in the parent:\n"

@@ -32,24 +32,31 @@ void pksm_add_new_anon_page(struct page *page,
 			    struct pksm_rmap_item *rmap_item,
 			    struct anon_vma *anon_vma);
 void pksm_del_anon_page(struct page *page);
+void __pksm_add_broken_off(struct page *page, struct pksm_rmap_item *rmap_item);
 void __pksm_add_swapped_in(struct folio *folio);
-void __pksm_page_broken(void);
+void __pksm_page_broken(struct folio *folio);
+void __pksm_page_unmapped(struct folio *folio);
+void __pksm_page_written(struct page *page);
+bool __pksm_page_watched(struct page *page);
 
 /**
  * pksm_rmap_item - the record of a page that may enter the engine
  * @folio: a new anonymous folio, not yet visible to anybody else
+ * @vma: where it is about to be mapped
  *
  * The gate of the fault path: while PKSM does not run this is one predictable
  * branch and nothing else.
  *
- * Context: Any. Takes no lock and never sleeps.
+ * Context: Any in which the flags of @vma do not change. Takes no lock and never
+ * sleeps.
  * Return: The record, or NULL when the folio is not to be tracked.
  */
-static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
+static inline struct pksm_rmap_item *
+pksm_rmap_item(struct folio *folio, struct vm_area_struct *vma)
 {
 	if (!static_branch_unlikely(&pksm_intake_key))
 		return NULL;
-	if (folio_test_large(folio))
+	if (!(vma->vm_flags & VM_MERGEABLE) || folio_test_large(folio))
 		return NULL;
 	return __pksm_rmap_item(&folio->page);
 }
@@ -67,10 +74,34 @@ static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
 static inline void pksm_add_new_anon_folio(struct folio *folio,
 					   struct vm_area_struct *vma)
 {
-	struct pksm_rmap_item *rmap_item = pksm_rmap_item(folio);
+	struct pksm_rmap_item *rmap_item = pksm_rmap_item(folio, vma);
 
 	if (rmap_item)
 		pksm_add_new_anon_page(&folio->page, rmap_item, vma->anon_vma);
+}
+
+/**
+ * pksm_add_copied_folio - take a copy in that a write has made
+ * @folio: the copy, as for pksm_add_new_anon_folio()
+ * @vma: where it is about to be mapped
+ * @old: what was mapped there, still counted as mapped; NULL for the zero page
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+static inline void pksm_add_copied_folio(struct folio *folio,
+					 struct vm_area_struct *vma,
+					 struct folio *old)
+{
+	struct pksm_rmap_item *rmap_item = pksm_rmap_item(folio, vma);
+
+	if (old && folio_test_ksm(old)) {
+		__pksm_page_broken(old);
+		__pksm_page_unmapped(old);
+		if (rmap_item)
+			__pksm_add_broken_off(&folio->page, rmap_item);
+	} else if (rmap_item) {
+		pksm_add_new_anon_page(&folio->page, rmap_item, vma->anon_vma);
+	}
 }
 
 /**
@@ -87,20 +118,45 @@ static inline void pksm_add_swapped_in(struct folio *folio)
 }
 
 /**
- * pksm_page_broken - count a copy-on-write break of a merged page
- * @folio: the page that was mapped before the copy, or NULL for the zero page
+ * pksm_page_unmapped - a PTE of an anonymous page goes
+ * @folio: the page, of which this PTE is still counted as a mapping
  *
- * Context: Any. The caller holds a reference on @folio.
+ * Context: Page table lock held. Never sleeps.
  */
-static inline void pksm_page_broken(struct folio *folio)
+static inline void pksm_page_unmapped(struct folio *folio)
 {
-	if (folio && folio_test_ksm(folio))
-		__pksm_page_broken();
+	if (static_branch_unlikely(&pksm_intake_key) && folio_test_ksm(folio))
+		__pksm_page_unmapped(folio);
+}
+
+/**
+ * pksm_page_written - an anonymous page is about to be mapped writable again
+ * @folio: the page, or NULL for something else
+ *
+ * Context: Page table lock held, of a page table that maps it. Never sleeps.
+ */
+static inline void pksm_page_written(struct folio *folio)
+{
+	if (folio && unlikely(PagePKSM(&folio->page)))
+		__pksm_page_written(&folio->page);
+}
+
+/**
+ * pksm_page_watched - may a page not be mapped writable without a write fault?
+ * @page: an anonymous page
+ *
+ * Context: Page table lock held, of a page table that maps it.
+ * Return: true when the engine wants to be told of the next write.
+ */
+static inline bool pksm_page_watched(struct page *page)
+{
+	return unlikely(PagePKSM(page)) && __pksm_page_watched(page);
 }
 
 #else /* !CONFIG_PKSM */
 
-static inline struct pksm_rmap_item *pksm_rmap_item(struct folio *folio)
+static inline struct pksm_rmap_item *
+pksm_rmap_item(struct folio *folio, struct vm_area_struct *vma)
 {
 	return NULL;
 }
@@ -116,6 +172,12 @@ static inline void pksm_add_new_anon_folio(struct folio *folio,
 {
 }
 
+static inline void pksm_add_copied_folio(struct folio *folio,
+					 struct vm_area_struct *vma,
+					 struct folio *old)
+{
+}
+
 static inline void pksm_add_swapped_in(struct folio *folio)
 {
 }
@@ -124,8 +186,17 @@ static inline void pksm_del_anon_page(struct page *page)
 {
 }
 
-static inline void pksm_page_broken(struct folio *folio)
+static inline void pksm_page_unmapped(struct folio *folio)
 {
+}
+
+static inline void pksm_page_written(struct folio *folio)
+{
+}
+
+static inline bool pksm_page_watched(struct page *page)
+{
+	return false;
 }
 
 #endif /* CONFIG_PKSM */

@@ -2,14 +2,15 @@
 /*
  * PKSM: the daemon, and the switch that starts and stops it.
  *
- * pksmd sleeps until the fault path or the free path leaves something for it,
- * then until the pages it took over have settled, and so on. When nothing waits
- * any more it sleeps without a time limit.
+ * pksmd sleeps until a fault or a free leaves something for it, then until the
+ * pages it took over have settled, and so on. When nothing waits any more it sleeps
+ * without a time limit. What it does in between is paid for in pace.c.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
 #include <linux/err.h>
 #include <linux/freezer.h>
+#include <linux/hrtimer.h>
 #include <linux/init.h>
 #include <linux/kthread.h>
 #include <linux/memblock.h>
@@ -19,8 +20,17 @@
 
 #include "internal.h"
 
+#define CREATE_TRACE_POINTS
+#include <trace/events/pksm.h>
+
+/* PKSM_TRACE_RESULTS has their names. */
+static_assert(PKSM_MERGED == 0 && PKSM_NOMEM == 6);
+
 /* Pages between two chances for others to take pksm_mutex. */
-#define PKSM_BATCH	64
+#define PKSM_BATCH	64U
+
+/* Buckets of the index; many of them are empty, or have only watched pages. */
+#define PKSM_RESCAN_BATCH	128U
 
 /* The queues, both indexes and the stable nodes; see internal.h. */
 DEFINE_MUTEX(pksm_mutex);
@@ -79,7 +89,23 @@ void pksm_kick(void)
 static bool pksm_work_pending(void)
 {
 	return pksm_intake_pending() || pksm_unstable_dead() ||
-	       pksm_dead_nodes_pending();
+	       pksm_dead_nodes_pending() || pksm_prune_pending() ||
+	       pksm_queue_stranded_pending();
+}
+
+/* A step of pksmd's that has its own time. Returns how long until the next. */
+static unsigned long pksm_do_step(unsigned long (*when)(void), void (*step)(void))
+{
+	unsigned long timeout = when();
+
+	if (!timeout)
+		step();
+	return timeout;
+}
+
+static void pksm_rescan_step(void)
+{
+	pksm_rescan(PKSM_RESCAN_BATCH);
 }
 
 /* One round. Returns how long to sleep after it, in jiffies; 0: not at all. */
@@ -103,10 +129,14 @@ static unsigned long pksm_do_round(void)
 		} else {
 			timeout = pksm_queue_timeout();
 		}
-		timeout = min(timeout, pksm_sweep_timeout());
-		if (!pksm_sweep_timeout())
-			pksm_sweep();
+		timeout = min(timeout, pksm_do_step(pksm_sweep_timeout,
+						    pksm_sweep));
+		timeout = min(timeout, pksm_do_step(pksm_rescan_timeout,
+						    pksm_rescan_step));
 	}
+	timeout = min(timeout, pksm_do_step(pksm_queue_stranded_timeout,
+					    pksm_queue_untangle));
+	timeout = min(timeout, pksm_do_step(pksm_prune_timeout, pksm_prune));
 	mutex_unlock(&pksm_mutex);
 	return timeout;
 }
@@ -124,21 +154,38 @@ static void pksm_sleep(unsigned long timeout, bool idle)
 	WRITE_ONCE(pksm_idle, false);
 }
 
+/* Sleep off a debt of CPU time; a changed control ends that. */
+static void pksm_pay(u64 debt)
+{
+	ktime_t time = ns_to_ktime(debt);
+
+	set_current_state(TASK_INTERRUPTIBLE | TASK_FREEZABLE);
+	if (!kthread_should_stop() && !READ_ONCE(pksm_poked))
+		schedule_hrtimeout_range(&time, NSEC_PER_MSEC / 4,
+					 HRTIMER_MODE_REL);
+	__set_current_state(TASK_RUNNING);
+}
+
 static int pksmd(void *unused)
 {
 	set_user_nice(current, 5);
 	set_freezable();
+	pksm_pace_start();
 	while (!kthread_should_stop()) {
 		bool found = pksm_work_pending();
 		unsigned long timeout = pksm_do_round();
+		u64 debt = pksm_pace_debt();
 
 		try_to_freeze();
-		if (!timeout)
+		if (debt) {
+			pksm_pay(debt);
+		} else if (!timeout) {
 			cond_resched();
-		else if (found)
-			pksm_sleep(min(timeout, PKSM_GATHER), false);
-		else
-			pksm_sleep(timeout, true);
+		} else {
+			pksm_sleep(found ? min(timeout, PKSM_GATHER) : timeout,
+				   !found);
+			pksm_pace_start();
+		}
 	}
 	return 0;
 }
@@ -271,6 +318,36 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 	if (intake)
 		pksm_intake_on();
 out:
+	mutex_unlock(&pksm_mutex);
+	pksm_wake_daemon();
+	return err;
+}
+
+/**
+ * pksm_set_scope - set what is merged without anybody asking for it
+ * @scope: what
+ *
+ * Context: Process context. Takes pksm_mutex, may sleep.
+ * Return: 0; -ENODEV without a daemon; -EINTR on a signal; or another error of
+ * pksm_scope_apply(). After an error the scope is what it was.
+ */
+int pksm_set_scope(enum pksm_scope scope)
+{
+	enum pksm_scope old;
+	int err = 0;
+
+	if (!pksmd_task)
+		return -ENODEV;
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	old = pksm_scope;
+	if (scope != old) {
+		err = pksm_scope_apply(scope);
+		if (err && old == PKSM_SCOPE_ALL)
+			pksm_scope_apply(old);
+		else if (err)
+			WRITE_ONCE(pksm_scope, old);
+	}
 	mutex_unlock(&pksm_mutex);
 	pksm_wake_daemon();
 	return err;

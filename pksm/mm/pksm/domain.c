@@ -120,20 +120,38 @@ u64 pksm_mm_domain(struct mm_struct *mm)
 }
 
 /**
- * struct pksm_domain_search - the domain of a page
+ * struct pksm_survey - what the mappings of a page say of it
  * @domain: that of the mappings so far
  * @found: there is one
+ * @fit: there is one whose VMA may be merged
+ * @unsure: there is one whose VMA is just being changed
  */
-struct pksm_domain_search {
+struct pksm_survey {
 	u64 domain;
 	bool found;
+	bool fit;
+	bool unsure;
 };
 
-static bool pksm_domain_one(struct folio *folio, struct vm_area_struct *vma,
+/* Flags that forbid merging may be about to change: madvise() sets them last. */
+static void pksm_survey_vma(struct vm_area_struct *vma,
+			    struct pksm_survey *survey)
+{
+	if (pksm_vma_mergeable(vma)) {
+		survey->fit = true;
+	} else if (mmap_read_trylock(vma->vm_mm)) {
+		survey->fit |= pksm_vma_mergeable(vma);
+		mmap_read_unlock(vma->vm_mm);
+	} else {
+		survey->unsure = true;
+	}
+}
+
+static bool pksm_survey_one(struct folio *folio, struct vm_area_struct *vma,
 			    unsigned long addr, void *arg)
 {
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
-	struct pksm_domain_search *search = arg;
+	struct pksm_survey *survey = arg;
 	u64 domain;
 
 	/* The area of a relative by fork may be found, and not have the page. */
@@ -141,32 +159,41 @@ static bool pksm_domain_one(struct folio *folio, struct vm_area_struct *vma,
 		return true;
 	page_vma_mapped_walk_done(&pvmw);
 	domain = pksm_mm_domain(vma->vm_mm);
-	if (search->found && search->domain != domain)
+	if (survey->found && survey->domain != domain)
 		domain = PKSM_NO_DOMAIN;
-	search->found = true;
-	search->domain = domain;
-	return domain != PKSM_NO_DOMAIN;
+	survey->found = true;
+	survey->domain = domain;
+	pksm_survey_vma(vma, survey);
+	return domain != PKSM_NO_DOMAIN || !survey->fit;
 }
 
 /**
- * pksm_folio_domain - the domain of a page
+ * pksm_folio_survey - may a page be merged, and with whose pages?
  * @folio: an anonymous page, locked
+ * @domain: where to write the domain of all that map it; PKSM_NO_DOMAIN when they
+ *	are of several, or one of them is of none
+ *
+ * It is a first look, to save reading pages for nothing: a VMA may change before
+ * its PTE is.
  *
  * Context: Process context. May sleep.
- * Return: The domain of all that map it; PKSM_NO_DOMAIN when they are of several,
- * or one of them is of none.
+ * Return: PKSM_MERGED when it may; PKSM_UNFIT when no VMA that maps it may be
+ * merged; PKSM_BUSY when nothing maps it just now, or that cannot be told.
  */
-u64 pksm_folio_domain(struct folio *folio)
+enum pksm_result pksm_folio_survey(struct folio *folio, u64 *domain)
 {
-	struct pksm_domain_search search = { .domain = PKSM_NO_DOMAIN };
+	struct pksm_survey survey = { .domain = PKSM_NO_DOMAIN };
 	struct rmap_walk_control rwc = {
-		.rmap_one = pksm_domain_one,
-		.arg = &search,
+		.rmap_one = pksm_survey_one,
+		.arg = &survey,
 		.anon_lock = folio_lock_anon_vma_read,
 	};
 
-	if (READ_ONCE(pksm_domain_kind) == PKSM_DOMAIN_GLOBAL)
-		return 0;
 	rmap_walk(folio, &rwc);
-	return search.domain;
+	*domain = survey.domain;
+	if (!survey.found)
+		return PKSM_BUSY;
+	if (survey.fit)
+		return PKSM_MERGED;
+	return survey.unsure ? PKSM_BUSY : PKSM_UNFIT;
 }

@@ -10,14 +10,14 @@
  * an entry is as good as the page, as long as the page exists.
  *
  * The hash is a 64-bit xxHash of the whole page, keyed by a secret of this boot.
- * A record keeps 27 bits of it; pages with equal bits may lie in one bucket in
+ * A record keeps 24 bits of it; pages with equal bits may lie in one bucket in
  * any number. The tables are allocated when the engine is first started: for N
  * pages of memory at most 2 N bytes for the unstable and N bytes for the stable
- * index, and N / 16 bytes to mark buckets.
+ * index, and N / 12 bytes to mark buckets. Beyond 128 GiB of memory the unstable
+ * index does not grow any more, and its buckets hold more than two pages each.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
-#include <linux/bitmap.h>
 #include <linux/highmem.h>
 #include <linux/log2.h>
 #include <linux/random.h>
@@ -30,13 +30,15 @@
 static u32 *pksm_unstable;		/* first page frame number by bucket */
 static unsigned int pksm_unstable_bits;
 
-/* Where records have died: a bit for each bucket, a bit for each word of those. */
-static unsigned long *pksm_dead_buckets;
-static unsigned long *pksm_dead_words;
-static bool pksm_dead_any;
+/* Where records have died, or are of pages that were written to. */
+static struct pksm_marks pksm_dead;
 
 static struct hlist_head *pksm_stable;
 static unsigned int pksm_stable_bits;
+
+/* Where mappings of merged pages have gone. */
+static struct pksm_marks pksm_stale;
+
 static u64 pksm_secret;
 static u64 pksm_hash_of_zero;
 
@@ -49,7 +51,7 @@ static u64 pksm_hash_of_zero;
 int pksm_index_alloc(void)
 {
 	unsigned int bits = ilog2(totalram_pages());
-	unsigned long *buckets, *words;
+	struct pksm_marks dead = { }, stale = { };
 	struct hlist_head *stable;
 	u32 *unstable;
 
@@ -60,13 +62,11 @@ int pksm_index_alloc(void)
 	bits = clamp(bits - 1, 8U, (unsigned int)PKSM_HASH_BITS);
 	unstable = vmalloc(sizeof(*unstable) << bits);
 	stable = vzalloc(sizeof(*stable) << (bits - 2));
-	buckets = bitmap_zalloc(1UL << bits, GFP_KERNEL);
-	words = bitmap_zalloc(BITS_TO_LONGS(1UL << bits), GFP_KERNEL);
-	if (!unstable || !stable || !buckets || !words) {
+	if (!unstable || !stable || pksm_marks_alloc(&dead, bits) ||
+	    pksm_marks_alloc(&stale, bits - 2)) {
 		vfree(unstable);
 		vfree(stable);
-		bitmap_free(buckets);
-		bitmap_free(words);
+		pksm_marks_free(&dead);
 		return -ENOMEM;
 	}
 	memset(unstable, 0xff, sizeof(*unstable) << bits);
@@ -76,11 +76,21 @@ int pksm_index_alloc(void)
 	pksm_hash_of_zero = pksm_hash_page(ZERO_PAGE(0));
 	pksm_unstable_bits = bits;
 	pksm_stable_bits = bits - 2;
-	pksm_dead_buckets = buckets;
-	pksm_dead_words = words;
+	pksm_dead = dead;
+	pksm_stale = stale;
 	pksm_stable = stable;
 	pksm_unstable = unstable;
 	return 0;
+}
+
+/**
+ * pksm_nr_buckets - size of the unstable index
+ *
+ * Return: The number of its buckets; 0 before it was made.
+ */
+unsigned long pksm_nr_buckets(void)
+{
+	return pksm_unstable ? 1UL << pksm_unstable_bits : 0;
 }
 
 /**
@@ -132,7 +142,7 @@ static u32 *pksm_bucket(u32 tag)
 	return &pksm_unstable[tag & ((1U << pksm_unstable_bits) - 1)];
 }
 
-/* Is the page in the index the one that was hashed? */
+/* Is the page in the index the one that was hashed, as far as anybody knows? */
 static bool pksm_indexed(u32 state)
 {
 	return (state & (PKSM_LIVE | PKSM_WHERE_MASK | PKSM_REBORN)) ==
@@ -144,9 +154,10 @@ static bool pksm_indexed(u32 state)
  * @pfn: its page frame number
  * @item: its record, not linked; a reference on the page is held
  * @hash: its hash
+ * @age: its age, at most PKSM_MAX_AGE
  */
 void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
-			  u64 hash)
+			  u64 hash, u32 age)
 {
 	u32 *bucket = pksm_bucket(pksm_tag(hash));
 	u32 old;
@@ -158,37 +169,43 @@ void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
 		old = READ_ONCE(item->state);
 		VM_WARN_ON_ONCE(old & PKSM_STABLE);
 	} while (!pksm_item_set(item, old, PKSM_LIVE | PKSM_INDEX |
+				(age << PKSM_AGE_SHIFT) |
 				(pksm_tag(hash) << PKSM_HASH_SHIFT)));
+	pksm_rescan_want();
 }
 
 /*
- * A record that is no longer in its bucket: it becomes free, or, if its page
- * was born again, it goes where new pages go. Never both: once a record is not
- * linked, the fault path may link it.
+ * A record that is no longer in its bucket, and of whose page no reference is held:
+ * it becomes free, or, if its page was born again or written to, it goes where
+ * such pages go. Never both: once a record is not linked, the fault path may link
+ * it.
  */
 static void pksm_unlinked(unsigned long pfn, struct pksm_rmap_item *item)
 {
-	u32 old;
+	u32 old, age;
 
 	do {
 		old = READ_ONCE(item->state);
+		age = pksm_age(old);
 		if ((old & (PKSM_LIVE | PKSM_STABLE | PKSM_REBORN)) ==
 		    (PKSM_LIVE | PKSM_REBORN)) {
-			pksm_queue_add(pfn, item, 0);
+			pksm_queue_add(pfn, item,
+				       age || (old & PKSM_WATCHED) ?
+				       pksm_age_level(age) : 0, age);
 			return;
 		}
 	} while (!pksm_item_set(item, old, old & (PKSM_LIVE | PKSM_STABLE)));
 }
 
 /**
- * pksm_unstable_remove - take a page out
+ * pksm_unstable_unlink - take a page out of its bucket
  * @pfn: its page frame number
  * @item: its record, in the index
  *
- * The record of a page that was born again goes on to the queue of new pages;
- * any other is left alive or dead, but not linked.
+ * The state of the record is left to the caller, who holds a reference on the
+ * page, so that nobody but a write to it can have changed it meanwhile.
  */
-void pksm_unstable_remove(unsigned long pfn, struct pksm_rmap_item *item)
+void pksm_unstable_unlink(unsigned long pfn, struct pksm_rmap_item *item)
 {
 	u32 *link = pksm_bucket(READ_ONCE(item->state) >> PKSM_HASH_SHIFT);
 
@@ -199,7 +216,6 @@ void pksm_unstable_remove(unsigned long pfn, struct pksm_rmap_item *item)
 		link = &pksm_item(*link)->next;
 	}
 	*link = item->next;
-	pksm_unlinked(pfn, item);
 }
 
 /**
@@ -238,42 +254,72 @@ unsigned long pksm_unstable_next(u64 hash, unsigned long pfn)
 }
 
 /**
- * pksm_unstable_note_dead - a page of the index was freed
+ * pksm_unstable_unwatched - look for pages that are not watched yet
+ * @bucket: number of the bucket
+ * @pfn: what the last call returned, still in the bucket; PKSM_END to begin
+ *
+ * Return: The page frame number of a page that was hashed, or PKSM_END.
+ */
+unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn)
+{
+	u32 next;
+
+	lockdep_assert_held(&pksm_mutex);
+	next = pfn == PKSM_END ? pksm_unstable[bucket] : pksm_item(pfn)->next;
+	while (next != PKSM_END) {
+		struct pksm_rmap_item *item = pksm_item(next);
+		u32 state = READ_ONCE(item->state);
+
+		if (pksm_indexed(state) && !(state & PKSM_WATCHED))
+			break;
+		next = item->next;
+	}
+	return next;
+}
+
+/**
+ * pksm_unstable_holds - is a page in the index by a certain hash?
+ * @state: the state of its record
+ * @hash: the hash
+ *
+ * Return: true when it is, as far as a record tells.
+ */
+bool pksm_unstable_holds(u32 state, u64 hash)
+{
+	return pksm_indexed(state) &&
+	       state >> PKSM_HASH_SHIFT == pksm_tag(hash);
+}
+
+/**
+ * pksm_unstable_note_dead - a page of the index was freed, or written to
  * @state: the state its record had
  *
- * Marks the bucket, so that pksmd finds it, and the word in which that mark is.
- * pksmd clears the marks in the opposite order before it looks, so that none is
- * lost.
- *
- * Context: Any, after the record was marked dead with full ordering. Takes no
- * lock and never sleeps.
- * Return: true when nobody else has marked anything before; all memory accesses
+ * Context: Any, after the record was marked with full ordering. Takes no lock and
+ * never sleeps.
+ * Return: true when nobody else has noted anything before; all memory accesses
  * before the call are then ordered before those behind it.
  */
 bool pksm_unstable_note_dead(u32 state)
 {
-	unsigned long bucket = pksm_bucket(state >> PKSM_HASH_SHIFT) -
-			       pksm_unstable;
-
-	if (test_and_set_bit(bucket, pksm_dead_buckets) ||
-	    test_and_set_bit(bucket / BITS_PER_LONG, pksm_dead_words))
-		return false;
-	return !xchg(&pksm_dead_any, true);
+	return pksm_mark(&pksm_dead, pksm_bucket(state >> PKSM_HASH_SHIFT) -
+				     pksm_unstable);
 }
 
 /**
- * pksm_unstable_dead - was a page of the index freed?
+ * pksm_unstable_dead - was a page of the index freed, or written to?
  *
  * Return: true when pksm_unstable_reap() has something to do.
  */
 bool pksm_unstable_dead(void)
 {
-	return READ_ONCE(pksm_dead_any);
+	return READ_ONCE(pksm_dead.any);
 }
 
-/* Take the records out of a bucket whose pages are gone. */
-static void pksm_reap_bucket(u32 *link)
+/* Take the records out of a bucket whose pages are not what was hashed. */
+static void pksm_reap_bucket(unsigned long bucket)
 {
+	u32 *link = &pksm_unstable[bucket];
+
 	while (*link != PKSM_END) {
 		unsigned long pfn = *link;
 		struct pksm_rmap_item *item = pksm_item(pfn);
@@ -287,39 +333,17 @@ static void pksm_reap_bucket(u32 *link)
 	}
 }
 
-/* Reap the buckets that are marked in one word. */
-static void pksm_reap_word(unsigned long nr)
-{
-	unsigned long word = xchg(&pksm_dead_buckets[nr], 0);
-	unsigned long bit;
-
-	for_each_set_bit(bit, &word, BITS_PER_LONG)
-		pksm_reap_bucket(&pksm_unstable[nr * BITS_PER_LONG + bit]);
-	cond_resched();
-}
-
 /**
- * pksm_unstable_reap - take out the records whose pages were freed
+ * pksm_unstable_reap - take out the records that were noted
  *
- * Context: pksmd, pksm_mutex held. May sleep.
+ * Context: Process context, pksm_mutex held. May sleep.
  */
 void pksm_unstable_reap(void)
 {
-	unsigned long words = BITS_TO_LONGS(1UL << pksm_unstable_bits);
-	unsigned long i, bit;
-
 	lockdep_assert_held(&pksm_mutex);
-	if (!pksm_unstable || !xchg(&pksm_dead_any, false))
-		return;
-	for (i = 0; i < BITS_TO_LONGS(words); i++) {
-		unsigned long word;
-
-		if (!READ_ONCE(pksm_dead_words[i]))
-			continue;
-		word = xchg(&pksm_dead_words[i], 0);
-		for_each_set_bit(bit, &word, BITS_PER_LONG)
-			pksm_reap_word(i * BITS_PER_LONG + bit);
-	}
+	if (pksm_unstable)
+		pksm_marks_for_each(&pksm_dead, pksm_unstable_bits,
+				    pksm_reap_bucket);
 }
 
 /**
@@ -340,11 +364,42 @@ void pksm_unstable_empty(void)
 			struct pksm_rmap_item *item = pksm_item(pfn);
 
 			pksm_unstable[i] = item->next;
-			pksm_queue_add(pfn, item, 0);
+			pksm_queue_add(pfn, item, 0, 0);
 			cond_resched();
 		}
 	}
 }
+
+#ifdef CONFIG_PKSM_DEBUG
+/**
+ * pksm_unstable_for_each - visit every record of the unstable index
+ * @fn: called with each, the number of its bucket, and whether it is the bucket that
+ *	it should be in; returns false to end
+ *
+ * Context: Process context, pksm_mutex held.
+ * Return: false when @fn has ended it.
+ */
+bool pksm_unstable_for_each(bool (*fn)(unsigned long pfn, unsigned long bucket,
+				       bool right))
+{
+	unsigned long bucket;
+	u32 pfn;
+
+	lockdep_assert_held(&pksm_mutex);
+	for (bucket = 0; bucket < pksm_nr_buckets(); bucket++) {
+		for (pfn = pksm_unstable[bucket]; pfn != PKSM_END;
+		     pfn = pksm_item(pfn)->next) {
+			u32 state = READ_ONCE(pksm_item(pfn)->state);
+
+			if (!fn(pfn, bucket,
+				pksm_bucket(state >> PKSM_HASH_SHIFT) ==
+				&pksm_unstable[bucket]))
+				return false;
+		}
+	}
+	return true;
+}
+#endif
 
 /* === the stable index === */
 
@@ -394,6 +449,56 @@ struct pksm_stable_node *pksm_stable_next(u64 hash,
 		node = hlist_entry_safe(node->link.next,
 					struct pksm_stable_node, link);
 	return node;
+}
+
+/**
+ * pksm_stable_note_stale - a mapping of a stable page has gone
+ * @node: its node
+ *
+ * Context: Any in which @node cannot be freed. Takes no lock and never sleeps.
+ * Return: true when nobody else has noted anything before.
+ */
+bool pksm_stable_note_stale(struct pksm_stable_node *node)
+{
+	return pksm_mark(&pksm_stale, pksm_stable_bucket(node->hash) -
+				      pksm_stable);
+}
+
+/**
+ * pksm_stable_stale - has a mapping of a stable page gone?
+ *
+ * Return: true when pksm_stable_for_each_stale() has something to do.
+ */
+bool pksm_stable_stale(void)
+{
+	return READ_ONCE(pksm_stale.any);
+}
+
+/* What pksm_stable_for_each_stale() was asked to do; pksm_mutex is held. */
+static void (*pksm_stale_fn)(struct pksm_stable_node *node);
+
+static void pksm_stale_bucket(unsigned long bucket)
+{
+	struct pksm_stable_node *node;
+	struct hlist_node *next;
+
+	hlist_for_each_entry_safe(node, next, &pksm_stable[bucket], link)
+		pksm_stale_fn(node);
+}
+
+/**
+ * pksm_stable_for_each_stale - visit where mappings of stable pages have gone
+ * @fn: called with each node that was noted, and with some that were not
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_stable_for_each_stale(void (*fn)(struct pksm_stable_node *node))
+{
+	lockdep_assert_held(&pksm_mutex);
+	if (!pksm_stable)
+		return;
+	pksm_stale_fn = fn;
+	pksm_marks_for_each(&pksm_stale, pksm_stable_bits, pksm_stale_bucket);
 }
 
 /**

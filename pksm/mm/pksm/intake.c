@@ -11,6 +11,8 @@
 #include <linux/memory_hotplug.h>
 #include <linux/page_ext.h>
 
+#include <trace/events/pksm.h>
+
 #include "../internal.h"
 #include "internal.h"
 
@@ -72,7 +74,21 @@ struct pksm_rmap_item *pksm_item(unsigned long pfn)
 	return page ? __pksm_rmap_item(page) : NULL;
 }
 
-static enum pksm_class pksm_classify(u32 state)
+/* Is the next write to this page to be told, and was not yet? */
+static bool pksm_state_watched(u32 state)
+{
+	return (state & (PKSM_LIVE | PKSM_STABLE | PKSM_WHERE_MASK |
+			 PKSM_REBORN | PKSM_WATCHED)) ==
+	       (PKSM_LIVE | PKSM_INDEX | PKSM_WATCHED);
+}
+
+/**
+ * pksm_classify - the class of a page
+ * @state: the state of its record
+ *
+ * Return: In which counter it is.
+ */
+enum pksm_class pksm_classify(u32 state)
 {
 	if (!(state & PKSM_LIVE))
 		return PKSM_CLASS_UNTRACKED;
@@ -80,8 +96,16 @@ static enum pksm_class pksm_classify(u32 state)
 		return PKSM_CLASS_SHARED;
 	switch (pksm_where(state)) {
 	case PKSM_INDEX:
-		return state & PKSM_REBORN ? PKSM_CLASS_NEW :
-					     PKSM_CLASS_UNSHARED;
+		switch (state & (PKSM_REBORN | PKSM_WATCHED)) {
+		case 0:
+			return PKSM_CLASS_UNSHARED;
+		case PKSM_WATCHED:
+			return PKSM_CLASS_WATCHED;
+		case PKSM_REBORN | PKSM_WATCHED:
+			return PKSM_CLASS_VOLATILE;
+		default:
+			return PKSM_CLASS_NEW;
+		}
 	case PKSM_LIST:
 		return pksm_level(state) ? PKSM_CLASS_VOLATILE : PKSM_CLASS_NEW;
 	default:
@@ -92,8 +116,9 @@ static enum pksm_class pksm_classify(u32 state)
 /* The bits that go when a page goes. */
 static u32 pksm_life(u32 state)
 {
-	return PKSM_LIVE | PKSM_STABLE |
-	       (pksm_where(state) == PKSM_INDEX ? PKSM_REBORN : 0);
+	return PKSM_LIVE | PKSM_STABLE | PKSM_AGE_MASK |
+	       (pksm_where(state) == PKSM_INDEX ? PKSM_REBORN | PKSM_WATCHED :
+						  PKSM_CLEANED);
 }
 
 /**
@@ -183,25 +208,27 @@ static void pksm_push_new(unsigned long pfn, struct pksm_rmap_item *item)
 }
 
 /*
- * Bring a record to life. Returns true when it is linked to nothing, so that
- * nobody would ever find it.
+ * Bring a record to life, as old as @age. Returns true when it is linked to
+ * nothing, so that nobody would ever find it.
  */
-static bool pksm_revive(struct pksm_rmap_item *item, bool stable)
+static bool pksm_revive(struct pksm_rmap_item *item, bool stable, u32 age)
 {
+	u32 level = age ? pksm_age_level(age) << PKSM_LEVEL_SHIFT : 0;
 	u32 old, new;
 
 	do {
 		old = READ_ONCE(item->state);
 		VM_WARN_ON_ONCE(old & PKSM_LIVE);
+		new = PKSM_LIVE | (age << PKSM_AGE_SHIFT);
 		switch (pksm_where(old)) {
 		case PKSM_LIST:		/* still queued from its former life */
-			new = PKSM_LIVE | PKSM_LIST;
+			new |= PKSM_LIST | level;
 			break;
 		case PKSM_INDEX:	/* still in the bucket of that life */
-			new = old | PKSM_LIVE | PKSM_REBORN;
+			new |= (old & ~pksm_life(old)) | PKSM_REBORN;
 			break;
 		default:
-			new = PKSM_LIVE | (stable ? PKSM_NONE : PKSM_LIST);
+			new |= stable ? PKSM_NONE : PKSM_LIST | level;
 			break;
 		}
 		if (stable)
@@ -209,6 +236,23 @@ static bool pksm_revive(struct pksm_rmap_item *item, bool stable)
 	} while (!pksm_item_set(item, old, new));
 
 	return pksm_where(old) == PKSM_NONE && !stable;
+}
+
+static void pksm_add_newborn(struct page *page, struct pksm_rmap_item *item,
+			     u32 age)
+{
+	bool push;
+
+	VM_WARN_ON_ONCE_PAGE(PagePKSM(page), page);
+	VM_WARN_ON_ONCE_PAGE(!PageAnon(page), page);
+
+	trace_pksm_intake(page_to_pfn(page), age, false);
+	/* The mark comes last: whoever sees it finds the record alive. */
+	push = pksm_revive(item, false, age);
+	__SetPagePKSM(page);
+	if (push)
+		pksm_push_new(page_to_pfn(page), item);
+	pksm_kick();
 }
 
 /**
@@ -228,20 +272,24 @@ void pksm_add_new_anon_page(struct page *page,
 			    struct pksm_rmap_item *rmap_item,
 			    struct anon_vma *anon_vma)
 {
-	bool push;
-
-	VM_WARN_ON_ONCE_PAGE(PagePKSM(page), page);
-	VM_WARN_ON_ONCE_PAGE(!PageAnon(page), page);
 	VM_WARN_ON_ONCE_PAGE(folio_anon_vma(page_folio(page)) != anon_vma &&
 			     folio_anon_vma(page_folio(page)) != anon_vma->root,
 			     page);
+	pksm_add_newborn(page, rmap_item, 0);
+}
 
-	/* The mark comes last: whoever sees it finds the record alive. */
-	push = pksm_revive(rmap_item, false);
-	__SetPagePKSM(page);
-	if (push)
-		pksm_push_new(page_to_pfn(page), rmap_item);
-	pksm_kick();
+/**
+ * __pksm_add_broken_off - take the copy of a merged page in
+ * @page: the copy, see pksm_add_new_anon_page()
+ * @rmap_item: its record, from pksm_rmap_item()
+ *
+ * It was written to, and may be again: it waits longer than a new page.
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+void __pksm_add_broken_off(struct page *page, struct pksm_rmap_item *rmap_item)
+{
+	pksm_add_newborn(page, rmap_item, 1);
 }
 
 /**
@@ -259,7 +307,8 @@ void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 	bool push;
 
 	VM_WARN_ON_ONCE_PAGE(PagePKSM(page), page);
-	push = pksm_revive(item, stable);
+	trace_pksm_intake(page_to_pfn(page), 0, stable);
+	push = pksm_revive(item, stable, 0);
 	SetPagePKSM(page);
 	if (push)
 		pksm_push_new(page_to_pfn(page), item);
@@ -282,8 +331,13 @@ void __pksm_add_swapped_in(struct folio *folio)
 	struct pksm_rmap_item *item;
 
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
-	if (folio_test_large(folio) || folio_test_ksm(folio) || PagePKSM(page))
+	if (folio_test_large(folio) || folio_test_ksm(folio))
 		return;
+	if (PagePKSM(page)) {
+		/* It may be mapped writable now, and nobody would be told. */
+		__pksm_page_written(page);
+		return;
+	}
 	/* Pairs with the full barrier of pksm_item_set() in pksm_forget(). */
 	smp_rmb();
 	item = __pksm_rmap_item(page);
@@ -309,6 +363,7 @@ void pksm_del_anon_page(struct page *page)
 	struct pksm_stable_node *node;
 	u32 old, new;
 
+	trace_pksm_delete(page_to_pfn(page));
 	__ClearPagePKSM(page);
 	if (WARN_ON_ONCE(!item))
 		return;
@@ -330,17 +385,80 @@ void pksm_del_anon_page(struct page *page)
 		/* A record that was reborn has been announced before. */
 		if (pksm_unstable_note_dead(old))
 			pksm_kick();
+	} else if (pksm_where(old) == PKSM_LIST &&
+		   pksm_level(old) >= PKSM_LATE_LEVEL) {
+		this_cpu_inc(pksm_cpu.stranded);
+		pksm_kick();
 	}
 }
 
+/* === writes, and the end of mappings === */
+
 /**
- * __pksm_page_broken - count a copy-on-write break
+ * __pksm_page_written - a page that may be watched is about to be written to
+ * @page: the page, tracked
+ *
+ * Context: Page table lock held, of a page table that maps the page or is just
+ * about to. Takes no lock and never sleeps.
+ */
+void __pksm_page_written(struct page *page)
+{
+	struct pksm_rmap_item *item = __pksm_rmap_item(page);
+	u32 old;
+
+	if (WARN_ON_ONCE(!item))
+		return;
+	do {
+		old = READ_ONCE(item->state);
+		if (!pksm_state_watched(old))
+			return;
+	} while (!pksm_item_set(item, old, old | PKSM_REBORN));
+	trace_pksm_write(page_to_pfn(page));
+	if (pksm_unstable_note_dead(old))
+		pksm_kick();
+}
+
+/**
+ * __pksm_page_watched - may a page not be mapped writable without a fault?
+ * @page: the page, tracked
+ *
+ * Context: Page table lock held, of a page table that maps the page.
+ * Return: true when the engine wants to be told of the next write.
+ */
+bool __pksm_page_watched(struct page *page)
+{
+	struct pksm_rmap_item *item = __pksm_rmap_item(page);
+
+	return item && pksm_state_watched(READ_ONCE(item->state));
+}
+
+/**
+ * __pksm_page_broken - a merged page was copied for a write
+ * @folio: the merged page
  *
  * Context: Any.
  */
-void __pksm_page_broken(void)
+void __pksm_page_broken(struct folio *folio)
 {
+	trace_pksm_break(folio_pfn(folio));
 	pksm_count_event(PKSM_EVENT_BROKEN);
+}
+
+/**
+ * __pksm_page_unmapped - a PTE of a merged page goes
+ * @folio: the page, of which this PTE is still counted as a mapping
+ *
+ * Whoever described that PTE may describe none now: pksmd is to look.
+ *
+ * Context: Page table lock held, which keeps the node in place. Takes no lock
+ * and never sleeps.
+ */
+void __pksm_page_unmapped(struct folio *folio)
+{
+	struct pksm_stable_node *node = pksm_folio_node(folio);
+
+	if (node && pksm_stable_note_stale(node))
+		pksm_kick();
 }
 
 /* === pksmd's side === */
@@ -392,6 +510,36 @@ struct folio *pksm_get_tracked(unsigned long pfn)
 	/* Pairs with the full barrier of pksm_item_set(): see the mark's use. */
 	smp_rmb();
 	return folio;
+}
+
+/**
+ * pksm_nr_stranded - how many records have died where they would wait for long?
+ *
+ * Return: Their number since pksm_reset_stranded().
+ */
+unsigned long pksm_nr_stranded(void)
+{
+	unsigned long sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(per_cpu(pksm_cpu.stranded, cpu));
+	return sum;
+}
+
+/**
+ * pksm_reset_stranded - count them from here on
+ *
+ * Context: pksm_mutex held. One that dies just now may be missed: there will be
+ * others.
+ */
+void pksm_reset_stranded(void)
+{
+	int cpu;
+
+	lockdep_assert_held(&pksm_mutex);
+	for_each_possible_cpu(cpu)
+		WRITE_ONCE(per_cpu(pksm_cpu.stranded, cpu), 0);
 }
 
 /**

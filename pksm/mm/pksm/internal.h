@@ -16,6 +16,11 @@
  * (a KSM page for the rest of mm), described by a struct pksm_stable_node in
  * the stable index; the other is absorbed and freed.
  *
+ * A page that stays unmatched for pksm_rescan_seconds or so is write-protected
+ * and read once more. If it still is what it was, it is *watched* from then on:
+ * it need not be read again, since the next write to it is a page fault, which
+ * says so. Once every page is merged or watched, pksmd has nothing to wait for.
+ *
  * Life of a record
  * ----------------
  *
@@ -26,15 +31,20 @@
  * be born again before pksmd has come by, in which case the fault path finds a
  * record that is linked already and only sets PKSM_LIVE again, together with
  * PKSM_REBORN where the record lies in a bucket by the hash of the page's former
- * life.
+ * life. A write to a watched page sets PKSM_REBORN as well and keeps
+ * PKSM_WATCHED: the same page, with new contents.
  *
  *	where	LIVE	meaning
  *	NONE	0	not tracked
  *	NONE	1	pksmd is working on the page
  *	LIST	1	new, or waiting for another try
  *	LIST	0	freed; pksmd drops the record when it gets there
- *	INDEX	1	hashed, unique so far (REBORN: a new page, see above)
+ *	INDEX	1	hashed, unique so far (REBORN: the hash is outdated)
  *	INDEX	0	freed; pksmd takes it out of its bucket
+ *
+ * PKSM_AGE counts how often a page was found changed after it had been hashed,
+ * and decides how long it waits before it is tried again; it goes down when the
+ * page is found unchanged.
  *
  * PKSM_STABLE marks a merged page. pksmd links none of them, but migration may
  * move a merged page to a frame whose record is still linked from a former
@@ -45,16 +55,22 @@
  * linked and to pksmd while it is. A reference on the page (taken with
  * folio_try_get(), then PagePKSM() tested again) keeps the free path out, and
  * migration, which wants to be the only one to have it: as long as it is held,
- * nobody but the holder of pksm_mutex changes @state.
+ * nobody but the holder of pksm_mutex changes @state, with one exception: a write
+ * to a watched page may set PKSM_REBORN at any time.
  *
  * Lock order
  * ----------
  *
  *	pksm_mutex
- *	  mmap_lock			(unmerge only)
+ *	  mmap_lock			(in unmerging and for a change of scope)
  *	    folio lock			(in merging by trylock only)
  *	      anon_vma->root->rwsem
- *	        page table lock
+ *	        mmap_lock		(in merging, by trylock only)
+ *	          page table lock
+ *
+ * Whoever merges a page holds the mmap_lock of each address space whose PTEs it
+ * changes, so that the flags of a VMA, VM_MERGEABLE among them, do not change
+ * under it, and that madvise() has the last word.
  *
  * pksm_mutex guards the queues, both indexes and the stable nodes. A node's
  * list of sharers is also read by rmap walks, which hold the folio lock of the
@@ -85,22 +101,28 @@ enum pksm_state {
 	PKSM_NONE		= 0,
 	PKSM_LIST		= BIT(2),	/* a new list or a queue */
 	PKSM_INDEX		= BIT(3),	/* a bucket of the unstable index */
-	PKSM_REBORN		= BIT(4),	/* INDEX: the hash is a dead page's */
-	PKSM_LEVEL_MASK		= GENMASK(7, 5), /* LIST: how often it was put back */
+	PKSM_REBORN		= BIT(4),	/* INDEX: the hash is outdated */
+	PKSM_WATCHED		= BIT(5),	/* INDEX: a write will be told */
+	PKSM_AGE_MASK		= GENMASK(7, 6), /* how often it had changed */
+	PKSM_LEVEL_MASK		= GENMASK(11, 8), /* LIST: which queue it is for */
+	PKSM_CLEANED		= BIT(12),	/* LIST: a dirty PTE means a write */
 };
 
 enum pksm_state_layout {
-	PKSM_LEVEL_SHIFT	= 5,
-	PKSM_HASH_SHIFT		= 5,		/* INDEX: 27 bits of the hash */
-	PKSM_HASH_BITS		= 27,
+	PKSM_AGE_SHIFT		= 6,
+	PKSM_LEVEL_SHIFT	= 8,
+	PKSM_HASH_SHIFT		= 8,		/* INDEX: 24 bits of the hash */
+	PKSM_HASH_BITS		= 24,
 };
+
+#define PKSM_MAX_AGE		3U
 
 /* The end of every chain of page frame numbers. */
 #define PKSM_END		U32_MAX
 
 /**
  * struct pksm_rmap_item - what the engine knows of a page that is not merged
- * @state: PKSM_LIVE, where it is, and its level or hash (see above)
+ * @state: PKSM_LIVE, where it is, its age, and its level or hash (see above)
  * @next: page frame number of the next record in its chain, or PKSM_END
  *
  * It needs neither an anon_vma nor an index: the folio has them.
@@ -159,6 +181,7 @@ enum pksm_class {
 	PKSM_CLASS_UNTRACKED,	/* not counted: everything that is not alive */
 	PKSM_CLASS_NEW,		/* born, not hashed yet */
 	PKSM_CLASS_UNSHARED,	/* hashed, unique so far */
+	PKSM_CLASS_WATCHED,	/* the same, and write-protected */
 	PKSM_CLASS_VOLATILE,	/* changed or busy, waits for another try */
 	PKSM_CLASS_SHARED,	/* stable pages */
 	NR_PKSM_CLASSES,
@@ -178,12 +201,14 @@ enum pksm_event {
  * @nr: pages by class; single CPUs may be negative, the sum is exact
  * @events: see enum pksm_event
  * @dead_nodes: stable nodes whose page was freed
+ * @stranded: records that have died in a queue where they would wait for long
  */
 struct pksm_cpu {
 	u32 new_head;
 	long nr[NR_PKSM_CLASSES];
 	unsigned long events[NR_PKSM_EVENTS];
 	struct llist_head dead_nodes;
+	unsigned long stranded;
 };
 
 DECLARE_PER_CPU(struct pksm_cpu, pksm_cpu);
@@ -202,7 +227,8 @@ struct pksm_key {
 enum pksm_result {
 	PKSM_MERGED,	/* absorbed: nothing maps the page any more */
 	PKSM_DIFFERS,	/* not equal to the other page */
-	PKSM_BUSY,	/* locked, referenced or changing: try again later */
+	PKSM_BUSY,	/* locked or referenced: try again later */
+	PKSM_CHANGED,	/* was written to while it waited */
 	PKSM_UNFIT,	/* nothing that could ever be merged */
 	PKSM_UNFIT_PARTNER,	/* the other page is */
 	PKSM_NOMEM,	/* no memory for the engine's own records */
@@ -213,6 +239,13 @@ enum pksm_run {
 	PKSM_RUN_STOP,
 	PKSM_RUN_MERGE,
 	PKSM_RUN_UNMERGE,
+};
+
+/* /sys/kernel/mm/pksm/scope */
+enum pksm_scope {
+	PKSM_SCOPE_ALL,		/* every VMA, unless its owner does not want it */
+	PKSM_SCOPE_MADVISE,	/* what madvise() and prctl() were asked for */
+	NR_PKSM_SCOPES,
 };
 
 /* /sys/kernel/mm/pksm/domain */
@@ -235,6 +268,7 @@ extern struct task_struct *pksmd_task;
 
 int pksm_set_run(enum pksm_run run);
 int pksm_set_domain(enum pksm_domain_kind kind);
+int pksm_set_scope(enum pksm_scope scope);
 void pksm_wake_daemon(void);
 void pksm_kick(void);
 
@@ -246,52 +280,97 @@ void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 void pksm_forget(struct page *page, struct pksm_rmap_item *item);
 struct folio *pksm_get_tracked(unsigned long pfn);
 bool pksm_intake_pending(void);
+unsigned long pksm_nr_stranded(void);
+void pksm_reset_stranded(void);
 void pksm_count_event(enum pksm_event event);
+enum pksm_class pksm_classify(u32 state);
 long pksm_nr_class(enum pksm_class class);
 unsigned long pksm_nr_event(enum pksm_event event);
 
 /* queue.c */
-#define PKSM_NR_LEVELS		7U
+#define PKSM_NR_LEVELS		13U
+
+/* From this one on a page that is born meanwhile had better not wait. */
+#define PKSM_LATE_LEVEL		3U
 
 extern unsigned int pksm_settle_millisecs;
 
-void pksm_queue_add(unsigned long pfn, struct pksm_rmap_item *item, u32 level);
+u32 pksm_age_level(u32 age);
+void pksm_queue_add(unsigned long pfn, struct pksm_rmap_item *item, u32 level,
+		    u32 age);
+void pksm_queue_changed(unsigned long pfn, struct pksm_rmap_item *item,
+			u32 age);
 void pksm_queue_collect(void);
 bool pksm_queue_settle(struct pksm_rmap_item *item);
 void pksm_queue_drop(struct page *page, struct pksm_rmap_item *item);
 void pksm_queue_run(unsigned int budget);
 bool pksm_queue_ripe(bool *turned);
 unsigned long pksm_queue_timeout(void);
+bool pksm_queue_stranded_pending(void);
+unsigned long pksm_queue_stranded_timeout(void);
+void pksm_queue_untangle(void);
 void pksm_queue_restart(void);
 void pksm_queue_forget_all(void);
+bool pksm_queue_for_each(bool (*fn)(unsigned long pfn, u32 level));
 
 /* index.c */
 int pksm_index_alloc(void);
 u64 pksm_hash_page(struct page *page);
 u64 pksm_zero_hash(void);
 bool pksm_hash_alike(u64 hash1, u64 hash2);
+unsigned long pksm_nr_buckets(void);
 void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
-			  u64 hash);
-void pksm_unstable_remove(unsigned long pfn, struct pksm_rmap_item *item);
+			  u64 hash, u32 age);
+void pksm_unstable_unlink(unsigned long pfn, struct pksm_rmap_item *item);
 unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
+unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn);
+bool pksm_unstable_holds(u32 state, u64 hash);
 bool pksm_unstable_note_dead(u32 state);
 bool pksm_unstable_dead(void);
 void pksm_unstable_reap(void);
 void pksm_unstable_empty(void);
+bool pksm_unstable_for_each(bool (*fn)(unsigned long pfn, unsigned long bucket,
+				       bool right));
 void pksm_stable_insert(struct pksm_stable_node *node);
 void pksm_stable_remove(struct pksm_stable_node *node);
 struct pksm_stable_node *pksm_stable_next(u64 hash,
 					  struct pksm_stable_node *node);
 void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node));
+bool pksm_stable_note_stale(struct pksm_stable_node *node);
+bool pksm_stable_stale(void);
+void pksm_stable_for_each_stale(void (*fn)(struct pksm_stable_node *node));
+
+/* marks.c */
+
+/**
+ * struct pksm_marks - a set of buckets that may be added to in any context
+ * @buckets: a bit for each bucket
+ * @words: a bit for each word of @buckets that is not 0
+ * @any: there is a bucket in the set
+ */
+struct pksm_marks {
+	unsigned long *buckets;
+	unsigned long *words;
+	bool any;
+};
+
+int pksm_marks_alloc(struct pksm_marks *marks, unsigned int bits);
+void pksm_marks_free(struct pksm_marks *marks);
+bool pksm_mark(struct pksm_marks *marks, unsigned long bucket);
+void pksm_marks_for_each(struct pksm_marks *marks, unsigned int bits,
+			 void (*fn)(unsigned long bucket));
 
 /* domain.c */
 extern enum pksm_domain_kind pksm_domain_kind;
 
 u64 pksm_mm_domain(struct mm_struct *mm);
-u64 pksm_folio_domain(struct folio *folio);
+enum pksm_result pksm_folio_survey(struct folio *folio, u64 *domain);
 
 /* merge.c */
+extern unsigned int pksm_max_page_sharing;
+
 enum pksm_result pksm_folio_fit(struct folio *folio);
+bool pksm_no_foreign_reference(struct folio *folio);
 enum pksm_result pksm_merge_with_zero(struct folio *folio);
 enum pksm_result pksm_merge_with_stable(struct folio *folio,
 					struct folio *kfolio,
@@ -305,6 +384,28 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 /* match.c */
 void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
 
+/* watch.c */
+bool pksm_watch(struct folio *folio);
+bool pksm_clean(struct folio *folio);
+
+/* rescan.c */
+extern unsigned int pksm_rescan_seconds;
+extern unsigned long pksm_full_scans;
+
+void pksm_rescan_want(void);
+void pksm_rescan_restart(void);
+unsigned long pksm_rescan_timeout(void);
+void pksm_rescan(unsigned int budget);
+
+/* pace.c */
+extern unsigned int pksm_max_cpu;
+
+void pksm_pace_start(void);
+u64 pksm_pace_debt(void);
+
+/* Nothing is worth a struggle for memory: a page can be merged later. */
+#define PKSM_GFP	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
+
 /* stable.c */
 extern unsigned long pksm_nr_nodes;
 extern unsigned long pksm_nr_sharers;
@@ -316,7 +417,6 @@ struct pksm_sharer *pksm_sharer_alloc(void);
 void pksm_sharer_free(struct pksm_sharer *sharer);
 struct pksm_stable_node *pksm_folio_node(struct folio *folio);
 struct folio *pksm_node_get_folio(struct pksm_stable_node *node);
-void pksm_node_prune(struct pksm_stable_node *node, struct folio *folio);
 bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 		     pgoff_t index);
 void pksm_reap_dead_nodes(void);
@@ -324,11 +424,27 @@ bool pksm_dead_nodes_pending(void);
 void pksm_detach_unmapped(void);
 unsigned long pksm_nr_sharing(void);
 
+/* check.c */
+const char *pksm_check(unsigned long *where);
+
+/* prune.c */
+void pksm_prune_node(struct pksm_stable_node *node, struct folio *folio);
+bool pksm_prune_pending(void);
+unsigned long pksm_prune_timeout(void);
+void pksm_prune(void);
+void pksm_sharer_drop(struct pksm_stable_node *node,
+		      struct pksm_sharer *sharer);
+
 /* sweep.c */
 void pksm_sweep_start(void);
 void pksm_sweep_stop(void);
 unsigned long pksm_sweep_timeout(void);
 void pksm_sweep(void);
+
+/* space.c */
+void pksm_intake_range(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long end);
+int pksm_for_each_mm(int (*fn)(struct mm_struct *mm));
 
 /* unmerge.c */
 int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
@@ -336,7 +452,10 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 int pksm_unmerge_all(void);
 
 /* madvise.c */
+extern enum pksm_scope pksm_scope;
+
 bool pksm_vma_compatible(struct vm_area_struct *vma);
+int pksm_scope_apply(enum pksm_scope scope);
 
 static inline u32 pksm_where(u32 state)
 {
@@ -346,6 +465,17 @@ static inline u32 pksm_where(u32 state)
 static inline u32 pksm_level(u32 state)
 {
 	return (state & PKSM_LEVEL_MASK) >> PKSM_LEVEL_SHIFT;
+}
+
+static inline u32 pksm_age(u32 state)
+{
+	return (state & PKSM_AGE_MASK) >> PKSM_AGE_SHIFT;
+}
+
+/* May the engine merge what this VMA maps? */
+static inline bool pksm_vma_mergeable(struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_MERGEABLE) && pksm_vma_compatible(vma);
 }
 
 #endif /* _MM_PKSM_INTERNAL_H */

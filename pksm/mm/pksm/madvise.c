@@ -2,9 +2,16 @@
 /*
  * PKSM: madvise(MADV_MERGEABLE, MADV_UNMERGEABLE) and prctl(PR_SET_MEMORY_MERGE).
  *
- * Nobody has to ask PKSM to merge, so the flags that these calls set have no
- * effect of their own; they are kept as KSM keeps them, for whoever reads them.
- * Asking to unmerge breaks what is merged.
+ * The flag VM_MERGEABLE of a VMA alone decides whether the engine takes in and
+ * merges what it maps; smaps shows it as "mg". With scope "madvise" it is set by
+ * whoever asks for it, exactly as KSM does. With scope "all" every VMA that can be
+ * merged has it from the beginning, unless its process has opted out by
+ * prctl(PR_SET_MEMORY_MERGE, 0), which its children and the programs it executes
+ * inherit; MADV_UNMERGEABLE takes it from a range.
+ *
+ * A change of the scope visits every process. Narrowing it takes the flag from all
+ * that did not ask by prctl(): whether madvise() asked for it as well while
+ * everybody had it, nobody knows.
  */
 #include <linux/dax.h>
 #include <linux/export.h>
@@ -14,14 +21,13 @@
 
 #include "internal.h"
 
-/**
- * pksm_vma_compatible - may pages of a VMA be merged?
- * @vma: the VMA
- *
- * Context: The VMA cannot change: mmap_lock or its anon_vma lock is held.
- * Return: true when they may.
- */
-bool pksm_vma_compatible(struct vm_area_struct *vma)
+/* How often all processes are visited before a change of the scope gives up. */
+#define PKSM_SCOPE_ROUNDS	200
+
+/* Guarded by pksm_mutex; read without it by whoever makes a VMA. */
+enum pksm_scope pksm_scope = PKSM_SCOPE_ALL;
+
+static bool pksm_flags_compatible(vm_flags_t flags)
 {
 	vm_flags_t never = VM_SHARED | VM_MAYSHARE | VM_PFNMAP | VM_IO |
 			   VM_DONTEXPAND | VM_HUGETLB | VM_MIXEDMAP |
@@ -33,7 +39,46 @@ bool pksm_vma_compatible(struct vm_area_struct *vma)
 #ifdef VM_SPARC_ADI
 	never |= VM_SPARC_ADI;
 #endif
-	return !(vma->vm_flags & never) && !vma_is_dax(vma);
+	return !(flags & never);
+}
+
+/**
+ * pksm_vma_compatible - can pages of a VMA be merged?
+ * @vma: the VMA
+ *
+ * Context: The VMA cannot change: mmap_lock or its anon_vma lock is held.
+ * Return: true when they can, whether or not anybody wants it.
+ */
+bool pksm_vma_compatible(struct vm_area_struct *vma)
+{
+	return pksm_flags_compatible(vma->vm_flags) && !vma_is_dax(vma);
+}
+
+/* Is what this process maps merged unless a madvise() says otherwise? */
+static bool pksm_mm_wanted(struct mm_struct *mm)
+{
+	return pksm_mm_merge_any(mm) ||
+	       (READ_ONCE(pksm_scope) == PKSM_SCOPE_ALL && !mm->pksm_opted_out);
+}
+
+/**
+ * ksm_vma_flags - the flags of a VMA that is about to be made
+ * @mm: its address space
+ * @file: what it maps, or NULL
+ * @vm_flags: the flags it is to have
+ *
+ * So that it can be joined with its neighbours, which have VM_MERGEABLE already. A
+ * file may change the flags when it is mapped: see ksm_add_vma().
+ *
+ * Context: mmap_lock held for writing, or @mm not visible to anybody else.
+ * Return: @vm_flags, with VM_MERGEABLE where it is due.
+ */
+vm_flags_t ksm_vma_flags(struct mm_struct *mm, const struct file *file,
+			 vm_flags_t vm_flags)
+{
+	if (!file && pksm_flags_compatible(vm_flags) && pksm_mm_wanted(mm))
+		vm_flags |= VM_MERGEABLE;
+	return vm_flags;
 }
 
 /**
@@ -43,6 +88,9 @@ bool pksm_vma_compatible(struct vm_area_struct *vma)
  * @end: address behind the last
  * @advice: which of the two
  * @vm_flags: the flags that the caller will give to the range
+ *
+ * pksmd merges nothing here before the flags are what they will be, since that needs
+ * the mmap_lock.
  *
  * Context: Process context, mmap_lock held for writing. May sleep.
  * Return: 0, or the error of pksm_unmerge_range(); then @vm_flags is unchanged.
@@ -54,10 +102,15 @@ int ksm_madvise(struct vm_area_struct *vma, unsigned long start,
 
 	switch (advice) {
 	case MADV_MERGEABLE:
-		if (pksm_vma_compatible(vma))
-			*vm_flags |= VM_MERGEABLE;
+		if (!pksm_vma_compatible(vma))
+			return 0;
+		if (!(*vm_flags & VM_MERGEABLE))
+			pksm_intake_range(vma, start, end);
+		*vm_flags |= VM_MERGEABLE;
 		return 0;
 	case MADV_UNMERGEABLE:
+		if (!(*vm_flags & VM_MERGEABLE))
+			return 0;
 		if (vma->anon_vma) {
 			err = pksm_unmerge_range(vma, start, end, true);
 			if (err)
@@ -71,16 +124,13 @@ int ksm_madvise(struct vm_area_struct *vma, unsigned long start,
 }
 EXPORT_SYMBOL_GPL(ksm_madvise);
 
-/**
- * ksm_add_vma - mark a new VMA of a process that asked to be merged
- * @vma: the VMA
- *
- * Context: mmap_lock held for writing.
- */
-void ksm_add_vma(struct vm_area_struct *vma)
+/* Let a VMA be merged, with the pages it has. */
+static void pksm_mark_vma(struct vm_area_struct *vma)
 {
-	if (pksm_mm_merge_any(vma->vm_mm) && pksm_vma_compatible(vma))
-		vm_flags_set(vma, VM_MERGEABLE);
+	if ((vma->vm_flags & VM_MERGEABLE) || !pksm_vma_compatible(vma))
+		return;
+	vm_flags_set(vma, VM_MERGEABLE);
+	pksm_intake_range(vma, vma->vm_start, vma->vm_end);
 }
 
 static void pksm_mark_vmas(struct mm_struct *mm)
@@ -89,19 +139,56 @@ static void pksm_mark_vmas(struct mm_struct *mm)
 
 	VMA_ITERATOR(vmi, mm, 0);
 	for_each_vma(vmi, vma)
-		ksm_add_vma(vma);
+		pksm_mark_vma(vma);
+}
+
+/* Let no VMA be merged, and unmerge it. */
+static int pksm_unmark_vmas(struct mm_struct *mm)
+{
+	struct vm_area_struct *vma;
+	int err;
+
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma) {
+		if (!(vma->vm_flags & VM_MERGEABLE))
+			continue;
+		if (vma->anon_vma) {
+			err = pksm_unmerge_range(vma, vma->vm_start,
+						 vma->vm_end, true);
+			if (err)
+				return err;
+		}
+		vm_flags_clear(vma, VM_MERGEABLE);
+	}
+	return 0;
+}
+
+/**
+ * ksm_add_vma - a VMA was made
+ * @vma: the VMA, new or grown
+ *
+ * Context: mmap_lock held for writing.
+ */
+void ksm_add_vma(struct vm_area_struct *vma)
+{
+	if (!(vma->vm_flags & VM_MERGEABLE) && pksm_mm_wanted(vma->vm_mm) &&
+	    pksm_vma_compatible(vma))
+		vm_flags_set(vma, VM_MERGEABLE);
 }
 
 /**
  * ksm_enable_merge_any - prctl(PR_SET_MEMORY_MERGE, 1)
  * @mm: the address space
  *
- * Context: Process context, mmap_lock held for writing.
+ * Context: Process context, mmap_lock held for writing. May sleep.
  * Return: 0.
  */
 int ksm_enable_merge_any(struct mm_struct *mm)
 {
 	mmap_assert_write_locked(mm);
+	mm->pksm_opted_out = false;
+	if (pksm_mm_merge_any(mm))
+		return 0;
 	pksm_mm_set_merge_any(mm);
 	pksm_mark_vmas(mm);
 	return 0;
@@ -116,27 +203,21 @@ int ksm_enable_merge_any(struct mm_struct *mm)
  */
 int ksm_disable(struct mm_struct *mm)
 {
-	struct vm_area_struct *vma;
 	int err;
 
 	mmap_assert_write_locked(mm);
-	VMA_ITERATOR(vmi, mm, 0);
-	for_each_vma(vmi, vma) {
-		if (vma->anon_vma) {
-			err = pksm_unmerge_range(vma, vma->vm_start,
-						 vma->vm_end, true);
-			if (err)
-				return err;
-		}
-		vm_flags_clear(vma, VM_MERGEABLE);
-	}
-	pksm_mm_clear_merge_any(mm);
-	return 0;
+	err = pksm_unmark_vmas(mm);
+	if (!err)
+		pksm_mm_clear_merge_any(mm);
+	return err;
 }
 
 /**
  * ksm_disable_merge_any - prctl(PR_SET_MEMORY_MERGE, 0)
  * @mm: the address space
+ *
+ * With scope "madvise" that is nothing to a process which has not asked by prctl()
+ * before, as for KSM: what madvise() was asked for stays.
  *
  * Context: Process context, mmap_lock held for writing. May sleep.
  * Return: 0, or the error of pksm_unmerge_range(): then the marks are as they
@@ -144,14 +225,87 @@ int ksm_disable(struct mm_struct *mm)
  */
 int ksm_disable_merge_any(struct mm_struct *mm)
 {
-	int err;
+	bool wanted = pksm_mm_wanted(mm);
+	int err = 0;
 
-	if (!pksm_mm_merge_any(mm))
-		return 0;
-	err = ksm_disable(mm);
+	mmap_assert_write_locked(mm);
+	if (wanted)
+		err = ksm_disable(mm);
 	if (err)
 		pksm_mark_vmas(mm);
+	else
+		mm->pksm_opted_out = true;
 	return err;
+}
+
+/* === the scope === */
+
+/* Guarded by pksm_mutex: how many processes had something to change. */
+static unsigned long pksm_nr_unmarked;
+
+static bool pksm_mm_marked(struct mm_struct *mm)
+{
+	struct vm_area_struct *vma;
+
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma) {
+		if (vma->vm_flags & VM_MERGEABLE)
+			return true;
+	}
+	return false;
+}
+
+static int pksm_widen_mm(struct mm_struct *mm)
+{
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	if (!mm->pksm_opted_out)
+		pksm_mark_vmas(mm);
+	mmap_write_unlock(mm);
+	return 0;
+}
+
+static int pksm_narrow_mm(struct mm_struct *mm)
+{
+	int err = 0;
+
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	if (!pksm_mm_merge_any(mm) && pksm_mm_marked(mm)) {
+		pksm_nr_unmarked++;
+		err = pksm_unmark_vmas(mm);
+	}
+	mmap_write_unlock(mm);
+	return err;
+}
+
+/**
+ * pksm_scope_apply - make every VMA what it has to be in a scope
+ * @scope: the scope
+ *
+ * A process that forks meanwhile hands its flags to a child that may have been
+ * passed already; so all are visited again until there is nothing to do.
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ * Return: 0; -EINTR on a signal; -EBUSY when processes were forked faster than they
+ * could be visited; or another error of pksm_unmerge_range(). Then a part of the
+ * processes was visited.
+ */
+int pksm_scope_apply(enum pksm_scope scope)
+{
+	int round, err;
+
+	lockdep_assert_held(&pksm_mutex);
+	WRITE_ONCE(pksm_scope, scope);
+	if (scope == PKSM_SCOPE_ALL)
+		return pksm_for_each_mm(pksm_widen_mm);
+	for (round = 0; round < PKSM_SCOPE_ROUNDS; round++) {
+		pksm_nr_unmarked = 0;
+		err = pksm_for_each_mm(pksm_narrow_mm);
+		if (err || !pksm_nr_unmarked)
+			return err == -ERESTARTSYS ? -EINTR : err;
+	}
+	return -EBUSY;
 }
 
 #ifdef CONFIG_PROC_FS

@@ -10,6 +10,8 @@
 #include <linux/highmem.h>
 #include <linux/pagemap.h>
 
+#include <trace/events/pksm.h>
+
 #include "internal.h"
 
 /*
@@ -17,6 +19,12 @@
  * equal contents, as long as something keeps them from being merged.
  */
 #define PKSM_MAX_CANDIDATES	8U
+
+/*
+ * How many stable pages that are mapped as often as they may be are passed over.
+ * With more of them, one that has room again may be missed for a new one.
+ */
+#define PKSM_MAX_FULL		16U
 
 /*
  * Compare a few cache lines, to save freezing a page for nothing when only the
@@ -37,12 +45,24 @@ static bool pksm_pages_similar(struct page *page1, struct page *page2)
 	return similar;
 }
 
+/* Would the stable page be mapped too often with the mappings of another? */
+static bool pksm_node_full(struct folio *kfolio, struct folio *folio)
+{
+	return folio_mapcount(kfolio) + folio_mapcount(folio) >
+	       READ_ONCE(pksm_max_page_sharing);
+}
+
+/*
+ * There may be several stable pages with equal contents, since each of them has
+ * only so many mappings. The newest comes first in its bucket.
+ */
 static enum pksm_result pksm_try_stable(struct folio *folio,
 					const struct pksm_key *key,
 					bool *differed)
 {
 	enum pksm_result result = PKSM_DIFFERS;
 	struct pksm_stable_node *node = NULL;
+	unsigned int full = 0;
 
 	while ((node = pksm_stable_next(key->hash, node))) {
 		struct folio *kfolio = pksm_node_get_folio(node);
@@ -55,14 +75,25 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 			continue;
 		}
 		if (pksm_folio_node(kfolio) == node &&
-		    !folio_test_hwpoison(kfolio))
-			result = pksm_merge_with_stable(folio, kfolio, node,
-							key->domain);
+		    !folio_test_hwpoison(kfolio)) {
+			if (pksm_node_full(kfolio, folio)) {
+				full++;
+			} else {
+				result = pksm_merge_with_stable(folio, kfolio,
+								node,
+								key->domain);
+				*differed |= result == PKSM_DIFFERS;
+			}
+		}
 		folio_unlock(kfolio);
 		folio_put(kfolio);
-		if (result != PKSM_DIFFERS)
+		if (result != PKSM_DIFFERS || full == PKSM_MAX_FULL)
 			break;
-		*differed = true;
+	}
+	/* The next one shall find it before those that are full. */
+	if (result == PKSM_MERGED && full) {
+		pksm_stable_remove(node);
+		pksm_stable_insert(node);
 	}
 	return result;
 }
@@ -76,14 +107,18 @@ static bool pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
 			 const struct pksm_key *key)
 {
 	struct page *kpage = folio_page(kfolio, 0);
-	u64 hash;
+	u64 hash, domain;
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
-	hash = pksm_hash_page(kpage) ^ pksm_folio_domain(kfolio);
-	if (pksm_hash_alike(hash, key->hash))
+	hash = pksm_hash_page(kpage);
+	trace_pksm_hash(page_to_pfn(kpage), hash);
+	pksm_folio_survey(kfolio, &domain);
+	if (pksm_hash_alike(hash ^ domain, key->hash))
 		return true;
-	pksm_unstable_remove(page_to_pfn(kpage), kitem);
-	pksm_queue_add(page_to_pfn(kpage), kitem, 1);
+	pksm_clean(kfolio);
+	pksm_unstable_unlink(page_to_pfn(kpage), kitem);
+	pksm_queue_changed(page_to_pfn(kpage), kitem,
+			   pksm_age(READ_ONCE(kitem->state)) + 1);
 	return false;
 }
 
@@ -92,8 +127,8 @@ static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
 {
 	struct page *kpage = folio_page(kfolio, 0);
 
-	pksm_unstable_remove(page_to_pfn(kpage), kitem);
-	pksm_forget(kpage, kitem);
+	pksm_unstable_unlink(page_to_pfn(kpage), kitem);
+	pksm_queue_drop(kpage, kitem);
 }
 
 /* Both pages are locked. */
@@ -105,6 +140,8 @@ static enum pksm_result pksm_try_candidate(struct folio *folio,
 {
 	enum pksm_result result = pksm_folio_fit(kfolio);
 
+	if (result == PKSM_MERGED && pksm_node_full(kfolio, folio))
+		return PKSM_DIFFERS;
 	if (result == PKSM_UNFIT)
 		result = PKSM_UNFIT_PARTNER;
 	else if (!pksm_pages_similar(folio_page(folio, 0),
@@ -160,9 +197,19 @@ static enum pksm_result pksm_try_unstable(struct folio *folio,
 	return result;
 }
 
+/*
+ * A page that keeps changing need not be read to find that out. Returns true when
+ * it was written to while it waited.
+ */
+static bool pksm_try_clean(struct folio *folio, struct pksm_rmap_item *item)
+{
+	return (READ_ONCE(item->state) & PKSM_CLEANED) && pksm_clean(folio);
+}
+
 /* Read the page, and try everything that may be its equal. */
-static enum pksm_result pksm_try(struct folio *folio, struct pksm_key *key,
-				 bool *hashed)
+static enum pksm_result pksm_try(struct folio *folio,
+				 struct pksm_rmap_item *item,
+				 struct pksm_key *key, bool *hashed)
 {
 	struct page *page = folio_page(folio, 0);
 	enum pksm_result result;
@@ -170,12 +217,16 @@ static enum pksm_result pksm_try(struct folio *folio, struct pksm_key *key,
 	u64 hash;
 
 	result = pksm_folio_fit(folio);
+	if (result == PKSM_MERGED)
+		result = pksm_folio_survey(folio, &key->domain);
 	if (result != PKSM_MERGED)
 		return result;
+	if (pksm_try_clean(folio, item))
+		return PKSM_CHANGED;
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	hash = pksm_hash_page(page);
-	key->domain = pksm_folio_domain(folio);
+	trace_pksm_hash(page_to_pfn(page), hash);
 	key->hash = hash ^ key->domain;
 	*hashed = key->domain != PKSM_NO_DOMAIN;
 	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
@@ -195,7 +246,7 @@ static enum pksm_result pksm_try(struct folio *folio, struct pksm_key *key,
 	/* Not equal in spite of equal hashes: has it changed meanwhile? */
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	return pksm_hash_alike(pksm_hash_page(page), hash) ? PKSM_DIFFERS :
-							     PKSM_BUSY;
+							     PKSM_CHANGED;
 }
 
 /**
@@ -210,18 +261,20 @@ static enum pksm_result pksm_try(struct folio *folio, struct pksm_key *key,
  */
 void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 {
+	u32 age = pksm_age(READ_ONCE(item->state));
 	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
 	enum pksm_result result = PKSM_BUSY;
 	struct folio *folio;
 	struct pksm_key key = { };
 	bool hashed = false;
+	bool locked;
 
 	lockdep_assert_held(&pksm_mutex);
 
 	folio = pksm_get_tracked(pfn);
 	if (!folio) {
 		/* Being freed, or its reference count is frozen. */
-		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1));
+		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1), age);
 		return;
 	}
 	if (READ_ONCE(item->state) & PKSM_STABLE) {
@@ -230,15 +283,16 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 		folio_put(folio);
 		return;
 	}
-	if (folio_trylock(folio)) {
-		result = pksm_try(folio, &key, &hashed);
-		folio_unlock(folio);
-	}
+	locked = folio_trylock(folio);
+	if (locked)
+		result = pksm_try(folio, item, &key, &hashed);
 
-	/* Enough tries: from now on others must find this page. */
-	if (result != PKSM_MERGED && result != PKSM_UNFIT &&
-	    level >= PKSM_NR_LEVELS)
-		result = hashed ? PKSM_DIFFERS : PKSM_UNFIT;
+	/*
+	 * Enough tries: from now on others must find this page, and if it has
+	 * not changed, it is not tried again before it is.
+	 */
+	if (result == PKSM_BUSY && hashed && level == PKSM_NR_LEVELS)
+		result = PKSM_DIFFERS;
 
 	switch (result) {
 	case PKSM_MERGED:
@@ -246,11 +300,17 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 		pksm_queue_drop(folio_page(folio, 0), item);
 		break;
 	case PKSM_DIFFERS:
-		pksm_unstable_insert(pfn, item, key.hash);
+		pksm_unstable_insert(pfn, item, key.hash, age);
+		break;
+	case PKSM_CHANGED:
+		pksm_clean(folio);
+		pksm_queue_changed(pfn, item, age + 1);
 		break;
 	default:
-		pksm_queue_add(pfn, item, level);
+		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1), age);
 		break;
 	}
+	if (locked)
+		folio_unlock(folio);
 	folio_put(folio);
 }

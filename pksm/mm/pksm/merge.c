@@ -46,6 +46,8 @@
 #include <linux/swapops.h>
 #include <linux/userfaultfd_k.h>
 
+#include <trace/events/pksm.h>
+
 #include "../internal.h"
 #include "internal.h"
 
@@ -91,21 +93,43 @@ struct pksm_freeze {
 	bool exclusive;
 };
 
-/* Only mappings and the caller hold references. The PTE was cleared and flushed. */
-static bool pksm_no_foreign_reference(struct folio *folio)
+/* How many PTEs may map one stable page: an rmap walk visits each of them. */
+unsigned int pksm_max_page_sharing = 256;
+
+/**
+ * pksm_no_foreign_reference - do only mappings and the caller hold references?
+ * @folio: the page, of which the caller holds one
+ *
+ * Context: The PTE of a mapping was cleared and flushed, and its page table lock is
+ * held since.
+ * Return: true when they do.
+ */
+bool pksm_no_foreign_reference(struct folio *folio)
 {
 	return folio_mapcount(folio) + 1 == folio_ref_count(folio);
 }
 
-/* May pages of this VMA be merged at all, or just now? */
+/*
+ * May pages of this VMA be merged at all, or just now? If so, its mmap_lock is held
+ * for reading, and is to be released by pksm_vma_done().
+ */
 static bool pksm_vma_fit(struct vm_area_struct *vma, bool *unfit)
 {
-	if (!pksm_vma_compatible(vma)) {
-		*unfit = true;
+	/* Its owner may be just about to forbid it. */
+	if (!mmap_read_trylock(vma->vm_mm))
 		return false;
-	}
+	if (!pksm_vma_mergeable(vma))
+		*unfit = true;
 	/* exec moves the page tables of its stack without the rmap locks. */
-	return !vma_is_temporary_stack(vma);
+	else if (!vma_is_temporary_stack(vma))
+		return true;
+	mmap_read_unlock(vma->vm_mm);
+	return false;
+}
+
+static void pksm_vma_done(struct vm_area_struct *vma)
+{
+	mmap_read_unlock(vma->vm_mm);
 }
 
 /* A PTE that stays what it is but for the page it maps. */
@@ -175,6 +199,7 @@ static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
 		page_vma_mapped_walk_done(&pvmw);
 	}
 	mmu_notifier_invalidate_range_end(&range);
+	pksm_vma_done(vma);
 	return !freeze->failed;
 }
 
@@ -365,6 +390,7 @@ static bool pksm_merge_one(struct folio *folio, struct vm_area_struct *vma,
 		page_vma_mapped_walk_done(&pvmw);
 	}
 	mmu_notifier_invalidate_range_end(&range);
+	pksm_vma_done(vma);
 	return go_on;
 }
 
@@ -377,14 +403,20 @@ static enum pksm_result pksm_merge_walk(struct folio *folio,
 		.anon_lock = folio_lock_anon_vma_read,
 	};
 
+	enum pksm_result result;
+
 	rmap_walk(folio, &rwc);
-	if (merge->nr && !folio_mapped(folio)) {
+	if (merge->nr && !folio_mapped(folio))
+		result = PKSM_MERGED;
+	else if (merge->differs)
+		result = PKSM_DIFFERS;
+	else
+		result = merge->unfit && !merge->nr ? PKSM_UNFIT : PKSM_BUSY;
+	if (result == PKSM_MERGED)
 		pksm_count_event(PKSM_EVENT_MERGED);
-		return PKSM_MERGED;
-	}
-	if (merge->differs)
-		return PKSM_DIFFERS;
-	return merge->unfit && !merge->nr ? PKSM_UNFIT : PKSM_BUSY;
+	trace_pksm_merge(folio_pfn(folio), page_to_pfn(merge->kpage), result,
+			 merge->nr);
+	return result;
 }
 
 /**
@@ -403,7 +435,10 @@ enum pksm_result pksm_folio_fit(struct folio *folio)
 	if (folio_test_large(folio) || !folio_test_anon(folio) ||
 	    folio_test_ksm(folio) || folio_test_hwpoison(folio))
 		return PKSM_UNFIT;
-	if (!folio_mapped(folio) || folio_test_writeback(folio))
+	/* It enters again when it is swapped in. */
+	if (!folio_mapped(folio))
+		return folio_test_swapcache(folio) ? PKSM_UNFIT : PKSM_BUSY;
+	if (folio_test_writeback(folio))
 		return PKSM_BUSY;
 	if (folio_test_swapcache(folio) && !folio_free_swap(folio))
 		return PKSM_BUSY;
@@ -456,7 +491,7 @@ enum pksm_result pksm_merge_with_stable(struct folio *folio,
 	}
 	hlist_add_head(&merge.sharer->link, &node->sharers);
 	node->nr_sharers++;
-	pksm_node_prune(node, kfolio);
+	pksm_prune_node(node, kfolio);
 	return result;
 }
 
@@ -506,6 +541,8 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	if (!pksm_freeze(kfolio, &freeze)) {
 		result = freeze.unfit ? PKSM_UNFIT_PARTNER :
 			 freeze.strayed ? PKSM_DIFFERS : PKSM_BUSY;
+		trace_pksm_merge(folio_pfn(folio), page_to_pfn(kpage), result,
+				 0);
 		goto out;
 	}
 	result = pksm_merge_walk(folio, &merge);
@@ -517,7 +554,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	hlist_add_head(&merge.sharer->link, &merge.node->sharers);
 	merge.node->nr_sharers = 1;
 	pksm_stable_insert(merge.node);
-	pksm_unstable_remove(page_to_pfn(kpage), kitem);
+	pksm_unstable_unlink(page_to_pfn(kpage), kitem);
 	do {
 		old = READ_ONCE(kitem->state);
 	} while (!pksm_item_set(kitem, old, PKSM_LIVE | PKSM_STABLE));

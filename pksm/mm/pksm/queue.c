@@ -3,8 +3,9 @@
  * PKSM: pages that wait to be hashed.
  *
  * One queue for each level. A new page waits in level 0 for pksm_settle_millisecs;
- * a page that changed, or could not be had, is put back one level higher, where
- * the wait is twice as long. Each queue is two chains: pages are added to
+ * a page that could not be had is put back one level higher, where the wait is
+ * twice as long, and a page that had changed as much higher as is due to its age.
+ * Each queue is two chains: pages are added to
  * @filling; when the interval of the queue is over, @ripening becomes @ripe and
  * is worked off, and @filling becomes @ripening. So a page waits between one and
  * two intervals (exactly one where the queue was empty), and nothing needs a time
@@ -44,10 +45,45 @@ static struct pksm_queue pksm_queues[PKSM_NR_LEVELS] = {
 
 static_assert(PKSM_NR_LEVELS - 1 <= PKSM_LEVEL_MASK >> PKSM_LEVEL_SHIFT);
 
+/* Even with a settle time of 0, what was put back waits a little. */
+#define PKSM_MIN_BACKOFF_MILLISECS	10U
+
+/* No page waits longer than that, in seconds. */
+#define PKSM_MAX_INTERVAL		3600UL
+
 static unsigned long pksm_interval(u32 level)
 {
-	return msecs_to_jiffies(pksm_settle_millisecs) << level;
+	unsigned int msecs = pksm_settle_millisecs;
+
+	if (level)
+		msecs = max(msecs, PKSM_MIN_BACKOFF_MILLISECS);
+	return min(msecs_to_jiffies(msecs) << level, PKSM_MAX_INTERVAL * HZ);
 }
+
+/**
+ * pksm_age_level - how long a page of an age has to wait
+ * @age: how often it had changed after it was hashed, at most PKSM_MAX_AGE
+ *
+ * With a settle time of 200 ms these are 0.4, 1.6, 12.8 and 102 seconds, each of
+ * them at least once and at most twice.
+ *
+ * Return: The level of the queue for it.
+ */
+u32 pksm_age_level(u32 age)
+{
+	static const u8 levels[PKSM_MAX_AGE + 1] = { 1, 3, 6, 9 };
+
+	return levels[min(age, PKSM_MAX_AGE)];
+}
+
+/* Records in queues from PKSM_LATE_LEVEL on. */
+static unsigned long pksm_nr_late;
+
+/* When a few stranded records are looked for, in jiffies. */
+#define PKSM_STRANDED_DELAY	(20 * HZ)
+
+static unsigned long pksm_stranded_due;
+static bool pksm_stranded_noticed;
 
 static bool pksm_queue_waits(const struct pksm_queue *queue)
 {
@@ -66,28 +102,56 @@ static u32 *pksm_queue_tail(u32 level)
 	return &queue->filling;
 }
 
-/**
- * pksm_queue_add - let a page wait
- * @pfn: its page frame number
- * @item: its record, in no chain any more. Its state must still say that it is
- *	linked, or else a reference on the page must be held: otherwise the
- *	fault path might link it at the same time.
- * @level: how many times it has been put back, at most PKSM_NR_LEVELS - 1
- */
-void pksm_queue_add(unsigned long pfn, struct pksm_rmap_item *item, u32 level)
+static void pksm_queue_link(unsigned long pfn, struct pksm_rmap_item *item,
+			    u32 level, u32 bits)
 {
 	u32 *chain, old, new;
 
 	lockdep_assert_held(&pksm_mutex);
 	do {
 		old = READ_ONCE(item->state);
-		new = (old & (PKSM_LIVE | PKSM_STABLE)) | PKSM_LIST |
-		      (level << PKSM_LEVEL_SHIFT);
+		new = (old & (PKSM_LIVE | PKSM_STABLE)) | PKSM_LIST;
+		if (new & PKSM_LIVE)
+			new |= bits;
 	} while (!pksm_item_set(item, old, new));
 
 	chain = pksm_queue_tail(level);
 	WRITE_ONCE(item->next, *chain);
 	*chain = pfn;
+	pksm_nr_late += level >= PKSM_LATE_LEVEL;
+}
+
+/**
+ * pksm_queue_add - let a page wait
+ * @pfn: its page frame number
+ * @item: its record, in no chain any more. Its state must still say that it is
+ *	linked, or else a reference on the page must be held: otherwise the
+ *	fault path might link it at the same time.
+ * @level: which queue, at most PKSM_NR_LEVELS - 1
+ * @age: its age, at most PKSM_MAX_AGE
+ */
+void pksm_queue_add(unsigned long pfn, struct pksm_rmap_item *item, u32 level,
+		    u32 age)
+{
+	pksm_queue_link(pfn, item, level, (level << PKSM_LEVEL_SHIFT) |
+					  (age << PKSM_AGE_SHIFT));
+}
+
+/**
+ * pksm_queue_changed - let a page wait that has changed
+ * @pfn: as for pksm_queue_add()
+ * @item: as for pksm_queue_add(); the PTEs of the page were cleaned just now
+ * @age: what its age would be if there were no limit to it
+ */
+void pksm_queue_changed(unsigned long pfn, struct pksm_rmap_item *item, u32 age)
+{
+	u32 level;
+
+	age = min(age, PKSM_MAX_AGE);
+	level = pksm_age_level(age);
+	pksm_queue_link(pfn, item, level, (level << PKSM_LEVEL_SHIFT) |
+					  (age << PKSM_AGE_SHIFT) |
+					  PKSM_CLEANED);
 }
 
 /**
@@ -147,8 +211,11 @@ static bool pksm_queue_turn(void)
 	return turned;
 }
 
-/* Take the first ripe record off its chain. Returns false when there is none. */
-static bool pksm_queue_pop(unsigned long *pfn, struct pksm_rmap_item **item)
+/*
+ * Take the first ripe record off its chain. Returns the level of its queue, or
+ * PKSM_NR_LEVELS when there is none.
+ */
+static u32 pksm_queue_pop(unsigned long *pfn, struct pksm_rmap_item **item)
 {
 	u32 level;
 
@@ -160,9 +227,10 @@ static bool pksm_queue_pop(unsigned long *pfn, struct pksm_rmap_item **item)
 		*pfn = queue->ripe;
 		*item = pksm_item(*pfn);
 		queue->ripe = (*item)->next;
-		return true;
+		pksm_nr_late -= level >= PKSM_LATE_LEVEL;
+		break;
 	}
-	return false;
+	return level;
 }
 
 /**
@@ -215,14 +283,23 @@ void pksm_queue_run(unsigned int budget)
 {
 	struct pksm_rmap_item *item;
 	unsigned long pfn;
+	u32 level, state;
 
 	lockdep_assert_held(&pksm_mutex);
 	while (budget--) {
-		if (!pksm_queue_pop(&pfn, &item))
+		level = pksm_queue_pop(&pfn, &item);
+		if (level == PKSM_NR_LEVELS)
 			break;
-		if (pksm_queue_settle(item))
-			pksm_consider(pfn, item);
 		cond_resched();
+		if (!pksm_queue_settle(item))
+			continue;
+		/* The fault path has one list for all that it hands in. */
+		state = READ_ONCE(item->state);
+		if (pksm_level(state) > level)
+			pksm_queue_add(pfn, item, pksm_level(state),
+				       pksm_age(state));
+		else
+			pksm_consider(pfn, item);
 	}
 }
 
@@ -248,6 +325,85 @@ unsigned long pksm_queue_timeout(void)
 		timeout = min(timeout, queue->due - jiffies);
 	}
 	return timeout;
+}
+
+/**
+ * pksm_queue_stranded_pending - are there stranded records, and pksmd does not know?
+ *
+ * Return: true when there are.
+ */
+bool pksm_queue_stranded_pending(void)
+{
+	return !READ_ONCE(pksm_stranded_noticed) && pksm_nr_stranded();
+}
+
+/**
+ * pksm_queue_stranded_timeout - when are there stranded records to look for?
+ *
+ * The frame of a page that had to wait for long may be given to a new page, whose
+ * record is then where it should not be. At once when they are many among those that
+ * wait, so that a walk costs each of them a few steps; later when they are few.
+ *
+ * Return: 0 when pksm_queue_untangle() has something to do; else the time until it
+ * has, in jiffies; MAX_SCHEDULE_TIMEOUT for never.
+ */
+unsigned long pksm_queue_stranded_timeout(void)
+{
+	unsigned long nr = pksm_nr_stranded();
+
+	lockdep_assert_held(&pksm_mutex);
+	if (!nr)
+		return MAX_SCHEDULE_TIMEOUT;
+	if (!pksm_stranded_noticed) {
+		WRITE_ONCE(pksm_stranded_noticed, true);
+		pksm_stranded_due = jiffies + PKSM_STRANDED_DELAY;
+	}
+	if (nr > pksm_nr_late / 8 || time_after_eq(jiffies, pksm_stranded_due))
+		return 0;
+	return pksm_stranded_due - jiffies;
+}
+
+static void pksm_chain_untangle(u32 *link, u32 level)
+{
+	while (*link != PKSM_END) {
+		unsigned long pfn = *link;
+		struct pksm_rmap_item *item = pksm_item(pfn);
+		u32 state = READ_ONCE(item->state);
+
+		if ((state & PKSM_LIVE) && pksm_level(state) == level) {
+			link = &item->next;
+			continue;
+		}
+		*link = item->next;
+		pksm_nr_late--;
+		if (pksm_queue_settle(item)) {
+			state = READ_ONCE(item->state);
+			pksm_queue_add(pfn, item, pksm_level(state),
+				       pksm_age(state));
+		}
+		cond_resched();
+	}
+}
+
+/**
+ * pksm_queue_untangle - take out of the late queues what does not belong there
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ */
+void pksm_queue_untangle(void)
+{
+	u32 level;
+
+	lockdep_assert_held(&pksm_mutex);
+	WRITE_ONCE(pksm_stranded_noticed, false);
+	pksm_reset_stranded();
+	for (level = PKSM_LATE_LEVEL; level < PKSM_NR_LEVELS; level++) {
+		struct pksm_queue *queue = &pksm_queues[level];
+
+		pksm_chain_untangle(&queue->filling, level);
+		pksm_chain_untangle(&queue->ripening, level);
+		pksm_chain_untangle(&queue->ripe, level);
+	}
 }
 
 /**
@@ -277,6 +433,48 @@ void pksm_queue_drop(struct page *page, struct pksm_rmap_item *item)
 	} while (!pksm_item_set(item, old, PKSM_LIVE | PKSM_NONE));
 	pksm_forget(page, item);
 }
+
+#ifdef CONFIG_PKSM_DEBUG
+/**
+ * pksm_queue_for_each - visit every record that waits
+ * @fn: called with each, and with the level of its queue; returns false to end
+ *
+ * The new lists of the fault path are visited as level 0.
+ *
+ * Context: Process context, pksm_mutex held.
+ * Return: false when @fn has ended it.
+ */
+bool pksm_queue_for_each(bool (*fn)(unsigned long pfn, u32 level))
+{
+	u32 level, pfn, chain;
+	int cpu;
+
+	lockdep_assert_held(&pksm_mutex);
+	for_each_possible_cpu(cpu) {
+		pfn = READ_ONCE(per_cpu(pksm_cpu.new_head, cpu));
+		for (; pfn != PKSM_END; pfn = pksm_item(pfn)->next) {
+			if (!fn(pfn, 0))
+				return false;
+		}
+	}
+	for (level = 0; level < PKSM_NR_LEVELS; level++) {
+		const u32 chains[] = {
+			pksm_queues[level].filling,
+			pksm_queues[level].ripening,
+			pksm_queues[level].ripe,
+		};
+
+		for (chain = 0; chain < ARRAY_SIZE(chains); chain++) {
+			pfn = chains[chain];
+			for (; pfn != PKSM_END; pfn = pksm_item(pfn)->next) {
+				if (!fn(pfn, level))
+					return false;
+			}
+		}
+	}
+	return true;
+}
+#endif
 
 /* Stop tracking the page of a record that was popped, if there is one. */
 static void pksm_forget_popped(unsigned long pfn, struct pksm_rmap_item *item)
@@ -325,4 +523,5 @@ void pksm_queue_forget_all(void)
 		pksm_chain_forget(&pksm_queues[level].ripening);
 		pksm_chain_forget(&pksm_queues[level].ripe);
 	}
+	pksm_nr_late = 0;
 }

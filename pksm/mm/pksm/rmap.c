@@ -174,7 +174,9 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 	if (!node) {
 		/* The gate is closed for good when all RCU readers are done. */
 		rcu_read_lock();
-		newitem = pksm_rmap_item(newfolio);
+		newitem = NULL;
+		if (static_branch_unlikely(&pksm_intake_key))
+			newitem = __pksm_rmap_item(newpage);
 		if (newitem)
 			pksm_add_moved_page(newpage, newitem, false);
 		rcu_read_unlock();

@@ -5,24 +5,15 @@
  * A node holds no reference on its page. When the page is freed, by whatever
  * path, the free hook queues the node, and pksmd frees it.
  *
- * A sharer may have no PTE left: its process exited, or wrote to the page. Such
- * sharers are pruned when a list has grown well beyond the number of mappings,
- * so the length of a list, and with it the cost of a walk, follows them.
+ * What becomes of sharers whose PTEs have gone is in prune.c.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
 #include <linux/pagemap.h>
 #include <linux/slab.h>
-#include <linux/sort.h>
 
 #include "../internal.h"
 #include "internal.h"
-
-/* Prune a list of sharers that is longer than twice the mappings plus this. */
-#define PKSM_PRUNE_SLACK	8
-
-/* Nothing here is worth a struggle for memory: a page can be merged later. */
-#define PKSM_GFP	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
 
 unsigned long pksm_nr_nodes;
 unsigned long pksm_nr_sharers;
@@ -158,7 +149,7 @@ gone:
 	return NULL;
 }
 
-/* === pruning and reaping === */
+/* === reaping === */
 
 /**
  * pksm_shares_one - does a VMA map a stable page?
@@ -179,98 +170,6 @@ bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 		return false;
 	page_vma_mapped_walk_done(&pvmw);
 	return true;
-}
-
-/* Is there a PTE for the page in this anon_vma, at this offset? */
-static bool pksm_shares(struct anon_vma *anon_vma, pgoff_t index,
-			struct folio *folio)
-{
-	struct anon_vma_chain *avc;
-	bool shares = false;
-
-	anon_vma_lock_read(anon_vma);
-	anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, index, index) {
-		shares = pksm_shares_one(avc->vma, folio, index);
-		if (shares)
-			break;
-	}
-	anon_vma_unlock_read(anon_vma);
-	return shares;
-}
-
-static void pksm_sharer_drop(struct pksm_stable_node *node,
-			     struct pksm_sharer *sharer)
-{
-	hlist_del(&sharer->link);
-	node->nr_sharers--;
-	put_anon_vma(sharer->anon_vma);
-	pksm_sharer_free(sharer);
-}
-
-static int pksm_sharer_cmp(const void *a, const void *b)
-{
-	const struct pksm_sharer *sharer1 = *(const struct pksm_sharer **)a;
-	const struct pksm_sharer *sharer2 = *(const struct pksm_sharer **)b;
-
-	if (sharer1->anon_vma != sharer2->anon_vma)
-		return sharer1->anon_vma < sharer2->anon_vma ? -1 : 1;
-	if (sharer1->index != sharer2->index)
-		return sharer1->index < sharer2->index ? -1 : 1;
-	return 0;
-}
-
-/*
- * Drop sharers that name the same place as another: the place was written to,
- * and absorbed again. Without memory to sort them they stay for another time.
- */
-static void pksm_drop_repeated(struct pksm_stable_node *node)
-{
-	struct pksm_sharer **array, *sharer;
-	u32 nr = node->nr_sharers, i = 0;
-
-	array = kvmalloc_array(nr, sizeof(*array), PKSM_GFP);
-	if (!array)
-		return;
-	hlist_for_each_entry(sharer, &node->sharers, link)
-		array[i++] = sharer;
-	sort(array, nr, sizeof(*array), pksm_sharer_cmp, NULL);
-	for (i = 1; i < nr; i++) {
-		if (!pksm_sharer_cmp(&array[i - 1], &array[i]))
-			pksm_sharer_drop(node, array[i - 1]);
-	}
-	kvfree(array);
-}
-
-/**
- * pksm_node_prune - drop sharers that are of no use, once they are too many
- * @node: the node
- * @folio: its page, locked
- *
- * The list is walked when it is twice as long as there are mappings, so that
- * a sharer costs a constant number of steps over its life.
- *
- * Context: Process context, pksm_mutex held. May sleep.
- */
-void pksm_node_prune(struct pksm_stable_node *node, struct folio *folio)
-{
-	struct pksm_sharer *sharer;
-	struct hlist_node *next;
-
-	lockdep_assert_held(&pksm_mutex);
-	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
-
-	if (node->nr_sharers <= 2 * folio_mapcount(folio) + PKSM_PRUNE_SLACK)
-		return;
-	/* A swap entry needs the sharer to be found again after swap-in. */
-	if (folio_test_swapcache(folio))
-		return;
-	hlist_for_each_entry_safe(sharer, next, &node->sharers, link) {
-		if (!pksm_shares(sharer->anon_vma, sharer->index, folio))
-			pksm_sharer_drop(node, sharer);
-		cond_resched();
-	}
-	if (node->nr_sharers > folio_mapcount(folio))
-		pksm_drop_repeated(node);
 }
 
 static void pksm_node_destroy(struct pksm_stable_node *node)

@@ -18,6 +18,9 @@
 /* An hour: enough for anybody, and far from overflowing when shifted. */
 #define PKSM_MAX_SETTLE_MILLISECS	3600000U
 
+/* A day. */
+#define PKSM_MAX_RESCAN_SECONDS		86400U
+
 #define PKSM_ATTR_RO(_name) \
 	static struct kobj_attribute _name##_attr = __ATTR_RO(_name)
 #define PKSM_ATTR(_name) \
@@ -96,6 +99,94 @@ static ssize_t domain_store(struct kobject *kobj, struct kobj_attribute *attr,
 }
 PKSM_ATTR(domain);
 
+static const char * const pksm_scope_names[NR_PKSM_SCOPES] = {
+	[PKSM_SCOPE_ALL] = "all",
+	[PKSM_SCOPE_MADVISE] = "madvise",
+};
+
+static ssize_t scope_show(struct kobject *kobj, struct kobj_attribute *attr,
+			  char *buf)
+{
+	return sysfs_emit(buf, "%s\n",
+			  pksm_scope_names[READ_ONCE(pksm_scope)]);
+}
+
+static ssize_t scope_store(struct kobject *kobj, struct kobj_attribute *attr,
+			   const char *buf, size_t count)
+{
+	int scope = sysfs_match_string(pksm_scope_names, buf);
+	int err;
+
+	if (scope < 0)
+		return scope;
+	err = pksm_set_scope(scope);
+	return err ? err : count;
+}
+PKSM_ATTR(scope);
+
+static ssize_t rescan_seconds_show(struct kobject *kobj,
+				   struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_rescan_seconds));
+}
+
+static ssize_t rescan_seconds_store(struct kobject *kobj,
+				    struct kobj_attribute *attr,
+				    const char *buf, size_t count)
+{
+	unsigned int seconds;
+
+	if (kstrtouint(buf, 10, &seconds) || seconds > PKSM_MAX_RESCAN_SECONDS)
+		return -EINVAL;
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	WRITE_ONCE(pksm_rescan_seconds, seconds);
+	pksm_rescan_restart();
+	mutex_unlock(&pksm_mutex);
+	pksm_wake_daemon();
+	return count;
+}
+PKSM_ATTR(rescan_seconds);
+
+static ssize_t max_cpu_show(struct kobject *kobj, struct kobj_attribute *attr,
+			    char *buf)
+{
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_max_cpu));
+}
+
+static ssize_t max_cpu_store(struct kobject *kobj, struct kobj_attribute *attr,
+			     const char *buf, size_t count)
+{
+	unsigned int percent;
+
+	if (kstrtouint(buf, 10, &percent) || !percent || percent > 100)
+		return -EINVAL;
+	WRITE_ONCE(pksm_max_cpu, percent);
+	pksm_wake_daemon();
+	return count;
+}
+PKSM_ATTR(max_cpu);
+
+static ssize_t max_page_sharing_show(struct kobject *kobj,
+				     struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_max_page_sharing));
+}
+
+static ssize_t max_page_sharing_store(struct kobject *kobj,
+				      struct kobj_attribute *attr,
+				      const char *buf, size_t count)
+{
+	unsigned int max;
+
+	/* With less than two there would be nothing to merge. */
+	if (kstrtouint(buf, 10, &max) || max < 2 || max > INT_MAX)
+		return -EINVAL;
+	WRITE_ONCE(pksm_max_page_sharing, max);
+	return count;
+}
+PKSM_ATTR(max_page_sharing);
+
 static ssize_t use_zero_pages_show(struct kobject *kobj,
 				   struct kobj_attribute *attr, char *buf)
 {
@@ -126,9 +217,16 @@ static ssize_t _name##_show(struct kobject *kobj,			\
 PKSM_ATTR_RO(_name)
 
 PKSM_CLASS_ATTR(pages_new, PKSM_CLASS_NEW);
-PKSM_CLASS_ATTR(pages_unshared, PKSM_CLASS_UNSHARED);
 PKSM_CLASS_ATTR(pages_volatile, PKSM_CLASS_VOLATILE);
 PKSM_CLASS_ATTR(pages_shared, PKSM_CLASS_SHARED);
+
+static ssize_t pages_unshared_show(struct kobject *kobj,
+				   struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%ld\n", pksm_nr_class(PKSM_CLASS_UNSHARED) +
+					pksm_nr_class(PKSM_CLASS_WATCHED));
+}
+PKSM_ATTR_RO(pages_unshared);
 
 #define PKSM_EVENT_ATTR(_name, _event)					\
 static ssize_t _name##_show(struct kobject *kobj,			\
@@ -169,6 +267,26 @@ static ssize_t rmap_items_show(struct kobject *kobj,
 }
 PKSM_ATTR_RO(rmap_items);
 
+static ssize_t full_scans_show(struct kobject *kobj,
+			       struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%lu\n", READ_ONCE(pksm_full_scans));
+}
+PKSM_ATTR_RO(full_scans);
+
+static ssize_t stable_items_show(struct kobject *kobj,
+				 struct kobj_attribute *attr, char *buf)
+{
+	unsigned long items;
+
+	if (mutex_lock_interruptible(&pksm_mutex))
+		return -EINTR;
+	items = pksm_nr_nodes + pksm_nr_sharers;
+	mutex_unlock(&pksm_mutex);
+	return sysfs_emit(buf, "%lu\n", items);
+}
+PKSM_ATTR_RO(stable_items);
+
 static ssize_t stable_nodes_show(struct kobject *kobj,
 				 struct kobj_attribute *attr, char *buf)
 {
@@ -203,8 +321,12 @@ PKSM_ATTR_RO(cpu_usecs);
 
 static struct attribute *pksm_attrs[] = {
 	&run_attr.attr,
+	&scope_attr.attr,
 	&domain_attr.attr,
 	&settle_millisecs_attr.attr,
+	&rescan_seconds_attr.attr,
+	&max_cpu_attr.attr,
+	&max_page_sharing_attr.attr,
 	&use_zero_pages_attr.attr,
 	&pages_new_attr.attr,
 	&pages_unshared_attr.attr,
@@ -215,8 +337,10 @@ static struct attribute *pksm_attrs[] = {
 	&pages_scanned_attr.attr,
 	&pages_merged_attr.attr,
 	&pages_broken_attr.attr,
+	&full_scans_attr.attr,
 	&rmap_items_attr.attr,
 	&stable_nodes_attr.attr,
+	&stable_items_attr.attr,
 	&general_profit_attr.attr,
 	&cpu_usecs_attr.attr,
 	NULL,

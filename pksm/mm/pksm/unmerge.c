@@ -10,12 +10,11 @@
 #include <linux/ksm.h>
 #include <linux/oom.h>
 #include <linux/pagewalk.h>
-#include <linux/pid.h>
-#include <linux/pid_namespace.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
+
+#include <trace/events/pksm.h>
 
 #include "internal.h"
 
@@ -130,6 +129,7 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		start = search.addr;
 		fault = handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
 					FAULT_FLAG_REMOTE, NULL);
+		trace_pksm_unmerge(vma->vm_mm, start, fault);
 		if (fault & VM_FAULT_OOM)
 			return -ENOMEM;
 		if (fault & (VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV |
@@ -170,44 +170,6 @@ static int pksm_unmerge_mm(struct mm_struct *mm)
 	return err;
 }
 
-/* The next process from a number on that has an address space. */
-static struct mm_struct *pksm_next_mm(pid_t *nr)
-{
-	struct task_struct *leader, *thread;
-	struct mm_struct *mm = NULL;
-	struct pid *pid;
-
-	rcu_read_lock();
-	while (!mm && (pid = find_ge_pid(*nr, &init_pid_ns))) {
-		*nr = pid_nr(pid) + 1;
-		leader = pid_task(pid, PIDTYPE_TGID);
-		if (!leader)
-			continue;
-		/* The first thread may have exited before the others. */
-		for_each_thread(leader, thread) {
-			mm = get_task_mm(thread);
-			if (mm)
-				break;
-		}
-	}
-	rcu_read_unlock();
-	return mm;
-}
-
-static int pksm_unmerge_processes(void)
-{
-	struct mm_struct *mm;
-	pid_t nr = 1;
-	int err = 0;
-
-	while (!err && (mm = pksm_next_mm(&nr))) {
-		err = pksm_unmerge_mm(mm);
-		mmput(mm);
-		cond_resched();
-	}
-	return err;
-}
-
 /**
  * pksm_unmerge_all - break every merged page of the system
  *
@@ -229,7 +191,7 @@ int pksm_unmerge_all(void)
 		pksm_nr_unmerged = 0;
 		/* Should it come to that, this task is to blame. */
 		set_current_oom_origin();
-		err = pksm_unmerge_processes();
+		err = pksm_for_each_mm(pksm_unmerge_mm);
 		clear_current_oom_origin();
 		if (err)
 			return err;

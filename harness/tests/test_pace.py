@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How much of a CPU pksmd may use."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from lab import counters, settle
+from linux_um.guest import Guest
+
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.real_time]
+
+# Enough pages to keep pksmd at work for a few seconds.
+LOAD = ("memdup", "--procs", "4", "--mib", "24", "--dup", "100", "--unique", "0", "--rewrite", "0",
+        "--hold", "--no-wait")  # fmt: skip
+
+
+def share(guest: Guest, seconds: float) -> float:
+    """Return how much of a CPU pksmd had, in per cent, by the guest's own clocks."""
+
+    def now() -> tuple[float, int]:
+        text = guest.sh(
+            "cut -d' ' -f1 /proc/uptime; cat /sys/kernel/mm/pksm/cpu_usecs; cut -d' ' -f1 /proc/uptime"
+        ).stdout.split()
+        return (float(text[0]) + float(text[2])) / 2, int(text[1])
+
+    begin = now()
+    time.sleep(seconds)
+    end = now()
+    return (end[1] - begin[1]) / 1e4 / (end[0] - begin[0])
+
+
+@pytest.mark.parametrize("limit", [5, 20])
+def test_the_limit_holds_under_full_load(guest: Guest, limit: int) -> None:
+    """Within two points over a second, and not far below it either.
+
+    The machine that runs this is shared: that takes time from the guest, so that
+    pksmd may get less than it is allowed, and the clock of the guest counts on.
+    """
+    settle(guest)
+    guest.set_pksm("settle_millisecs", 0)
+    guest.set_pksm("max_cpu", limit)
+    guest.set_pksm("run", 0)
+    job = guest.start(LOAD)
+    guest.wait_for(lambda: "holding" in job.stderr, time.monotonic() + 120, "memdup does not hold")
+    guest.set_pksm("run", 1)
+    seen = [share(guest, 1.0) for _ in range(4)]
+    now = counters(guest)
+    assert now["pages_new"] > 0, f"there was not enough to do: {seen}"
+    assert max(seen) <= limit + 2, seen
+    assert max(seen) >= limit / 2, seen
+    guest.set_pksm("max_cpu", 100)
+    job.close_stdin()
+    assert job.wait(240).status == 0
+
+
+def test_a_higher_limit_takes_effect_at_once(guest: Guest) -> None:
+    guest.set_pksm("settle_millisecs", 0)
+    guest.set_pksm("max_cpu", 1)
+    job = guest.start(LOAD)
+    guest.wait_for(lambda: "holding" in job.stderr, time.monotonic() + 120, "memdup does not hold")
+    slow = share(guest, 2.0)
+    guest.set_pksm("max_cpu", 100)
+    fast = share(guest, 1.0)
+    assert fast > 4 * slow, (slow, fast)
+    job.close_stdin()
+    assert job.wait(240).status == 0
+
+
+@pytest.mark.parametrize("value", ["0", "101", "-5", "x", "50%", "1e2"])
+def test_no_nonsense_is_taken(guest: Guest, value: str) -> None:
+    with pytest.raises(OSError):
+        guest.set_pksm("max_cpu", value)
+    assert guest.pksm("max_cpu") == 50

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: a second look at pages that found no partner.
+ *
+ * A page of the unstable index may change, and its hash is then good for nothing:
+ * nobody who becomes its equal will find it. So, pksm_rescan_seconds after the
+ * first such page came, pksmd passes over the index. Each page that is not watched
+ * yet becomes so and is read again. If it is what it was, that was the last time;
+ * if it has changed, it goes back to a queue, for a time that grows with its age.
+ *
+ * So each page is read twice, and its intervals grow, from then on for as long as
+ * it keeps changing. When nothing but watched pages is left there are no passes.
+ *
+ * All of it is guarded by pksm_mutex.
+ */
+#include <linux/jiffies.h>
+#include <linux/pagemap.h>
+#include <linux/sched.h>
+#include <linux/swap.h>
+
+#include <trace/events/pksm.h>
+
+#include "internal.h"
+
+unsigned int pksm_rescan_seconds = 20;
+
+/* Passes over the whole index. */
+unsigned long pksm_full_scans;
+
+static unsigned long pksm_rescan_bucket;
+static unsigned long pksm_rescan_due;	/* in jiffies: when the pass begins */
+static bool pksm_rescan_wanted;
+
+/**
+ * pksm_rescan_want - there is a page that is not watched
+ *
+ * Context: pksm_mutex held.
+ */
+void pksm_rescan_want(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	if (pksm_rescan_wanted)
+		return;
+	pksm_rescan_wanted = true;
+	pksm_rescan_due = jiffies + pksm_rescan_seconds * HZ;
+}
+
+/**
+ * pksm_rescan_restart - begin to wait again, after the interval was changed
+ *
+ * Context: pksm_mutex held.
+ */
+void pksm_rescan_restart(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	pksm_rescan_due = jiffies + pksm_rescan_seconds * HZ;
+}
+
+/**
+ * pksm_rescan_timeout - when is there a page to look at?
+ *
+ * Return: 0 when pksm_rescan() has something to do; else the time until it has, in
+ * jiffies; MAX_SCHEDULE_TIMEOUT for never.
+ */
+unsigned long pksm_rescan_timeout(void)
+{
+	lockdep_assert_held(&pksm_mutex);
+	if (!pksm_rescan_wanted || !pksm_rescan_seconds)
+		return MAX_SCHEDULE_TIMEOUT;
+	if (pksm_rescan_bucket || time_after_eq(jiffies, pksm_rescan_due))
+		return 0;
+	return pksm_rescan_due - jiffies;
+}
+
+static void pksm_rescan_set(struct pksm_rmap_item *item, u32 clear, u32 set)
+{
+	u32 old;
+
+	do {
+		old = READ_ONCE(item->state);
+	} while (!pksm_item_set(item, old, (old & ~clear) | set));
+}
+
+/* It cannot be watched: it has to be tried again, later than the last time. */
+static void pksm_rescan_later(unsigned long pfn, struct pksm_rmap_item *item)
+{
+	u32 age = min(pksm_age(READ_ONCE(item->state)) + 1, PKSM_MAX_AGE);
+
+	trace_pksm_rescan(pfn, false, age);
+	pksm_unstable_unlink(pfn, item);
+	pksm_queue_add(pfn, item, pksm_age_level(age), age);
+}
+
+/* The page is locked, and a reference on it is held. */
+static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
+{
+	unsigned long pfn = folio_pfn(folio);
+	u32 age = pksm_age(READ_ONCE(item->state));
+	enum pksm_result result;
+	u64 domain, hash;
+
+	result = pksm_folio_fit(folio);
+	if (result == PKSM_MERGED)
+		result = pksm_folio_survey(folio, &domain);
+	if (result == PKSM_UNFIT) {
+		pksm_unstable_unlink(pfn, item);
+		pksm_queue_drop(folio_page(folio, 0), item);
+		return;
+	}
+	if (result != PKSM_MERGED) {
+		pksm_rescan_later(pfn, item);
+		return;
+	}
+
+	/* In this order: a write from now on is told, or its page is read after. */
+	pksm_rescan_set(item, 0, PKSM_WATCHED);
+	if (!pksm_watch(folio)) {
+		pksm_rescan_later(pfn, item);
+		return;
+	}
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	hash = pksm_hash_page(folio_page(folio, 0));
+	trace_pksm_hash(pfn, hash);
+	if (pksm_unstable_holds(READ_ONCE(item->state), hash ^ domain)) {
+		trace_pksm_rescan(pfn, true, age);
+		if (age)
+			pksm_rescan_set(item, PKSM_AGE_MASK,
+					(age - 1) << PKSM_AGE_SHIFT);
+		return;
+	}
+	trace_pksm_rescan(pfn, false, age + 1);
+	pksm_clean(folio);
+	pksm_unstable_unlink(pfn, item);
+	pksm_queue_changed(pfn, item, age + 1);
+}
+
+/* A page that cannot be had just now is left to the next pass. */
+static void pksm_rescan_page(unsigned long pfn)
+{
+	struct pksm_rmap_item *item = pksm_item(pfn);
+	struct folio *folio = pksm_get_tracked(pfn);
+	u32 state;
+
+	if (!folio)
+		return;
+	if (folio_trylock(folio)) {
+		/* It may be another page by now: then it will be reaped. */
+		state = READ_ONCE(item->state);
+		if (!(state & (PKSM_REBORN | PKSM_STABLE)))
+			pksm_rescan_folio(folio, item);
+		folio_unlock(folio);
+	}
+	folio_put(folio);
+}
+
+static void pksm_rescan_bucket_of(unsigned long bucket)
+{
+	unsigned long pfn, next;
+
+	for (pfn = pksm_unstable_unwatched(bucket, PKSM_END); pfn != PKSM_END;
+	     pfn = next) {
+		/* Look ahead: this record may leave the bucket. */
+		next = pksm_unstable_unwatched(bucket, pfn);
+		pksm_rescan_page(pfn);
+		cond_resched();
+	}
+}
+
+/**
+ * pksm_rescan - go on with the pass over the index, or begin it
+ * @budget: how many buckets to look at
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ */
+void pksm_rescan(unsigned int budget)
+{
+	lockdep_assert_held(&pksm_mutex);
+	/* Pages in the LRU batches have one reference more. */
+	if (!pksm_rescan_bucket)
+		lru_add_drain_all();
+	while (pksm_rescan_bucket < pksm_nr_buckets()) {
+		if (!budget--)
+			return;
+		pksm_rescan_bucket_of(pksm_rescan_bucket++);
+	}
+	pksm_rescan_bucket = 0;
+	pksm_full_scans++;
+	pksm_rescan_wanted = false;
+	/* Those that came behind the pass, or could not be had. */
+	if (pksm_nr_class(PKSM_CLASS_UNSHARED))
+		pksm_rescan_want();
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: going over address spaces.
+ *
+ * The engine does so when it was asked to, never to look for something to do: when
+ * a process says that a range may be merged, the pages that are there already are
+ * taken in; and what concerns all processes, such as unmerging everything, visits
+ * them one after another.
+ */
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/pagewalk.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+
+#include "internal.h"
+
+/* === one address space === */
+
+/* Large pages do not enter. */
+static int pksm_intake_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
+			   struct mm_walk *walk)
+{
+	pmd_t entry = pmdp_get_lockless(pmd);
+
+	if (!pmd_present(entry) || pmd_trans_huge(entry) || pmd_devmap(entry))
+		walk->action = ACTION_CONTINUE;
+	cond_resched();
+	return 0;
+}
+
+/* The page table lock is held: the page stays mapped, and so in use. */
+static int pksm_intake_pte(pte_t *pte, unsigned long addr, unsigned long next,
+			   struct mm_walk *walk)
+{
+	struct pksm_rmap_item *item;
+	pte_t entry = ptep_get(pte);
+	struct folio *folio;
+	struct page *page;
+
+	if (!pte_present(entry))
+		return 0;
+	page = vm_normal_page(walk->vma, addr, entry);
+	if (!page || !PageAnon(page) || PagePKSM(page))
+		return 0;
+	folio = page_folio(page);
+	if (folio_test_large(folio) || folio_test_ksm(folio))
+		return 0;
+	/* Who holds the lock is about to swap it, to move it, or to copy it. */
+	if (!folio_trylock(folio))
+		return 0;
+	item = __pksm_rmap_item(page);
+	if (item && !PagePKSM(page))
+		pksm_add_moved_page(page, item, false);
+	folio_unlock(folio);
+	return 0;
+}
+
+static const struct mm_walk_ops pksm_intake_ops = {
+	.pmd_entry = pksm_intake_pmd,
+	.pte_entry = pksm_intake_pte,
+	.walk_lock = PGWALK_WRLOCK,
+};
+
+/**
+ * pksm_intake_range - take in the pages that a range has already
+ * @vma: the VMA
+ * @start: first address
+ * @end: address behind the last
+ *
+ * A page that is locked just now is missed: it enters when it is swapped in, or has
+ * been migrated.
+ *
+ * Context: Process context, mmap_lock held for writing. May sleep.
+ */
+void pksm_intake_range(struct vm_area_struct *vma, unsigned long start,
+		       unsigned long end)
+{
+	if (vma->anon_vma && static_branch_unlikely(&pksm_intake_key))
+		walk_page_range_vma(vma, start, end, &pksm_intake_ops, NULL);
+}
+
+/* === all of them === */
+
+/* The next process from a number on that has an address space. */
+static struct mm_struct *pksm_next_mm(pid_t *nr)
+{
+	struct task_struct *leader, *thread;
+	struct mm_struct *mm = NULL;
+	struct pid *pid;
+
+	rcu_read_lock();
+	while (!mm && (pid = find_ge_pid(*nr, &init_pid_ns))) {
+		*nr = pid_nr(pid) + 1;
+		leader = pid_task(pid, PIDTYPE_TGID);
+		if (!leader)
+			continue;
+		/* The first thread may have exited before the others. */
+		for_each_thread(leader, thread) {
+			mm = get_task_mm(thread);
+			if (mm)
+				break;
+		}
+	}
+	rcu_read_unlock();
+	return mm;
+}
+
+/**
+ * pksm_for_each_mm - do something with every address space
+ * @fn: called with each; an error ends it
+ *
+ * A process that is forked meanwhile may be missed, or not.
+ *
+ * Context: Process context. May sleep.
+ * Return: 0, or the error of @fn.
+ */
+int pksm_for_each_mm(int (*fn)(struct mm_struct *mm))
+{
+	struct mm_struct *mm;
+	pid_t nr = 1;
+	int err = 0;
+
+	while (!err && (mm = pksm_next_mm(&nr))) {
+		err = fn(mm);
+		mmput(mm);
+		cond_resched();
+	}
+	return err;
+}

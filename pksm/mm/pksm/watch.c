@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: being told that a page is written to.
+ *
+ * To watch a page is to write-protect its PTEs. It stays whoever's own it is
+ * (PG_anon_exclusive stays), so that the next write is a short fault without a
+ * copy; wp_page_reuse() tells the engine of it, and can_change_pte_writable() does
+ * not make the PTE writable without such a fault. Who writes to a page by other
+ * means than a PTE has a reference on it, and then it is not watched.
+ *
+ * That is a TLB flush and, perhaps, a fault: too much for a page that keeps
+ * changing. There a dirty PTE serves as a hint: it was cleaned when the page was
+ * last found changed, so that one which is dirty again saves reading the page. A
+ * CPU may write through a TLB entry that it filled before, which makes no PTE
+ * dirty; a page that was cleaned and looks clean is read, therefore.
+ */
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/pagemap.h>
+#include <linux/rmap.h>
+
+#include "../internal.h"
+#include "internal.h"
+
+static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
+			   unsigned long addr, void *arg)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	struct mmu_notifier_range range;
+	bool *failed = arg;
+	pte_t pte;
+
+	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
+				vma->vm_mm, addr, addr + PAGE_SIZE);
+	mmu_notifier_invalidate_range_start(&range);
+	while (page_vma_mapped_walk(&pvmw)) {
+		pte = ptep_get(pvmw.pte);
+		if (!pte_present(pte)) {
+			*failed = true;
+			continue;
+		}
+		flush_cache_page(vma, pvmw.address, pte_pfn(pte));
+		pte = ptep_clear_flush(vma, pvmw.address, pvmw.pte);
+		/* Who holds a reference may write, whatever the PTE says. */
+		if (!pksm_no_foreign_reference(folio))
+			*failed = true;
+		else
+			pte = pte_wrprotect(pte);
+		set_pte_at(vma->vm_mm, pvmw.address, pvmw.pte, pte);
+	}
+	mmu_notifier_invalidate_range_end(&range);
+	return !*failed;
+}
+
+/**
+ * pksm_watch - write-protect a page, so that the next write is a fault
+ * @folio: an anonymous page of order 0, locked, with one reference of the caller;
+ *	its record says already that it is watched
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ * Return: true when nobody can write to it any more without a fault; false when
+ * somebody may.
+ */
+bool pksm_watch(struct folio *folio)
+{
+	bool failed = false;
+	struct rmap_walk_control rwc = {
+		.rmap_one = pksm_watch_one,
+		.arg = &failed,
+		.anon_lock = folio_lock_anon_vma_read,
+	};
+
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
+	VM_WARN_ON_ONCE_FOLIO(folio_test_ksm(folio), folio);
+	rmap_walk(folio, &rwc);
+	return !failed;
+}
+
+static bool pksm_clean_one(struct folio *folio, struct vm_area_struct *vma,
+			   unsigned long addr, void *arg)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	bool *dirty = arg;
+	pte_t old, pte;
+
+	while (page_vma_mapped_walk(&pvmw)) {
+		pte = ptep_get(pvmw.pte);
+		if (!pte_present(pte) || !pte_dirty(pte))
+			continue;
+		*dirty = true;
+		/* Reclaim must not believe that it may drop the page. */
+		folio_mark_dirty(folio);
+		old = ptep_modify_prot_start(vma, pvmw.address, pvmw.pte);
+		ptep_modify_prot_commit(vma, pvmw.address, pvmw.pte, old,
+					pte_mkclean(old));
+	}
+	return true;
+}
+
+/**
+ * pksm_clean - was a page written to since this was called last?
+ * @folio: an anonymous page of order 0, locked
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ * Return: true when it was; false when it was not, or when that cannot be told.
+ */
+bool pksm_clean(struct folio *folio)
+{
+	bool dirty = false;
+	struct rmap_walk_control rwc = {
+		.rmap_one = pksm_clean_one,
+		.arg = &dirty,
+		.anon_lock = folio_lock_anon_vma_read,
+	};
+
+	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
+	/* After MADV_FREE, that a page is clean says that it may be dropped. */
+	if (folio_test_swapbacked(folio))
+		rmap_walk(folio, &rwc);
+	return dirty;
+}
