@@ -20,6 +20,8 @@ PAGES_PER_MIB = 256
 WORKLOAD_SECONDS = 240.0
 # A memory cgroup, once group() has made it.
 GROUP = "/sys/fs/cgroup/t"
+# What the engine finds wrong with itself, in a kernel with CONFIG_PKSM_DEBUG.
+CHECK_FILE = "/sys/kernel/debug/pksm/check"
 # Counters that count pages or records which exist now: they fall back to
 # where they were once a workload has ended.
 GAUGES = (
@@ -209,16 +211,25 @@ def has_file(guest: Guest, path: str) -> bool:
     return bool(guest.run(["test", "-e", path], check=False).status == 0)
 
 
+def check_structures(guest: Guest) -> None:
+    """Let the engine go over all that it keeps, and say what contradicts what."""
+    if has_file(guest, CHECK_FILE):
+        said = guest.read_file(CHECK_FILE).strip()
+        assert said == "fine", f"the engine's own check: {said}"
+
+
 def check_laws(guest: Guest) -> None:
     """Check the conservation laws of the counters of a settled, idle guest.
 
     The page map is asked as well: it knows nothing of the engine's counters.
     """
+    check_structures(guest)
     now = settle(guest)
     negative = {name: value for name, value in now.items() if value < 0 and name != "general_profit"}
     assert not negative, f"negative counters: {negative}"
     assert now["pages_sharing"] == 0 or now["pages_shared"] > 0, now
     assert now["stable_nodes"] >= now["pages_shared"], now
+    assert now["stable_items"] == now["stable_nodes"] + now["rmap_items"], now
     assert now["pages_merged"] <= now["pages_scanned"] or now["pages_merged"] == 0, now
     if meminfo(guest, "SwapTotal"):
         # Pages of the swap cache that nobody maps are counted, and are not in any page map.

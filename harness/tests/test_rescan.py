@@ -58,10 +58,12 @@ def test_a_page_without_a_partner_is_read_twice(guest: Guest) -> None:
     start, hashed, watched, later = (
         report[name].counters["pages_scanned"] for name in ("start", "hashed", "watched", "later")
     )
-    assert 1024 <= hashed - start <= 1024 + STRAY
+    assert 1024 <= hashed - start <= 1024 + 3 * STRAY
     assert 1024 <= watched - hashed <= 1024 + 3 * STRAY
     assert later - watched <= STRAY
-    assert report["later"].counters["full_scans"] == report["watched"].counters["full_scans"]
+    # The look at the watched pages is itself a new page or two.
+    scans = [report[name].counters["full_scans"] for name in ("watched", "later")]
+    assert scans[1] - scans[0] <= 2
     assert report["watched"].counters["full_scans"] > report["start"].counters["full_scans"]
 
 
@@ -195,9 +197,11 @@ def test_no_nonsense_is_taken(guest: Guest, value: str) -> None:
 
 
 def test_the_index_says_who_is_watched(guest: Guest) -> None:
+    guest.set_pksm("rescan_seconds", 0)
     job = hold_memdup(guest, "--procs", "1", "--mib", "2", "--dup", "0", "--unique", "100",
                       "--rewrite", "0")  # fmt: skip
     fresh = ages(guest)
+    guest.set_pksm("rescan_seconds", 20)
     guest.sh("sleep 100")
     later = ages(guest)
     assert sum(fresh["hashed"]) >= 512 and sum(later["hashed"]) <= STRAY

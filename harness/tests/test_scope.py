@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from lab import BootFresh, counters, hold_memdup, memdup, pageops, release, settle, tracked
 from linux_um.guest import Guest
@@ -27,9 +29,9 @@ def flags(guest: Guest, pid: int, name: str) -> str:
 
 def test_everything_that_can_be_merged_has_the_mark(guest: Guest) -> None:
     """The heap and the stack as well as what mmap() made; not what is shared."""
-    job = guest.start(["sh", "-c", "read x"])
-    guest.sh("true")
-    pid = int(guest.sh("pidof -s sh").stdout.split()[0])
+    job = guest.start(["sh", "-c", "echo $$; read x"])
+    guest.wait_for(lambda: "\n" in job.stdout, time.monotonic() + 60, "sh does not start")
+    pid = int(job.stdout)
     for name in ("[heap]", "[stack]"):
         assert " mg" in flags(guest, pid, name), name
     assert " mg" not in flags(guest, pid, "[vdso]")
@@ -127,7 +129,9 @@ def test_asking_goes_on_to_children_and_programs(guest: Guest) -> None:
 def test_who_keeps_out_is_not_even_tracked(guest: Guest) -> None:
     before = tracked(settle(guest))
     job = guest.start(["mergectl", "0", "memdup", *ALIKE, "--hold", "--no-wait"])
-    guest.wait_for(lambda: "holding" in job.stderr, 1e9, "memdup does not hold its memory")
+    guest.wait_for(
+        lambda: "holding" in job.stderr, time.monotonic() + 240, "memdup does not hold its memory"
+    )
     assert tracked(counters(guest)) - before < PAGES // 2
     release(job)
 
