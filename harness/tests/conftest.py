@@ -79,7 +79,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         item.stash[_report_key] = report
     if report.failed:
         for guest in item.stash.get(_guests_key, []):
-            tail = "\n".join(guest.console().splitlines()[-CONSOLE_LINES:])
+            try:
+                tail = "\n".join(guest.console().splitlines()[-CONSOLE_LINES:])
+            except OSError as error:
+                tail = f"cannot be read: {error}"
             report.sections.append((f"guest {guest.rundir}, end of its log", tail))
 
 

@@ -23,7 +23,7 @@
 #define CREATE_TRACE_POINTS
 #include <trace/events/pksm.h>
 
-/* PKSM_TRACE_RESULTS has their names. */
+/* show_pksm_result() has their names. */
 static_assert(PKSM_MERGED == 0 && PKSM_NOMEM == 6);
 
 /* Pages between two chances for others to take pksm_mutex. */

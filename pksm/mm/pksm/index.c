@@ -467,14 +467,14 @@ bool pksm_stable_note_stale(struct pksm_stable_node *node)
 /**
  * pksm_stable_stale - has a mapping of a stable page gone?
  *
- * Return: true when pksm_stable_for_each_stale() has something to do.
+ * Return: true when pksm_stable_visit_stale() has something to do.
  */
 bool pksm_stable_stale(void)
 {
 	return READ_ONCE(pksm_stale.any);
 }
 
-/* What pksm_stable_for_each_stale() was asked to do; pksm_mutex is held. */
+/* What pksm_stable_visit_stale() was asked to do; pksm_mutex is held. */
 static void (*pksm_stale_fn)(struct pksm_stable_node *node);
 
 static void pksm_stale_bucket(unsigned long bucket)
@@ -487,12 +487,12 @@ static void pksm_stale_bucket(unsigned long bucket)
 }
 
 /**
- * pksm_stable_for_each_stale - visit where mappings of stable pages have gone
+ * pksm_stable_visit_stale - visit where mappings of stable pages have gone
  * @fn: called with each node that was noted, and with some that were not
  *
  * Context: Process context, pksm_mutex held. May sleep.
  */
-void pksm_stable_for_each_stale(void (*fn)(struct pksm_stable_node *node))
+void pksm_stable_visit_stale(void (*fn)(struct pksm_stable_node *node))
 {
 	lockdep_assert_held(&pksm_mutex);
 	if (!pksm_stable)

@@ -338,7 +338,7 @@ struct pksm_stable_node *pksm_stable_next(u64 hash,
 void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node));
 bool pksm_stable_note_stale(struct pksm_stable_node *node);
 bool pksm_stable_stale(void);
-void pksm_stable_for_each_stale(void (*fn)(struct pksm_stable_node *node));
+void pksm_stable_visit_stale(void (*fn)(struct pksm_stable_node *node));
 
 /* marks.c */
 
@@ -444,7 +444,7 @@ void pksm_sweep(void);
 /* space.c */
 void pksm_intake_range(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end);
-int pksm_for_each_mm(int (*fn)(struct mm_struct *mm));
+int pksm_visit_mms(int (*fn)(struct mm_struct *mm));
 
 /* unmerge.c */
 int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,

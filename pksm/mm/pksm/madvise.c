@@ -298,10 +298,10 @@ int pksm_scope_apply(enum pksm_scope scope)
 	lockdep_assert_held(&pksm_mutex);
 	WRITE_ONCE(pksm_scope, scope);
 	if (scope == PKSM_SCOPE_ALL)
-		return pksm_for_each_mm(pksm_widen_mm);
+		return pksm_visit_mms(pksm_widen_mm);
 	for (round = 0; round < PKSM_SCOPE_ROUNDS; round++) {
 		pksm_nr_unmarked = 0;
-		err = pksm_for_each_mm(pksm_narrow_mm);
+		err = pksm_visit_mms(pksm_narrow_mm);
 		if (err || !pksm_nr_unmarked)
 			return err == -ERESTARTSYS ? -EINTR : err;
 	}

@@ -228,15 +228,16 @@ static enum pksm_result pksm_try(struct folio *folio,
 	hash = pksm_hash_page(page);
 	trace_pksm_hash(page_to_pfn(page), hash);
 	key->hash = hash ^ key->domain;
-	*hashed = key->domain != PKSM_NO_DOMAIN;
+	*hashed = true;
 	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		result = pksm_merge_with_zero(folio);
 		if (result != PKSM_DIFFERS)
 			return result;
 		differed = true;
 	}
+	/* Nobody looks for such a page. When it is written to it is one's own. */
 	if (key->domain == PKSM_NO_DOMAIN)
-		return PKSM_BUSY;
+		return PKSM_DIFFERS;
 	result = pksm_try_stable(folio, key, &differed);
 	if (result == PKSM_DIFFERS)
 		result = pksm_try_unstable(folio, key, &differed);

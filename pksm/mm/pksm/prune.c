@@ -196,5 +196,5 @@ void pksm_prune(void)
 {
 	lockdep_assert_held(&pksm_mutex);
 	WRITE_ONCE(pksm_prune_noticed, false);
-	pksm_stable_for_each_stale(pksm_prune_stale);
+	pksm_stable_visit_stale(pksm_prune_stale);
 }

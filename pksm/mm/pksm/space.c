@@ -109,7 +109,7 @@ static struct mm_struct *pksm_next_mm(pid_t *nr)
 }
 
 /**
- * pksm_for_each_mm - do something with every address space
+ * pksm_visit_mms - do something with every address space
  * @fn: called with each; an error ends it
  *
  * A process that is forked meanwhile may be missed, or not.
@@ -117,7 +117,7 @@ static struct mm_struct *pksm_next_mm(pid_t *nr)
  * Context: Process context. May sleep.
  * Return: 0, or the error of @fn.
  */
-int pksm_for_each_mm(int (*fn)(struct mm_struct *mm))
+int pksm_visit_mms(int (*fn)(struct mm_struct *mm))
 {
 	struct mm_struct *mm;
 	pid_t nr = 1;

@@ -191,7 +191,7 @@ int pksm_unmerge_all(void)
 		pksm_nr_unmerged = 0;
 		/* Should it come to that, this task is to blame. */
 		set_current_oom_origin();
-		err = pksm_for_each_mm(pksm_unmerge_mm);
+		err = pksm_visit_mms(pksm_unmerge_mm);
 		clear_current_oom_origin();
 		if (err)
 			return err;

@@ -8,14 +8,15 @@
 #include <linux/tracepoint.h>
 
 /* How pksmd ended with a page; see enum pksm_result in mm/pksm/internal.h. */
-#define PKSM_TRACE_RESULTS				\
-	{ 0, "merged" },				\
-	{ 1, "differs" },				\
-	{ 2, "busy" },					\
-	{ 3, "changed" },				\
-	{ 4, "unfit" },					\
-	{ 5, "unfit-partner" },				\
-	{ 6, "no-memory" }
+#define show_pksm_result(result)			\
+	__print_symbolic(result,			\
+			 { 0, "merged" },		\
+			 { 1, "differs" },		\
+			 { 2, "busy" },			\
+			 { 3, "changed" },		\
+			 { 4, "unfit" },		\
+			 { 5, "unfit-partner" },	\
+			 { 6, "no-memory" })
 
 /**
  * pksm_intake - a page enters
@@ -155,8 +156,7 @@ TRACE_EVENT(pksm_merge,
 
 	TP_printk("pfn=0x%lx into=0x%lx result=%s ptes=%u", __entry->pfn,
 		  __entry->into,
-		  __print_symbolic(__entry->result, PKSM_TRACE_RESULTS),
-		  __entry->nr)
+		  show_pksm_result(__entry->result), __entry->nr)
 );
 
 /**
