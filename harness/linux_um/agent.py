@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .errors import BootError, GuestTimeout, LinuxUmError
 from .mconsole import MconsoleError, mconsole
-from .outcome import ABORTED, CommandFailed, Finding, judge_end, powered_down, scan
+from .outcome import ABORTED, CommandFailed, Finding, GuestGone, judge_end, powered_down, scan
 from .protocol import (
     LINE_WINDOW,
     PROTOCOL_VERSION,
@@ -27,11 +27,13 @@ from .protocol import (
     Frame,
     FrameReader,
     ProtocolError,
+    SurveyedFile,
     ToGuest,
     ToHost,
     exec_frame,
     mount_frame,
     read_frame,
+    survey_frame,
     winsize_frame,
     write_frame,
 )
@@ -372,6 +374,43 @@ class Guest:
         if done.status != 0:
             raise OSError(done.status, os.strerror(done.status), path)
         return done
+
+    def survey(self, paths: Sequence[str]) -> list[SurveyedFile]:
+        """Return the files *paths*, and the files in those that are directories.
+
+        Made for onlookers: it waits as long as the guest takes, also for the
+        guest to boot, and never ends it. A file that cannot be read is left
+        out. Raises GuestGone when the guest has ended.
+        """
+        found: list[bytes] = []
+        with self._changed:
+            process = Process(self, self._channel(), ["survey"], found.append, None, None)
+        data = survey_frame(process.channel, paths).encode()
+        while not self._send_now(process, data):
+            self._look_on(lambda: self.booted and self._room >= len(data))
+        self._look_on(lambda: process.status is not None)
+        return [SurveyedFile.parse(payload) for payload in found]
+
+    def _send_now(self, process: Process, data: bytes) -> bool:
+        """Begin *process* by the frame *data*, if that can be done without waiting."""
+        with self._write_lock, self._changed:
+            if self._over or not self.booted or self._room < len(data):
+                return False
+            self._processes[process.channel] = process
+            self._room -= len(data)
+            try:
+                os.write(self._machine.line_out, data)
+            except OSError as error:
+                raise GuestGone("the guest has ended") from error
+        return True
+
+    def _look_on(self, done: Callable[[], bool]) -> None:
+        """Wait as long as it takes until *done*. Raises GuestGone when the guest has ended."""
+        with self._changed:
+            while not done():
+                if not self.alive:
+                    raise GuestGone("the guest has ended")
+                self._changed.wait(_LOOK)
 
     # The line
 

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 FRAME_MAX = 32768
 LINE_WINDOW = 3072
 STDIN_WINDOW = 4096
 MAX_STRINGS = 2046
 EXEC_PTY = 1
+SURVEY_PIECE = 4096
+# Bytes of the paths of one survey; an idle line has room for as many.
+MAX_SURVEY = 1024
 
 _HEADER = struct.Struct("<BII")
 _EXEC = struct.Struct("<BHHHH")
@@ -35,6 +38,7 @@ class ToGuest(IntEnum):
     WRITE = 7
     MOUNT = 8
     SHUTDOWN = 9
+    SURVEY = 10
 
 
 class ToHost(IntEnum):
@@ -147,3 +151,38 @@ def write_frame(channel: int, path: str, data: bytes) -> Frame:
 def mount_frame(channel: int, host_path: str, guest_path: str) -> Frame:
     """Return the frame that mounts a directory of the host in the guest."""
     return Frame(ToGuest.MOUNT, channel, _strings([host_path, guest_path]))
+
+
+def survey_frame(channel: int, paths: Sequence[str]) -> Frame:
+    """Return the frame that asks for *paths*, files and directories of files.
+
+    Raises ProtocolError when they are too long to be sent without waiting.
+    """
+    payload = _strings(paths)
+    if len(payload) > MAX_SURVEY:
+        raise ProtocolError(f"the paths of a survey have {len(payload)} bytes of {MAX_SURVEY}")
+    return Frame(ToGuest.SURVEY, channel, payload)
+
+
+@dataclass(frozen=True)
+class SurveyedFile:
+    """What a survey says of one file."""
+
+    mode: int
+    path: str
+    text: str
+
+    @classmethod
+    def parse(cls, payload: bytes) -> SurveyedFile:
+        """Return the file that the payload of a STDOUT frame of a survey is about.
+
+        Raises ProtocolError when it is not one.
+        """
+        path, nul, content = payload[4:].partition(b"\0")
+        if len(payload) < 4 or not path or not nul:
+            raise ProtocolError(f"not a file of a survey: {payload[:32]!r}")
+        return cls(
+            int.from_bytes(payload[:4], "little"),
+            path.decode(errors="replace"),
+            content.decode(errors="replace"),
+        )

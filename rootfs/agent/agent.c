@@ -2,8 +2,8 @@
 /*
  * PID 1 of the guest: sets the machine up, then serves the host's frames.
  *
- * With no program running it is the only process, asleep in ppoll() and holding
- * no buffer, so the counters of an idle guest are about this one process alone.
+ * With no program running it is the only process, asleep in ppoll(), so the
+ * counters of an idle guest are about this one process alone.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -200,6 +200,8 @@ static void handle_file(uint8_t type, uint32_t id, uint8_t *payload, size_t len)
 		error = write_file(text, text + first + 1, len - first - 1);
 	else if (type == TO_MOUNT && first + 1 < len && is_text(payload, len))
 		error = do_mount(text, text + first + 1);
+	else if (type == TO_SURVEY && is_text(payload, len))
+		error = survey(id, text, len);
 	line_send_u32(FROM_EXIT, id, (uint32_t)error);
 }
 
@@ -227,6 +229,7 @@ static void handle_frame(uint8_t type, uint32_t id, uint8_t *payload, size_t len
 	case TO_READ:
 	case TO_WRITE:
 	case TO_MOUNT:
+	case TO_SURVEY:
 		handle_file(type, id, payload, len);
 		break;
 	case TO_SHUTDOWN:
@@ -253,19 +256,17 @@ static void handle_frame(uint8_t type, uint32_t id, uint8_t *payload, size_t len
 	}
 }
 
-static nfds_t fill_poll(struct pollfd *p, bool *idle)
+static nfds_t fill_poll(struct pollfd *p)
 {
 	nfds_t n = 0;
 	int i;
 
-	*idle = true;
 	p[n++] = (struct pollfd){ .fd = line_fd(), .events = POLLIN };
 	for (i = 0; i < MAX_CHANNELS; i++) {
 		struct channel *c = &channels[i];
 
 		if (c->id == 0)
 			continue;
-		*idle = false;
 		if (c->out >= 0)
 			p[n++] = (struct pollfd){ .fd = c->out, .events = POLLIN };
 		if (c->err >= 0)
@@ -320,7 +321,6 @@ int main(void)
 	struct pollfd p[1 + 3 * MAX_CHANNELS];
 	sigset_t none;
 	nfds_t count;
-	bool idle;
 
 	set_up_system();
 	set_up_signals();
@@ -330,9 +330,7 @@ int main(void)
 	say_hello();
 	sigemptyset(&none);
 	for (;;) {
-		count = fill_poll(p, &idle);
-		if (idle)
-			line_trim();
+		count = fill_poll(p);
 		if (ppoll(p, count, NULL, &none) > 0) {
 			if (p[0].revents)
 				serve_line();

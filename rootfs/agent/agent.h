@@ -46,6 +46,7 @@ struct channel {
 };
 
 /* line.c: the line to the host */
+void *shared_memory(size_t size);
 void line_open(void);
 int line_fd(void);
 bool line_receive(void);
@@ -54,7 +55,8 @@ void line_send(uint8_t type, uint32_t id, const void *payload, size_t len);
 void line_send_u32(uint8_t type, uint32_t id, uint32_t value);
 void line_error(uint32_t id, const char *text);
 ssize_t line_copy(uint8_t type, uint32_t id, int fd);
-void line_trim(void);
+ssize_t line_file(uint32_t id, int fd, uint32_t mode, const char *dir,
+		  const char *name);
 
 /* channel.c: programs and their streams */
 extern struct channel channels[MAX_CHANNELS];
@@ -66,6 +68,9 @@ void channel_feed(struct channel *c);
 void channel_output(struct channel *c, int *fd, uint8_t type);
 void channel_winsize(struct channel *c, const uint8_t *payload, size_t len);
 void channel_reap(void);
+
+/* survey.c: many small files at once */
+int survey(uint32_t id, const char *paths, size_t len);
 
 /* agent.c */
 uint16_t get_u16(const uint8_t *p);

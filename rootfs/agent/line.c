@@ -6,8 +6,8 @@
  * the agent does not either, and the pipes of the programs fill up. Input has
  * its own descriptor because O_NONBLOCK is wanted there only.
  *
- * The two buffers are given back by line_trim() as soon as nothing is going on,
- * so an idle agent holds no page that might look like another one.
+ * The two buffers are shared memory, which is not anonymous memory: however much
+ * the host asks for, the agent's part in it gives the engine nothing to do.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,17 +24,33 @@
 static int in_fd = -1;
 static int out_fd = -1;
 
-static uint8_t in_buf[FRAME_MAX + PAGE] __attribute__((aligned(PAGE)));
-static uint8_t out_buf[FRAME_MAX + PAGE] __attribute__((aligned(PAGE)));
+#define BUFFER		(FRAME_MAX + PAGE)
+
+static uint8_t *in_buf;
+static uint8_t *out_buf;
 static size_t in_head;
 static size_t in_fill;
 /* Bytes read and not yet reported by TAKEN. */
 static size_t in_taken;
 
+/* Map memory that is nobody's to merge. Return: NULL when there is none. */
+void *shared_memory(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* Afterwards line_fd() is negative when there is no line. */
 void line_open(void)
 {
 	struct termios raw;
 
+	in_buf = shared_memory(BUFFER);
+	out_buf = shared_memory(BUFFER);
+	if (!in_buf || !out_buf)
+		return;
 	in_fd = open(LINE_DEVICE, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
 	out_fd = open(LINE_DEVICE, O_WRONLY | O_NOCTTY | O_CLOEXEC);
 	if (in_fd < 0 || out_fd < 0)
@@ -61,7 +77,7 @@ bool line_receive(void)
 		in_fill -= in_head;
 		in_head = 0;
 	}
-	n = read(in_fd, in_buf + in_fill, sizeof(in_buf) - in_fill);
+	n = read(in_fd, in_buf + in_fill, BUFFER - in_fill);
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR;
 	in_fill += (size_t)n;
@@ -154,13 +170,34 @@ ssize_t line_copy(uint8_t type, uint32_t id, int fd)
 	return n;
 }
 
-/* Give the pages of the buffers back; only when no frame is half received. */
-void line_trim(void)
+/*
+ * Send what a SURVEY says of one file: @fd, the file @name of directory @dir,
+ * or the file @dir when @name is empty. Return: as read(2).
+ */
+ssize_t line_file(uint32_t id, int fd, uint32_t mode, const char *dir,
+		  const char *name)
 {
-	if (in_head != in_fill)
-		return;
-	in_head = 0;
-	in_fill = 0;
-	madvise(in_buf, sizeof(in_buf), MADV_DONTNEED);
-	madvise(out_buf, sizeof(out_buf), MADV_DONTNEED);
+	uint8_t *p = out_buf + FRAME_HEADER;
+	size_t dir_len = strlen(dir);
+	size_t name_len = strlen(name);
+	ssize_t n;
+
+	if (4 + dir_len + 1 + name_len + 1 + SURVEY_PIECE > FRAME_MAX) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	put_u32(p, mode);
+	p += 4;
+	memcpy(p, dir, dir_len);
+	p += dir_len;
+	if (name_len > 0)
+		*p++ = '/';
+	memcpy(p, name, name_len);
+	p += name_len;
+	*p++ = '\0';
+	n = read(fd, p, SURVEY_PIECE);
+	if (n >= 0)
+		send_buffer(FROM_STDOUT, id,
+			    (size_t)(p - out_buf) - FRAME_HEADER + (size_t)n);
+	return n;
 }

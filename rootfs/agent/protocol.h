@@ -13,14 +13,15 @@
  * All integers are little-endian. The host must not send before it has
  * received HELLO: until then the line is not yet in raw mode.
  *
- * A channel is opened by EXEC, READ, WRITE or MOUNT and ends with exactly one
- * EXIT from the guest, which is the last frame of that channel. Frames for a
- * channel that has ended are ignored: they may have crossed its EXIT.
+ * A channel is opened by EXEC, READ, WRITE, MOUNT or SURVEY and ends with
+ * exactly one EXIT from the guest, which is the last frame of that channel.
+ * Frames for a channel that has ended are ignored: they may have crossed its
+ * EXIT.
  */
 #ifndef AGENT_PROTOCOL_H
 #define AGENT_PROTOCOL_H
 
-#define PROTOCOL_VERSION	2
+#define PROTOCOL_VERSION	3
 #define FRAME_HEADER		9
 #define FRAME_MAX		32768
 /*
@@ -61,9 +62,19 @@ enum to_guest {
 	TO_MOUNT	= 8,
 	/* End everything, u8 exit status of the machine. No answer. */
 	TO_SHUTDOWN	= 9,
+	/*
+	 * Files to read, and directories whose files to read, each ended by a
+	 * NUL. For each regular file a STDOUT frame: u32 st_mode, path, NUL,
+	 * and as much of its content as one read(2) of SURVEY_PIECE gives.
+	 * What cannot be read is left out. EXIT: 0, or the errno of the last
+	 * path that could not be opened.
+	 */
+	TO_SURVEY	= 10,
 };
 
 #define EXEC_PTY	1
+/* Bytes of a file that SURVEY sends at most; sysfs has no file that is longer. */
+#define SURVEY_PIECE	4096
 
 enum to_host {
 	/* Sent once: u32 PROTOCOL_VERSION, then the kernel's uname text. */
@@ -74,7 +85,7 @@ enum to_host {
 	FROM_CREDIT	= 68,
 	/*
 	 * u32 status, as a shell has it: the exit status, 128 + signal, 127 not
-	 * found, 126 not executable. For READ, WRITE and MOUNT: 0 or an errno.
+	 * found, 126 not executable. For the others: 0 or an errno.
 	 */
 	FROM_EXIT	= 69,
 	/* Text for the host's log: a frame the agent could not make sense of. */
