@@ -41,6 +41,7 @@ from .rundir import RunDir
 from .source import DEFAULT_KERNEL
 from .term import Term
 from .uml import Machine, MachineOptions
+from .watch import Watch
 
 __all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest", "parse_share"]
 
@@ -147,6 +148,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     )
     guest: Guest | None = None
     keeper: CoreKeeper | None = None
+    watch = Watch(rundir.watch)
     keep = True
     try:
         machine = Machine(
@@ -164,6 +166,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
         write_machine(rundir.path, machine.pid, Kernel.of(image))
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
+            watch.serve(guest)
             if options.keep_core:
                 keeper = CoreKeeper(rundir.path, machine.pid, Kernel.of(image), term=term)
             guest.wait_boot(min(BOOT_SECONDS, options.timeout))
@@ -187,6 +190,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
             _attach(error, report(rundir, image.vmlinux, error, repeat, findings))
         raise
     finally:
+        watch.close()
         rundir.close(keep=keep)
 
 

@@ -20,6 +20,8 @@ KEEP = 40
 # A directory without a lock file is left alone for so long.
 YOUNG_SECONDS = 60.0
 LATEST = "latest"
+# What a run directory has only while its guest runs.
+PASSING = ("uml", "swap", "watch")
 
 
 class RunDir:
@@ -54,6 +56,11 @@ class RunDir:
         """The socket of the management console."""
         return self.path / "uml" / "guest" / "mconsole"
 
+    @property
+    def watch(self) -> Path:
+        """The socket for onlookers, see watch.py."""
+        return self.path / "watch"
+
     def write(self, name: str, text: str) -> None:
         """Write a small text file into the directory."""
         (self.path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -70,7 +77,7 @@ class RunDir:
         """Let go of the directory, and remove it unless it is to be kept."""
         if self._lock < 0:
             return
-        for name in ("uml", "swap"):
+        for name in PASSING:
             _remove(self.path / name)
         if keep:
             (self.path / "lock").unlink(missing_ok=True)
@@ -138,7 +145,7 @@ def prune(root: Path, keep: int) -> None:
     runs = _runs(root)
     for age, path in enumerate(reversed(runs)):
         if not _young(path) and not _alive(path):
-            for part in (path,) if age >= keep else (path / "uml", path / "swap"):
+            for part in (path,) if age >= keep else [path / name for name in PASSING]:
                 _remove(part)
 
 
