@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from . import bench, commands_build, commands_gdb, commands_run
+from . import bench, commands_build, commands_gdb, commands_run, commands_top
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError
 from .options import check_series
 from .term import PROGRAM, Term
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     commands_run.add_parsers(subparsers)
     commands_gdb.add_parsers(subparsers)
+    commands_top.add_parsers(subparsers)
     bench.add_parsers(subparsers)
     commands_build.add_parsers(subparsers)
     return parser

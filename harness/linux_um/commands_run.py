@@ -243,7 +243,10 @@ def _banner(guest: Guest, options: BootOptions, term: Term, interactive: bool) -
         engine = "this kernel has no PKSM"
     term.info(f"Linux {guest.version.split(' ', 1)[0]}, {options.mem} of memory; {engine}")
     if interactive:
-        term.info("try: memdup --procs 4 --mib 16, or counters; exit or Ctrl-D powers off")
+        term.info(
+            "try: memdup --procs 4 --mib 16, or counters; exit or Ctrl-D powers off; "
+            "to watch, in another terminal: ./linux-um top"
+        )
 
 
 def _show_report(error: LinuxUmError) -> None:

@@ -104,14 +104,15 @@ def running() -> list[str]:
     """Return the names of the runs whose guests run now, oldest first."""
     found = []
     root = runs_root()
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
+    for path in root.iterdir() if root.is_dir() else []:
         if not path.is_symlink() and (path / MACHINE_NAME).is_file():
             try:
-                if is_running(read_machine(path)):
-                    found.append(path.name)
+                facts = read_machine(path)
             except SessionError:
                 continue
-    return found
+            if is_running(facts):
+                found.append((facts.start_time, path.name))
+    return [name for _, name in sorted(found)]
 
 
 def _running_hint() -> str:
@@ -130,8 +131,8 @@ def find_run(name: str) -> Path:
     raise SessionError(what, _running_hint())
 
 
-def find_running(name: str) -> MachineFacts:
-    """Return the guest of the run *name*, which can be attached to. Raises SessionError."""
+def find_live(name: str) -> tuple[Path, MachineFacts]:
+    """Return the directory and the guest of the run *name*, which runs. Raises SessionError."""
     path = find_run(name)
     facts = read_machine(path)
     if not is_running(facts):
@@ -139,6 +140,12 @@ def find_running(name: str) -> MachineFacts:
         if (path / CORE_NAME).is_file():
             mend = f"it has left a core dump: ./linux-um gdb --core {path.name}"
         raise SessionError(f"the run {path.name} has ended", mend)
+    return path, facts
+
+
+def find_running(name: str) -> MachineFacts:
+    """Return the guest of the run *name*, which can be attached to. Raises SessionError."""
+    facts = find_live(name)[1]
     if not facts.kernel.linux.is_file():
         raise SessionError(
             f"the kernel of that run, image {facts.kernel.key}, is no longer in the cache",
