@@ -24,6 +24,7 @@ from .errors import BuildError
 from .make import Make
 from .term import Term
 
+# Of each profile.
 IMAGES_KEPT = 8
 BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
@@ -84,6 +85,11 @@ class Recipe:
             self.compiler,
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def for_debugger(self) -> bool:
+        """Return whether the kernel has debug info, and scripts for gdb."""
+        return kconfig.for_debugger(kconfig.merge(self.fragments))
 
     @property
     def build_dir(self) -> Path:
@@ -181,7 +187,8 @@ def _build(recipe: Recipe, *, term: Term) -> None:
     """Configure, compile and keep the kernel of *recipe*."""
     make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir))
     _configure(recipe, make, term=term)
-    make.build(f"building the {recipe.profile} kernel", ["linux", "scripts_gdb"], term=term)
+    targets = ["linux", "scripts_gdb"] if recipe.for_debugger else ["linux"]
+    make.build(f"building the {recipe.profile} kernel", targets, term=term)
     if os.path.getsize(recipe.build_dir / "linux") == 0:
         raise BuildError("make left an empty kernel", f"see {make.log}")
     _keep(recipe)
@@ -229,7 +236,8 @@ def _keep(recipe: Recipe) -> None:
             check=True,
         )
         shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
-        _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
+        if recipe.for_debugger:
+            _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
         release = (recipe.build_dir / "include/config/kernel.release").read_text().strip()
         info = {
             "kernel": release,
@@ -263,16 +271,20 @@ def _keep_gdb_scripts(build: Path, target: Path) -> None:
 
 
 def _prune() -> None:
-    """Remove all but the images that were used last."""
-
-    def last_use(directory: Path) -> float:
+    """Remove all but the images of each profile that were used last."""
+    found: dict[str, list[tuple[float, Path]]] = {}
+    for directory in paths.image_root().iterdir():
+        if directory.name.startswith("."):
+            continue
+        info = directory / INFO_NAME
         try:
-            return (directory / INFO_NAME).stat().st_mtime
-        except OSError:
-            return 0.0
-
-    images = [path for path in paths.image_root().iterdir() if not path.name.startswith(".")]
-    for directory in sorted(images, key=last_use, reverse=True)[IMAGES_KEPT:]:
-        shutil.rmtree(directory, ignore_errors=True)
+            profile = str(json.loads(info.read_text()).get("profile"))
+            last_use = info.stat().st_mtime
+        except (OSError, ValueError):
+            profile, last_use = "", 0.0
+        found.setdefault(profile, []).append((last_use, directory))
+    for images in found.values():
+        for _, directory in sorted(images, reverse=True)[IMAGES_KEPT:]:
+            shutil.rmtree(directory, ignore_errors=True)
 
 

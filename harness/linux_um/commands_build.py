@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import build, doctor, export, patches, paths, source
+from . import build, doctor, export, mutants, patches, paths, source
 from .errors import EXIT_LAUNCHER, HostError, UsageError
 from .options import DEFAULT_MEMORY, add_kernel_options, parse_size
 from .term import Term
@@ -98,7 +98,7 @@ def command_clean(arguments: argparse.Namespace, term: Term) -> int:
     known = ("src", "tree", "build", "image", "rootfs", "runs", "lock")
     if not any((root / name).is_dir() for name in known):
         raise UsageError(f"{root} is not a cache of linux-um", "correct LINUX_UM_CACHE")
-    names = ["tree", "build", "image", "rootfs", "runs"]
+    names = ["tree", "build", "image", "rootfs", "runs", mutants.PLACE]
     if arguments.all:
         names += ["src", "download"]
     with paths.lock(build.BUILD_LOCK, blocking=False) as held:

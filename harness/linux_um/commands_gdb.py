@@ -105,7 +105,7 @@ def _test(
 ) -> int:
     """Run one test, its first guest under gdb; *extra* are pytest's own arguments."""
     packages.ensure("test", term=term)
-    image = finished_image(arguments.profile, arguments.kernel, term)
+    kernel = Kernel.of(finished_image(arguments.profile, arguments.kernel, term)).need_symbols()
     rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
     environment = {
         **os.environ,
@@ -113,7 +113,7 @@ def _test(
         ENV_KERNEL: arguments.kernel,
     }
     command = gdb_test.test_command(arguments.test, extra)
-    return gdb_test.debug_test(command, environment, Kernel.of(image), scripts, term=term)
+    return gdb_test.debug_test(command, environment, kernel, scripts, term=term)
 
 
 def _look(arguments: argparse.Namespace, scripts: tuple[Path, ...]) -> int:
@@ -124,7 +124,7 @@ def _look(arguments: argparse.Namespace, scripts: tuple[Path, ...]) -> int:
     else:
         facts = find_running(arguments.attach)
         session = Session(facts.kernel, pid=facts.pid, scripts=scripts)
-    with indexing(session.kernel):
+    with indexing(session.kernel.need_symbols()):
         pass
     with TemporaryDirectory(prefix="linux-um-gdb-") as scratch:
         with gdb(session, Path(scratch)) as debugger:
@@ -147,7 +147,7 @@ def _boot(
         # A process has one debugger: this one will see to the core.
         keep_core=False,
     )
-    kernel = Kernel.of(finished_image(options.profile, options.kernel, term))
+    kernel = Kernel.of(finished_image(options.profile, options.kernel, term)).need_symbols()
     try:
         with ExitStack() as stack:
             with indexing(kernel):

@@ -32,16 +32,17 @@ ENV_KERNEL = "LINUX_UM_KERNEL"
 # The argument of `test` that runs the suite against broken engines.
 MUTANTS = "--mutants"
 TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [PYTEST ARGUMENT...]
-       linux-um test {MUTANTS} [NAME...]
+       linux-um test {MUTANTS} [PATTERN...]
 
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
 describes itself by: {sys.executable} -m pytest --help
 
   --profile PROFILE  fast (PKSM, the default) or ksm (stock KSM)
   --kernel VERSION   kernel version (default {DEFAULT_KERNEL})
-  {MUTANTS} [NAME...]
-                     run the tests against each of the broken kernels of
-                     harness/tests/mutants instead: they have to fail
+  {MUTANTS} [PATTERN...]
+                     run the tests against the broken kernels of
+                     harness/tests/mutants instead: they have to fail;
+                     all, or those whose names match, as in 'no-*'
   -k EXPRESSION      (pytest) only tests whose names match
   -n NUMBER          (pytest) guests at the same time
   -x                 (pytest) stop at the first failure"""
@@ -84,7 +85,7 @@ def add_parsers(subparsers: Any) -> None:
         "test",
         help="the regression suite",
         description="Run the suite in harness/tests by pytest. Arguments this command does not "
-        "know are pytest's own. With --mutants [NAME...] the tests are run against each of the "
+        "know are pytest's own. With --mutants [PATTERN...] the tests are run against each of the "
         "broken kernels of harness/tests/mutants instead, and have to fail.",
         add_help=False,
         allow_abbrev=False,

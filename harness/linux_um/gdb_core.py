@@ -45,6 +45,7 @@ class CoreKeeper:
 
     def __init__(self, rundir: Path, pid: int, kernel: Kernel, *, term: Term) -> None:
         """Start it; :meth:`wait_attached` says when it is there. Raises HostError, SessionError."""
+        kernel.need_symbols()
         packages.ensure("gdb", term=term)
         self._rundir = rundir
         self._pid = pid

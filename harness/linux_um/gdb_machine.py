@@ -39,6 +39,14 @@ class Kernel:
         """The directory for gdb's index of the symbols."""
         return self.scripts.parent / "index"
 
+    def need_symbols(self) -> Kernel:
+        """Return the kernel. Raises SessionError when it was built without what gdb needs."""
+        if not self.scripts.is_file():
+            raise SessionError(
+                "this kernel was built without what a debugger needs", "use another --profile"
+            )
+        return self
+
     @classmethod
     def of(cls, image: Image) -> Kernel:
         """Return the kernel of an image."""

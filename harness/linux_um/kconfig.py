@@ -16,6 +16,7 @@ Make = Callable[[Sequence[str], Mapping[str, str]], None]
 
 _SET = re.compile(r"^(CONFIG_\w+)=(.*)$")
 _UNSET = re.compile(r"^# (CONFIG_\w+) is not set$")
+_EXTENDS = re.compile(r"^# Extends: (\S+)$", re.MULTILINE)
 
 
 def profiles() -> list[str]:
@@ -27,12 +28,26 @@ def profiles() -> list[str]:
 def fragments(profile: str) -> list[Path]:
     """Return the fragments of *profile* in the order of merging.
 
-    Raises UsageError when there is no such profile.
+    A fragment with a line ``# Extends: PROFILE`` comes after those of that
+    profile, else after base. Raises UsageError when there is no such profile.
     """
     path = paths.config_dir() / f"{profile}.config"
     if profile == "base" or not path.is_file():
         raise UsageError(f"there is no profile {profile!r}", f"use one of: {', '.join(profiles())}")
-    return [paths.config_dir() / "base.config", path]
+    extends = _EXTENDS.search(path.read_text())
+    if extends is None:
+        return [paths.config_dir() / "base.config", path]
+    return [*fragments(extends.group(1)), path]
+
+
+def wishes_of(profile: str) -> dict[str, str]:
+    """Return what the fragments of *profile* ask for. Raises UsageError and ConfigError."""
+    return merge([path.read_text() for path in fragments(profile)])
+
+
+def for_debugger(wishes: Mapping[str, str]) -> bool:
+    """Return whether a kernel made by *wishes* can be looked at by gdb."""
+    return wishes.get("CONFIG_GDB_SCRIPTS") == "y"
 
 
 def parse(text: str) -> dict[str, str]:

@@ -8,27 +8,39 @@ notice::
     Breaks: pages are merged without having been compared
     Killed-by: test_content.py test_cow.py::test_name
 
-The mutant is killed when those tests fail in a kernel built with it, and
-survives when they pass.
+The mutant is killed when one of those tests fails in a kernel built with it,
+and survives when all pass. The first failure is enough.
+
+Mutants are built one after the other in one build directory, from a copy of
+the repository that always lies at the same place, so that each costs the
+compilation of what it changes, and a link. Their profile has no debug info.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import LinuxUmError, UsageError
-from .paths import repo_root
+from .errors import EXIT_LAUNCHER, LinuxUmError, UsageError
+from .options import DEFAULT_PROFILE
+from .paths import cache_root, ensure_dir, lock, repo_root
 from .term import Term
 
-# pytest's exit status when tests ran and some failed.
-TESTS_FAILED = 1
+# What mutants of the default profile are built as.
+MUTANT_PROFILE = "mutant"
+# The directory of the cache that belongs to this module.
+PLACE = "mutant"
+# What of the repository a kernel is built from and tested by.
+PARTS = ("linux-um", "linux-patches", "pksm", "um-config", "rootfs", "harness", "gdb-scripts")
+# How the message of a test begins that has got no guest.
+_NO_GUEST = ("linux_um.errors.BootError", "linux_um.errors.HostError")
 _HEADER = re.compile(r"^(Breaks|Killed-by): *(.+)$", re.MULTILINE)
 
 
@@ -61,78 +73,137 @@ def parse(path: Path) -> Mutant:
     return Mutant(path.stem, path, fields["Breaks"], tuple(fields["Killed-by"].split()))
 
 
-def select(mutants: list[Mutant], names: list[str]) -> list[Mutant]:
-    """Return the mutants called *names*, or all. Raises UsageError for an unknown name."""
+def select(mutants: list[Mutant], patterns: list[str]) -> list[Mutant]:
+    """Return the mutants whose names match one of *patterns*, such as ``no-*``, or all.
+
+    In the order of the patterns, each once. Raises UsageError for a pattern
+    that matches none.
+    """
     known = {mutant.name: mutant for mutant in mutants}
-    for name in names:
-        if name not in known:
-            raise UsageError(f"no mutant {name!r}", f"there are: {' '.join(known)}")
-    return [known[name] for name in names] if names else mutants
+    chosen: dict[str, Mutant] = {}
+    for pattern in patterns:
+        names = fnmatch.filter(known, pattern)
+        if not names:
+            raise UsageError(f"no mutant {pattern!r}", f"there are: {' '.join(known)}")
+        chosen.update((name, known[name]) for name in names)
+    return list(chosen.values()) if patterns else mutants
 
 
-def run(names: list[str], profile: str, kernel: str, *, term: Term) -> int:
-    """Try each mutant; print a line for each; return 0 when all were killed, else 1.
+def run(patterns: list[str], profile: str, kernel: str, *, term: Term) -> int:
+    """Try each mutant; print a line for each.
 
-    Raises UsageError for an unknown name and MutantError for a mutant that
-    does not apply, build or boot.
+    Returns 0 when all were killed, 1 when one survived, else 125: one does not
+    apply, build or boot. Raises UsageError for a pattern that matches none.
     """
-    chosen = select(load(repo_root() / "harness" / "tests" / "mutants"), names)
-    survivors = 0
-    for mutant in chosen:
-        with term.step(f"mutant {mutant.name}: {mutant.breaks}"):
-            failed = try_mutant(mutant, profile, kernel)
-        survivors += failed == 0
-        verdict = f"killed by {failed} tests" if failed else "SURVIVED"
-        print(f"{mutant.name:24} {verdict}", flush=True)
-    print(f"{len(chosen) - survivors} killed, {survivors} survived")
-    return 1 if survivors else 0
+    chosen = select(load(repo_root() / "harness" / "tests" / "mutants"), patterns)
+    if profile == DEFAULT_PROFILE:
+        profile = MUTANT_PROFILE
+    survived = untried = 0
+    with lock("mutants", term=term):
+        for mutant in chosen:
+            with term.step(f"mutant {mutant.name}: {mutant.breaks}"):
+                try:
+                    killer = try_mutant(mutant, profile, kernel)
+                except MutantError as error:
+                    verdict = f"NOT TRIED: {error.line()}"
+                    untried += 1
+                else:
+                    verdict = f"killed by {killer}" if killer else "SURVIVED"
+                    survived += not killer
+            print(f"{mutant.name:24} {verdict}", flush=True)
+    counts = [f"{len(chosen) - survived - untried} killed", f"{survived} survived"]
+    print(", ".join(counts + ([f"{untried} not tried"] if untried else [])))
+    return 1 if survived else EXIT_LAUNCHER if untried else 0
 
 
-def try_mutant(mutant: Mutant, profile: str, kernel: str) -> int:
-    """Build and test a copy of the repository with the mutant; return how many tests failed."""
-    with tempfile.TemporaryDirectory(prefix="linux-um-mutant-") as scratch:
-        copy = Path(scratch) / "repository"
-        shutil.copytree(
-            repo_root(), copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "*_cache")
-        )
-        series = copy / "linux-patches" / kernel
-        shutil.copy(mutant.patch, series / "mutant.patch")
-        with (series / "series").open("a") as file:
-            file.write("mutant.patch\n")
-        tests = [str(copy / "harness" / "tests" / killer) for killer in mutant.killers]
-        command = [str(copy / "linux-um"), "test", "--profile", profile, "--kernel", kernel,
-                   "-q", "--tb=no", "--no-header", f"--junitxml={scratch}/junit.xml",
-                   "-p", "no:cacheprovider", *tests]  # fmt: skip
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LINUX_UM_PYTHON": sys.executable},
-        ) as process:
-            try:
-                stdout, stderr = process.communicate()
-            except BaseException:
-                # The launcher ends its tests, and they their guests.
-                process.terminate()
-                process.communicate()
-                raise
-    return verdict_of(mutant.name, process.returncode, stdout, stderr)
+def try_mutant(mutant: Mutant, profile: str, kernel: str) -> str:
+    """Build and test a copy of the repository with the mutant.
 
-
-def verdict_of(name: str, status: int, stdout: str, stderr: str) -> int:
-    """Return how many tests failed, from what ``linux-um test`` said.
-
-    Raises MutantError when it did not get as far as running them.
+    Returns the first test that failed, or an empty text when none did. Call
+    with the lock held. Raises MutantError when no test came to run.
     """
+    place = ensure_dir(cache_root() / PLACE)
+    copy = place / "repository"
+    copy_repository(repo_root(), copy)
+    series = copy / "linux-patches" / kernel
+    shutil.copy(mutant.patch, series / "mutant.patch")
+    with (series / "series").open("a") as file:
+        file.write("mutant.patch\n")
+    junit = place / "junit.xml"
+    junit.unlink(missing_ok=True)
+    tests = [str(copy / "harness" / "tests" / killer) for killer in mutant.killers]
+    command = [str(copy / "linux-um"), "test", "--profile", profile, "--kernel", kernel,
+               "-q", "-x", "--tb=no", "--no-header", f"--junitxml={junit}",
+               "-p", "no:cacheprovider", *tests]  # fmt: skip
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LINUX_UM_PYTHON": sys.executable},
+    ) as process:
+        try:
+            stdout, stderr = process.communicate()
+        except BaseException:
+            # The launcher ends its tests, and they their guests.
+            process.terminate()
+            process.communicate()
+            raise
+    results = junit.read_text() if junit.is_file() else ""
+    return verdict_of(mutant.name, process.returncode, results, stdout + stderr)
+
+
+def copy_repository(source: Path, copy: Path) -> None:
+    """Make *copy* the parts of *source* that matter; what is compiled from them stays valid."""
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for part in PARTS:
+        if (source / part).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*_cache")
+            shutil.copytree(source / part, copy / part, ignore=ignored)
+        else:
+            shutil.copy2(source / part, copy / part)
+
+
+def verdict_of(name: str, status: int, junit: str, said: str) -> str:
+    """Return the first test that failed, from pytest's results; empty when all passed.
+
+    A test that has passed and whose guest was found unwell afterwards has
+    failed; one that could not begin has not. Raises MutantError when none
+    failed and yet ``linux-um test`` did.
+    """
+    failed = first_failure(junit) if junit else ""
+    if failed:
+        return failed
     if status == 0:
-        return 0
-    counted = re.search(r"(\d+) failed", stdout)
-    if status == TESTS_FAILED and counted is not None:
-        return int(counted.group(1))
-    said = [line for line in (stdout + stderr).splitlines() if line.strip()]
+        return ""
+    lines = [line for line in said.splitlines() if line.strip()]
     raise MutantError(
-        f"mutant {name} could not be tried (exit status {status}): {said[-1] if said else ''}",
+        f"mutant {name} could not be tried (exit status {status}): {lines[-1] if lines else ''}",
         "see that its patch fits and builds",
     )
+
+
+def first_failure(junit: str) -> str:
+    """Return the first test that failed, as ``test_file.py::test_name``; empty when there is none.
+
+    Raises MutantError when a text is no results of pytest.
+    """
+    try:
+        cases = list(ElementTree.fromstring(junit).iter("testcase"))
+    except ElementTree.ParseError as error:
+        raise MutantError(f"pytest left no results: {error}") from error
+    for case in cases:
+        if any(_is_kill(result) for result in case):
+            module = case.get("classname", "").rpartition(".")[2]
+            return f"{module}.py::{case.get('name')}"
+    return ""
+
+
+def _is_kill(result: ElementTree.Element) -> bool:
+    """Return whether what pytest says of a test is about the kernel, once it had booted."""
+    message = result.get("message", "")
+    if result.tag == "error":
+        return "teardown" in message
+    return result.tag == "failure" and not message.startswith(_NO_GUEST)

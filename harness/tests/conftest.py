@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lab  # noqa: E402
 from lab import BootFresh  # noqa: E402
+from linux_um import kconfig  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 
 CONSOLE_LINES = 40
@@ -34,6 +35,7 @@ _guests_key = pytest.StashKey["list[Guest]"]()
 MARKERS = (
     "needs_pksm: the guest's kernel must have PKSM",
     "needs_ksm: boots the profile with stock KSM",
+    "needs_debug_info: gdb looks at the kernel, as it does in each test_gdb_*.py",
     "swap: the guest gets a swap device",
     "real_time: the guest runs in real time",
     "regression(number): covers that class of bug (R1, R2, ...)",
@@ -62,12 +64,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the chosen profile cannot run."""
-    if config.getoption("--profile") != "ksm":
-        return
-    skip = pytest.mark.skip(reason="profile ksm has stock KSM in place of PKSM")
+    profile = config.getoption("--profile")
+    no_pksm = pytest.mark.skip(reason="profile ksm has stock KSM in place of PKSM")
+    no_symbols = pytest.mark.skip(reason=f"the kernel of profile {profile} has no debug info")
+    symbols = kconfig.for_debugger(kconfig.wishes_of(profile))
     for item in items:
-        if item.get_closest_marker("needs_pksm"):
-            item.add_marker(skip)
+        if profile == "ksm" and item.get_closest_marker("needs_pksm"):
+            item.add_marker(no_pksm)
+        of_gdb = item.path.name.startswith("test_gdb_")
+        if not symbols and (of_gdb or item.get_closest_marker("needs_debug_info")):
+            item.add_marker(no_symbols)
 
 
 @pytest.hookimpl(hookwrapper=True)  # type: ignore[misc]

@@ -376,6 +376,7 @@ def test_onlookers_that_leave_a_guest_at_rest_do_not_fill_its_line(guest: Guest)
 
 
 @pytest.mark.needs_pksm
+@pytest.mark.needs_debug_info
 def test_a_session_of_gdb_can_be_watched(own_runs: Path) -> None:
     """While gdb holds the guest there is no answer, and why is said; then there is one."""
     child = pexpect.spawn(

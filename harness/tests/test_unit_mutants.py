@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mutants without a kernel: their heads, choosing them, and what counts as killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from linux_um import kconfig, mutants  # noqa: E402
+from linux_um.errors import EXIT_LAUNCHER, UsageError  # noqa: E402
+from linux_um.paths import repo_root  # noqa: E402
+from linux_um.term import Term  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+
+
+def mutant(name: str) -> mutants.Mutant:
+    """Return a mutant of which only the name matters."""
+    return mutants.Mutant(name, Path(f"{name}.patch"), "something", ("test_x.py",))
+
+
+ALL = [mutant(name) for name in ("no-hook", "no-sweep", "one-domain")]
+
+
+def names(patterns: list[str]) -> list[str]:
+    """Return the names of the mutants that patterns choose."""
+    return [chosen.name for chosen in mutants.select(ALL, patterns)]
+
+
+def test_every_mutant_of_the_repository_names_tests_that_exist() -> None:
+    found = mutants.load(HERE / "mutants")
+    assert len(found) > 10
+    for each in found:
+        for killer in each.killers:
+            file, _, name = killer.partition("::")
+            text = (HERE / file).read_text()
+            assert not name or f"def {name.partition('[')[0]}(" in text, f"{each.name}: {killer}"
+
+
+def test_a_head_that_says_too_little_is_refused(tmp_path: Path) -> None:
+    patch = tmp_path / "x.patch"
+    patch.write_text("Breaks: all\nKilled-by: test_x.py test_y.py::test_z\n\n--- a/x\n+++ b/x\n")
+    read = mutants.parse(patch)
+    assert (read.name, read.breaks) == ("x", "all")
+    assert read.killers == ("test_x.py", "test_y.py::test_z")
+    # What looks like a head below the patch's first line is none.
+    patch.write_text("Breaks: all\n\n--- a/x\n+++ b/x\n+Killed-by: test_x.py\n")
+    with pytest.raises(mutants.MutantError, match="Killed-by"):
+        mutants.parse(patch)
+
+
+def test_names_and_patterns_choose_each_mutant_once() -> None:
+    assert names([]) == ["no-hook", "no-sweep", "one-domain"]
+    assert names(["one-domain", "no-hook"]) == ["one-domain", "no-hook"]
+    assert names(["no-*"]) == ["no-hook", "no-sweep"]
+    assert names(["*-sweep", "no-*"]) == ["no-sweep", "no-hook"]
+    assert names(["*"]) == names([])
+
+
+@pytest.mark.parametrize("pattern", ["none", "x*", ""])
+def test_a_pattern_without_a_mutant_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError, match="there are: no-hook no-sweep one-domain"):
+        names([pattern])
+
+
+def pytest_results(tmp_path: Path, *options: str) -> tuple[int, str]:
+    """Return pytest's status and results for a file with a test of each kind."""
+    test = tmp_path / "tests" / "test_kinds.py"
+    test.parent.mkdir(exist_ok=True)
+    test.write_text(
+        f"import sys\nsys.path.insert(0, {str(repo_root() / 'harness')!r})\n"
+        "import pytest\nfrom linux_um.errors import BootError\n"
+        "@pytest.fixture\ndef early(): raise BootError('no boot')\n"
+        "@pytest.fixture\ndef late():\n    yield\n    raise AssertionError('laws broken')\n"
+        "def test_passes(): pass\n"
+        "def test_skips(): pytest.skip('no need')\n"
+        "def test_setup(early): pass\n"
+        "def test_boot(): raise BootError('no boot')\n"
+        "def test_teardown(late): pass\n"
+        "@pytest.mark.parametrize('x', [1])\ndef test_fails(x): assert not x\n"
+    )
+    junit = tmp_path / "junit.xml"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider",
+         f"--junitxml={junit}", *options, str(test)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    return done.returncode, junit.read_text()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "killer"),
+    [
+        ("passes or skips", ""),
+        ("fails", "test_kinds.py::test_fails[1]"),
+        ("teardown", "test_kinds.py::test_teardown"),
+        ("teardown or fails or setup", "test_kinds.py::test_teardown"),
+    ],
+)
+@pytest.mark.parametrize("parallel", [(), ("-n", "2", "-x")], ids=["one", "parallel"])
+def test_a_failure_or_an_unwell_guest_is_a_kill(
+    tmp_path: Path, chosen: str, killer: str, parallel: tuple[str, ...]
+) -> None:
+    """As pytest itself says it, also when it stops at the first."""
+    if "or fails" in chosen and parallel:
+        pytest.skip("which of several is first is left to chance")
+    status, junit = pytest_results(tmp_path, "-k", chosen, *parallel)
+    assert mutants.verdict_of("x", status, junit, "") == killer
+
+
+@pytest.mark.parametrize("chosen", ["setup", "boot"])
+def test_a_guest_that_does_not_boot_kills_nothing(tmp_path: Path, chosen: str) -> None:
+    status, junit = pytest_results(tmp_path, "-k", chosen)
+    with pytest.raises(mutants.MutantError, match="could not be tried"):
+        mutants.verdict_of("x", status, junit, "1 failed\n")
+
+
+def test_without_results_the_last_words_say_why() -> None:
+    with pytest.raises(mutants.MutantError, match="125.*: linux-um: x does not fit; see that"):
+        mutants.verdict_of("x", 125, "", "something\nlinux-um: x does not fit\n\n")
+    with pytest.raises(mutants.MutantError, match="no results"):
+        mutants.verdict_of("x", 1, "<testsuites", "")
+
+
+@pytest.mark.parametrize(
+    ("killers", "status", "last"),
+    [
+        ({"no-hook": "test_x.py::test_y"}, 1, "1 killed, 1 survived, 1 not tried"),
+        ({"no-hook": "t", "no-sweep": "t"}, EXIT_LAUNCHER, "2 killed, 0 survived, 1 not tried"),
+    ],
+)
+def test_each_mutant_gets_a_line_and_none_ends_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    killers: dict[str, str],
+    status: int,
+    last: str,
+) -> None:
+    profiles = []
+
+    def fake(tried: mutants.Mutant, profile: str, _kernel: str) -> str:
+        profiles.append(profile)
+        if tried.name == "one-domain":
+            raise mutants.MutantError("it does not fit", "mend it")
+        return killers.get(tried.name, "")
+
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    monkeypatch.setattr(mutants, "load", lambda _directory: ALL)
+    monkeypatch.setattr(mutants, "try_mutant", fake)
+    assert mutants.run([], "fast", "6.12", term=Term(quiet=True)) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["no-hook", "killed", "by", killers["no-hook"]]
+    assert ("SURVIVED" in lines[1]) == ("no-sweep" not in killers)
+    assert lines[2].endswith("NOT TRIED: it does not fit; mend it")
+    assert lines[3] == last
+    assert set(profiles) == {mutants.MUTANT_PROFILE}
+    assert mutants.run(["no-hook"], "debug", "6.12", term=Term(quiet=True)) == 0
+    assert profiles[-1] == "debug"
+
+
+def test_the_copy_keeps_what_was_compiled_from_it_valid(tmp_path: Path) -> None:
+    """Same place, same times: else each mutant would compile the harness anew."""
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    for part in mutants.PARTS[1:]:
+        (source / part).mkdir(parents=True)
+    (source / "linux-um").write_text("#!/bin/sh\n")
+    (source / "linux-um").chmod(0o755)
+    module = source / "harness" / "module.py"
+    module.write_text("x = 1\n")
+    (source / "cache").mkdir()
+    (source / "harness" / "__pycache__").mkdir()
+    before = time.time() - 1000
+    os.utime(module, (before, before))
+    copy.mkdir()
+    (copy / "left behind").touch()
+    mutants.copy_repository(source, copy)
+    assert sorted(path.name for path in copy.iterdir()) == sorted(mutants.PARTS)
+    assert (copy / "harness" / "module.py").stat().st_mtime == pytest.approx(before)
+    assert not (copy / "harness" / "__pycache__").exists()
+    assert (copy / "linux-um").stat().st_mode & 0o100
+
+
+def test_everything_a_mutant_is_made_of_is_copied() -> None:
+    for part in mutants.PARTS:
+        assert (repo_root() / part).exists()
+
+
+def test_the_profile_of_mutants_is_fast_without_debug_info() -> None:
+    fast, mutant_ = (kconfig.wishes_of(name) for name in ("fast", mutants.MUTANT_PROFILE))
+    assert not kconfig.for_debugger(mutant_) and kconfig.for_debugger(fast)
+    differ = {name for name in fast | mutant_ if fast.get(name, "n") != mutant_.get(name, "n")}
+    assert all("DEBUG_INFO" in name or name in ("CONFIG_GDB_SCRIPTS", "CONFIG_KALLSYMS_ALL")
+               for name in differ), differ  # fmt: skip
