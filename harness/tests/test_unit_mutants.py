@@ -96,22 +96,22 @@ def pytest_results(tmp_path: Path, *options: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "killer"),
+    ("chosen", "options", "killer"),
     [
-        ("passes or skips", ""),
-        ("fails", "test_kinds.py::test_fails[1]"),
-        ("teardown", "test_kinds.py::test_teardown"),
-        ("teardown or fails or setup", "test_kinds.py::test_teardown"),
+        ("passes or skips", (), ""),
+        ("fails", (), "test_kinds.py::test_fails[1]"),
+        ("teardown", (), "test_kinds.py::test_teardown"),
+        ("teardown or fails or setup", (), "test_kinds.py::test_teardown"),
+        ("passes or skips", ("-n", "2", "-x"), ""),
+        ("passes or fails", ("-n", "2", "-x"), "test_kinds.py::test_fails[1]"),
+        ("passes or teardown", ("-n", "2", "-x"), "test_kinds.py::test_teardown"),
     ],
 )
-@pytest.mark.parametrize("parallel", [(), ("-n", "2", "-x")], ids=["one", "parallel"])
 def test_a_failure_or_an_unwell_guest_is_a_kill(
-    tmp_path: Path, chosen: str, killer: str, parallel: tuple[str, ...]
+    tmp_path: Path, chosen: str, options: tuple[str, ...], killer: str
 ) -> None:
     """As pytest itself says it, also when it stops at the first."""
-    if "or fails" in chosen and parallel:
-        pytest.skip("which of several is first is left to chance")
-    status, junit = pytest_results(tmp_path, "-k", chosen, *parallel)
+    status, junit = pytest_results(tmp_path, "-k", chosen, *options)
     assert mutants.verdict_of("x", status, junit, "") == killer
 
 
