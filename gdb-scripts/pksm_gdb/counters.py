@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from . import index, kernel, memory, record
 from .snapshot import Snapshot
 
-CONTROLS = ("run", "settle_millisecs", "use_zero_pages")
+CONTROLS = (
+    "run", "settle_millisecs", "rescan_seconds", "max_cpu", "max_page_sharing", "use_zero_pages",
+)  # fmt: skip
+# A counter, and the classes that it counts.
 CLASS_COUNTERS = {
-    "pages_new": record.NEW,
-    "pages_unshared": record.UNSHARED,
-    "pages_volatile": record.VOLATILE,
-    "pages_shared": record.SHARED,
+    "pages_new": (record.NEW,),
+    "pages_unshared": (record.UNSHARED, record.WATCHED),
+    "pages_volatile": (record.VOLATILE,),
+    "pages_shared": (record.SHARED,),
 }
 # What only ever grows, and is in no structure that could be walked.
 EVENTS = {"pages_scanned": "SCANNED", "pages_merged": "MERGED", "pages_broken": "BROKEN"}
 # The order of sysfs.c.
 NAMES = (
-    *CONTROLS, *CLASS_COUNTERS, "pages_sharing", "zero_pages", *EVENTS,
-    "rmap_items", "stable_nodes", "general_profit", "cpu_usecs",
+    *CONTROLS, *CLASS_COUNTERS, "pages_sharing", "zero_pages", *EVENTS, "full_scans",
+    "rmap_items", "stable_nodes", "stable_items", "general_profit", "cpu_usecs",
 )  # fmt: skip
 
 
@@ -27,6 +32,11 @@ def class_sum(name: str) -> int:
     number = kernel.enum("pksm_class")[f"PKSM_CLASS_{name.upper()}"]
     at = kernel.offset("struct pksm_cpu", "nr") + kernel.WORD * number
     return sum(kernel.number(where + at, signed=True) for _, where in kernel.percpu("pksm_cpu"))
+
+
+def classes_sum(kinds: Iterable[str]) -> int:
+    """Return what sysfs says of several classes: a sum below 0 is shown as 0."""
+    return sum(max(class_sum(kind), 0) for kind in kinds)
 
 
 def event_sum(name: str) -> int:
@@ -67,17 +77,16 @@ def shown(snapshot: Snapshot) -> dict[str, int]:
     sharers = kernel.variable("pksm_nr_sharers")
     nodes = kernel.variable("pksm_nr_nodes")
     values = {
-        "run": kernel.variable("pksm_run"),
-        "settle_millisecs": kernel.variable("pksm_settle_millisecs"),
-        "use_zero_pages": kernel.variable("pksm_use_zero_pages"),
+        **{name: kernel.variable(f"pksm_{name}") for name in (*CONTROLS, "full_scans")},
         "pages_sharing": sharing,
         "zero_pages": zero,
         "rmap_items": sharers,
         "stable_nodes": nodes,
+        "stable_items": nodes + sharers,
         "general_profit": _profit(sharing, zero, sharers, nodes),
         "cpu_usecs": _cpu_usecs(),
     }
-    values |= {name: max(class_sum(kind), 0) for name, kind in CLASS_COUNTERS.items()}
+    values |= {name: classes_sum(kinds) for name, kinds in CLASS_COUNTERS.items()}
     values |= {name: event_sum(kind) for name, kind in EVENTS.items()}
     return values
 
@@ -90,10 +99,11 @@ def walked(snapshot: Snapshot) -> dict[str, int]:
     sharers = sum(1 for _, node in snapshot.nodes for _ in index.sharers(node))
     nodes = len(snapshot.nodes)
     return {
-        **{name: counts[kind] for name, kind in CLASS_COUNTERS.items()},
+        **{name: sum(counts[kind] for kind in kinds) for name, kinds in CLASS_COUNTERS.items()},
         "pages_sharing": sharing,
         "zero_pages": zero,
         "rmap_items": sharers,
         "stable_nodes": nodes,
+        "stable_items": nodes + sharers,
         "general_profit": _profit(sharing, zero, sharers, nodes),
     }

@@ -31,6 +31,15 @@ def kind() -> str:
     return f"unknown ({number})"
 
 
+def scope() -> str:
+    """Return what /sys/kernel/mm/pksm/scope says."""
+    number = kernel.number(kernel.address("pksm_scope"), 4)
+    for name, value in kernel.enum("pksm_scope").items():
+        if value == number:
+            return name.removeprefix("PKSM_SCOPE_").lower()
+    return f"unknown ({number})"
+
+
 def mix(number: int) -> int:
     """Return what pksm_mix() makes of a number."""
     number ^= number >> 33
@@ -88,7 +97,7 @@ def of_mm(mm: int) -> int:
 
 
 def of_page(page: Page) -> int:
-    """Return what pksm_folio_domain() says of a page."""
+    """Return what pksm_folio_survey() says of the domain of a page."""
     found = {of_mm(mapping.vma.mm) for mapping in rmap.mappings(page)}
     return found.pop() if len(found) == 1 else NOBODY
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gdb
 
-from . import code, guide, kernel, memory, show, tasks, ways
+from . import code, guide, index, kernel, memory, record, show, tasks, ways
 from .fault_base import FAULT_WRITE, PAGE_MASK, FaultBase
 from .guide import Facts, Stage
 
@@ -74,7 +74,14 @@ class FaultGuide(FaultBase):
             Stage("file rmap", code.entries("folio_add_anon_rmap_ptes",
                                             "folio_add_file_rmap_ptes"),
                   self._at_set_rmap, self._show_rmap),
+            Stage("written", code.entries("__pksm_page_written"), self.in_fault,
+                  self._show_written),
+            Stage("broken", code.entries("__pksm_page_broken"), self.in_fault, self._show_broken),
+            Stage("unmapped", code.entries("__pksm_page_unmapped"), self.in_fault,
+                  self._show_unmapped),
             Stage("hook", code.entries("pksm_add_new_anon_page"), self.in_fault, self._show_hook),
+            Stage("broken off", code.entries("__pksm_add_broken_off"), self.in_fault,
+                  self._show_broken_off),
             Stage("swap hook", code.entries("pksm_add_moved_page"), self.in_fault,
                   self._show_swap_hook),
             Stage("set_pte", [where for where in code.inlined("set_pte")
@@ -82,7 +89,6 @@ class FaultGuide(FaultBase):
                   self._at_set_pte, self._show_set_pte),
             Stage("old page", code.entries("folio_remove_rmap_ptes"), self._at_old_page,
                   self._show_old_page),
-            Stage("broken", code.entries("__pksm_page_broken"), self.in_fault, self._show_broken),
             *self.last_stages(),
         ]  # fmt: skip
 
@@ -346,11 +352,46 @@ class FaultGuide(FaultBase):
             [("old page", show.page(self.old)), ("mappings", f"{left + 1}, then {left}")],
         )
 
+    def _show_written(self) -> None:
+        pfn = memory.page_to_pfn(code.argument(0))
+        watched = record.read_record(pfn).page_class == record.WATCHED
+        sentence = "PKSM is told of the write, but does not watch the page: nothing happens."
+        if watched:
+            sentence = "PKSM watches the page, and is told of the write: its hash is outdated."
+        facts = [("page", show.page(pfn)), ("record before", show.record_of(pfn))]
+        self.say("__pksm_page_written", sentence, facts)
+
     def _show_broken(self) -> None:
-        facts: Facts = []
-        if self.old is not None:
-            facts = [("old page", show.page(self.old)), ("its record", show.record_of(self.old))]
+        pfn = memory.page_to_pfn(code.argument(0))
+        facts = [("old page", show.page(pfn)), ("its record", show.record_of(pfn))]
         self.say("__pksm_page_broken", "PKSM counts the break of a merged page.", facts)
+
+    def _show_unmapped(self) -> None:
+        page = memory.read_page(memory.page_to_pfn(code.argument(0)))
+        facts: Facts = []
+        if page.kind == "ksm" and page.owner:
+            node = index.read_node(page.owner)
+            facts = [("node", f"{node.address:#x}, {node.nr_sharers} sharers")]
+        self.say(
+            "__pksm_page_unmapped",
+            "A mapping of the merged page goes: its node is noted, so that pksmd looks for a "
+            "sharer that is stale now.",
+            facts,
+        )
+
+    def _show_broken_off(self) -> None:
+        pfn = memory.page_to_pfn(code.argument(0))
+        self.new = pfn
+        self.say(
+            "__pksm_add_broken_off",
+            "The hook: PKSM takes the copy in. It waits longer than a new page: it may be written "
+            "to again.",
+            [
+                ("page", show.page(pfn)),
+                ("rmap_item", f"{code.argument(1):#x}"),
+                ("record before", show.record_of(pfn)),
+            ],
+        )
 
     def summary(self) -> Facts:
         """Return what is different at the end, with what is left of a copied page."""

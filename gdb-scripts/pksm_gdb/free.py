@@ -237,8 +237,7 @@ class FreeGuide(guide.Guide):
             return "the record stays in its list; pksmd drops it when it gets there"
         if entry.where == "index":
             bucket = index.bucket_of(entry.tag or 0)
-            word = kernel.variable("pksm_dead_buckets") + bucket // 64 * kernel.WORD
-            marked = kernel.number(word) >> bucket % 64 & 1
+            marked = index.read_marks("pksm_dead").lacks(bucket) is None
             mark = "is marked, so that pksmd finds it" if marked else "is not marked"
             return f"the record stays in bucket {bucket:#x} of the unstable index, which {mark}"
         page = memory.read_page(self.pfn)

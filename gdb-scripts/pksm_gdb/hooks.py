@@ -13,7 +13,10 @@ import gdb
 from . import code, command, kernel, memory, record, tasks, ways
 
 # Whom pksm_add_moved_page() works for, besides migration.
-MOVERS = {"__pksm_add_swapped_in": "swapin", "pksm_sweep_page": "sweep", "pksm_sweep": "sweep"}
+MOVERS = {
+    "__pksm_add_swapped_in": "swapin", "pksm_sweep_page": "sweep", "pksm_sweep": "sweep",
+    "pksm_intake_pte": "sweep",
+}  # fmt: skip
 HEADER = f"{'hook':8} {'pfn':>8}  {'process':22} {'address':>16}  state"
 # Where the functions end that know the user address.
 OUTER = frozenset({"__handle_mm_fault", "copy_page_range", "zap_page_range_single", "unmap_region",
@@ -29,14 +32,17 @@ class Hook:
 
 
 # See mm/pksm/intake.c and mm/pksm/merge.c. Every page that is tracked came by one of the first
-# two, and goes by a `leave' or a `drop'.
+# three, and goes by a `leave' or a `drop'.
 MOVED = "pksm_add_moved_page"
+WRITE = "write"
 HOOKS = (
     Hook("pksm_add_new_anon_page", "enter"),
+    Hook("__pksm_add_broken_off", "enter"),
     Hook(MOVED, "move"),
     Hook("pksm_del_anon_page", "leave"),
     Hook("pksm_forget", "drop"),
     Hook("__pksm_page_broken", "broken"),
+    Hook("__pksm_page_written", WRITE),
     Hook("pksm_merge_with_zero", "merge"),
     Hook("pksm_merge_with_stable", "merge"),
     Hook("pksm_merge_with_unstable", "merge"),
@@ -59,7 +65,10 @@ def short(entry: record.Record) -> str:
     """Return a record in few words."""
     words = entry.page_class
     if entry.where == "index":
-        words += f" index {entry.tag:#x}" + (" reborn" if entry.reborn else "")
+        if entry.reborn:
+            words += " index written" if entry.written else " index reborn"
+        else:
+            words += f" index {entry.tag:#x}"
     elif entry.where == "list":
         words += f" list {entry.level}"
     return words
@@ -68,7 +77,7 @@ def short(entry: record.Record) -> str:
 def _address(word: str, page: memory.Page) -> int | None:
     """Return the user address of a page at a hook, where the calling functions know it."""
     levels = code.chain(OUTER)
-    if word in ("enter", "swapin", "broken") or code.find(levels, "wp_page_copy"):
+    if word in ("enter", "swapin", "broken", WRITE) or code.find(levels, "wp_page_copy"):
         vmf = ways.vm_fault(levels)
         if vmf is not None:
             return kernel.member(vmf, "struct vm_fault", "address")
@@ -81,15 +90,6 @@ def _address(word: str, page: memory.Page) -> int | None:
                 vma = tasks.read_vma(where)
                 return vma.place(page.index) if vma.anon_vma == page.owner else None
     return None
-
-
-def _page_of(hook: Hook) -> int | None:
-    """Return the page frame number of the page at a hook, where the hook's function begins."""
-    if hook.word == "broken":
-        vmf = ways.vm_fault(code.chain(OUTER))
-        page = kernel.member(vmf, "struct vm_fault", "page") if vmf is not None else 0
-        return memory.page_to_pfn(page) if page else None
-    return memory.page_to_pfn(code.argument(0))
 
 
 def _partner(hook: Hook) -> str:
@@ -124,9 +124,9 @@ class Trace:
     def enter(self, hook: Hook) -> None:
         """Remember a page that comes to a hook."""
         task = tasks.current()
-        pfn = _page_of(hook)
+        pfn = memory.page_to_pfn(code.argument(0))
         word = MOVERS.get(code.called_by(), hook.word) if hook.function == MOVED else hook.word
-        if self._process not in (None, task.comm, str(task.pid)) or pfn is None:
+        if self._process not in (None, task.comm, str(task.pid)):
             return
         page = memory.read_page(pfn)
         self._passing[hook.function, code.stack_pointer()] = Passage(
@@ -148,10 +148,15 @@ class Trace:
             result = names.get(code.register("rax") & 0xFFFFFFFF, "?")
             state = f"with {passage.partner}: {result.removeprefix('PKSM_').lower()}"
         elif hook.word == "broken":
-            left = memory.read_page(passage.pfn).mapcount
+            # The mapping that goes is still counted.
+            left = memory.read_page(passage.pfn).mapcount - 1
             state = f"{passage.before}, still mapped by {left}"
         else:
-            state = f"{passage.before} -> {short(record.read_record(passage.pfn))}"
+            after = short(record.read_record(passage.pfn))
+            if hook.word == WRITE and after == passage.before:
+                # A write to a page that is not watched: nobody wants to know.
+                return False
+            state = f"{passage.before} -> {after}"
         where = f"{passage.address:#x}" if passage.address is not None else "-"
         self._write(
             f"{passage.word:8} {passage.pfn:#8x}  {passage.process:22} {where:>16}  {state}"
@@ -269,8 +274,10 @@ class Hooks(command.Command):
 on: while the guest runs, a line for each page that passes a hook: the hook, the
 page frame number, the process in whose time it happens, the user address where
 the calling functions know it (else -), and the page's record before -> after.
-The hooks: enter (pksm_add_new_anon_page); move, swapin and sweep (all of them
-pksm_add_moved_page: by migration, from swap, or when PKSM was started); leave
+The hooks: enter (pksm_add_new_anon_page; for the copy of a merged page
+__pksm_add_broken_off); move, swapin and sweep (all of them pksm_add_moved_page: by
+migration, from swap, or a page that was there before PKSM was started or might have
+it); write (__pksm_page_written: to a page that was watched); leave
 (pksm_del_anon_page); drop (pksm_forget: pksmd or migration lets it go);
 broken (__pksm_page_broken: the page is the merged one); and merge (what became of
 an attempt, pksm_merge_with_...). stop: the same, but the guest stops at each,

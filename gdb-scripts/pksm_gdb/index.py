@@ -78,6 +78,51 @@ def unstable_buckets() -> Iterator[tuple[int, int]]:
             yield number, first
 
 
+@dataclass(frozen=True)
+class Marks:
+    """A struct pksm_marks: a set of buckets in two bitmaps, and a flag."""
+
+    name: str
+    buckets: int
+    words: int
+    any: bool
+
+    def lacks(self, bucket: int) -> str | None:
+        """Return what is missing for pksmd to find a bucket in the set; None when it would."""
+
+        def marked(base: int, bit: int) -> bool:
+            return bool(kernel.number(base + kernel.WORD * (bit // 64)) >> bit % 64 & 1)
+
+        if not marked(self.buckets, bucket):
+            return f"bucket {bucket:#x} is not marked in {self.name}.buckets"
+        if not marked(self.words, bucket // 64):
+            return f"its word {bucket // 64:#x} is not marked in {self.name}.words"
+        return None if self.any else f"{self.name}.any is false"
+
+
+def read_marks(name: str) -> Marks:
+    """Read ``pksm_dead`` (buckets of the unstable index) or ``pksm_stale`` (of the stable one)."""
+    where = kernel.address(name)
+
+    def word(path: str, length: int = kernel.WORD) -> int:
+        return kernel.member(where, "struct pksm_marks", path, length)
+
+    return Marks(name, word("buckets"), word("words"), bool(word("any", 1)))
+
+
+# pksm_interval(): what waits a second time waits a little, and nothing waits for hours.
+_MIN_BACKOFF_MILLISECS = 10
+_MAX_INTERVAL_MILLISECS = 3600 * 1000
+
+
+def interval_millisecs(level: int) -> int:
+    """Return how long pages of a level wait at least; at most it is twice that."""
+    settle = kernel.variable("pksm_settle_millisecs")
+    if level:
+        settle = max(settle, _MIN_BACKOFF_MILLISECS)
+    return min(settle << level, _MAX_INTERVAL_MILLISECS)
+
+
 def bucket_of(tag: int) -> int:
     """Return the bucket for the hash bits of a record."""
     return tag & (1 << unstable_bits()) - 1

@@ -22,6 +22,8 @@ class Chains:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        # The levels at which pages begin: new ones, and copies of merged ones.
+        self._born = (0, record.age_level(1))
         # Which chain each record is in.
         self.home: dict[int, str] = {}
         # The records of each bucket, by its number.
@@ -62,9 +64,11 @@ class Chains:
         return False
 
     def _check_list(self, chain: index.Chain, level: int) -> None:
+        born = self._born
         for entry in self._follow(chain.name, chain.first):
-            # A page that is born again in a queue begins at level 0, and stays there.
-            if self._where(entry, "list", chain.name) and entry.level not in (0, level):
+            # One that is born in a queue, or in a new list, has the level of its kind: it is
+            # put right when pksmd gets there.
+            if self._where(entry, "list", chain.name) and entry.level not in (level, *born):
                 said = f"is in the {chain.name}, but its record says level {entry.level}"
                 self.problems.append(Finding(entry.pfn, said, HAND))
 
@@ -106,6 +110,7 @@ def unreachable(snapshot: Snapshot, chains: Chains) -> Iterator[Finding]:
 
 def states(snapshot: Snapshot, chains: Chains) -> Iterator[Finding]:
     """The bits of a record fit each other."""
+    watched = record.bit("WATCHED")
     for pfn, state in enumerate(snapshot.states):
         if not state:
             continue
@@ -114,34 +119,27 @@ def states(snapshot: Snapshot, chains: Chains) -> Iterator[Finding]:
             yield Finding(pfn, f"its record says stable, but not live (state {state:#x})")
         if entry.reborn and not entry.live:
             yield Finding(pfn, f"its record says born again, but not live (state {state:#x})")
+        if entry.where == "index" and state & watched and not entry.live:
+            yield Finding(pfn, f"its record says watched, but not live (state {state:#x})")
         if entry.live and not entry.stable and entry.where == "none":
             said = f"is tracked, but in no list and no index (state {state:#x}): pksmd has it in "
             yield Finding(pfn, said + "hand, or nobody will ever look at it", HAND)
 
 
 def dead_marks(snapshot: Snapshot, chains: Chains) -> Iterator[Finding]:
-    """A bucket in which a record died is marked, so that pksmd finds it."""
-    words = kernel.variable("pksm_dead_words")
-    marks = kernel.variable("pksm_dead_buckets")
-    announced = bool(kernel.variable("pksm_dead_any"))
-
-    def marked(base: int, bit: int) -> bool:
-        return bool(kernel.number(base + 8 * (bit // 64)) >> bit % 64 & 1)
-
+    """A bucket with a record whose page is not what was hashed is marked: pksmd finds it."""
+    marks = index.read_marks("pksm_dead")
     for number, pfns in chains.buckets.items():
         for pfn in pfns:
             entry = snapshot.table[pfn]
             if entry.where != "index" or (entry.live and not entry.reborn):
                 continue
-            if not marked(marks, number):
-                lacks = f"bucket {number:#x} is not marked in pksm_dead_buckets"
-            elif not marked(words, number // 64):
-                lacks = f"its word {number // 64:#x} is not marked in pksm_dead_words"
-            elif not announced:
-                lacks = "pksm_dead_any is false"
-            else:
+            lacks = marks.lacks(number)
+            if lacks is None:
                 continue
-            what = "was born again" if entry.reborn else "is dead"
+            what = "is dead"
+            if entry.reborn:
+                what = "was written to" if entry.written else "was born again"
             yield Finding(pfn, f"{what} in bucket {number:#x}, but {lacks}", MUTEX)
 
 

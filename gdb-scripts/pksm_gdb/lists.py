@@ -15,7 +15,7 @@ from .record import Record
 LIMIT = 20
 _LIMITS = {"--limit": True, "--all": False}
 _FILTERS = {"--pid": True, "--pfn": True}
-CLASSES = (record.NEW, record.UNSHARED, record.VOLATILE, record.SHARED)
+CLASSES = record.CLASSES[1:]
 DEAD = "freed"
 
 
@@ -121,14 +121,13 @@ def turns() -> list[Turn]:
     """Return each chain of the queues in the order of index.queues(), with its time."""
     now = kernel.variable("jiffies_64")
     hz = jiffies_per_second()
-    settle = kernel.variable("pksm_settle_millisecs")
     base = kernel.address("pksm_queues")
     stride = kernel.size("struct pksm_queue")
     found = []
     for number, chain in enumerate(index.queues()):
         level, kind = divmod(number, len(index.CHAINS))
         due = kernel.member(base + level * stride, "struct pksm_queue", "due")
-        interval = -(-settle * hz // 1000) << level
+        interval = -(-index.interval_millisecs(level) * hz // 1000)
         left = due - now + (interval if index.CHAINS[kind] == "filling" else 0)
         wait = "ripe" if index.CHAINS[kind] == "ripe" else str(max(left, 0))
         found.append(Turn(chain.name, wait))
@@ -147,8 +146,8 @@ class PksmNew(command.Command):
 
     pksm new [--limit N | --all] [--pid PID|COMM] [--class new|volatile] [--pfn A-B] [--dead]
 
-A line each: page frame, class, level (how often it was put back), its chain,
-jiffies until the chain is ripe (a page waits in filling for two turns, in
+A line each: page frame, class, level (which queue it is for: how often it was put
+back, or what is due to its age), age (how often it had changed), its chain, jiffies until the chain is ripe (a page waits in filling for two turns, in
 ripening for one), where it is mapped. --dead: only records whose page was
 freed meanwhile. Without --all the first 20 are shown."""
 
@@ -170,20 +169,22 @@ freed meanwhile. Without --all the first 20 are shown."""
                     if wanted.wants(entry):
                         mapped = places.text(entry.pfn) if entry.live else "-"
                         level = str(entry.level)
-                        kind = class_of(entry)
-                        yield f"{entry.pfn:#x}", kind, level, chain.name, wait, mapped
+                        kind, age = class_of(entry), str(entry.age)
+                        yield f"{entry.pfn:#x}", kind, level, age, chain.name, wait, mapped
 
-        head = ("pfn", "class", "level", "chain", "jiffies", "mapped at")
-        show(lines(), wanted, head, "rlrlrl", "records")
+        head = ("pfn", "class", "level", "age", "chain", "jiffies", "mapped at")
+        show(lines(), wanted, head, "rlrrlrl", "records")
 
 
 class PksmUnstable(command.Command):
     """List the unstable index: pages that were hashed and are unique so far.
 
-    pksm unstable [--limit N | --all] [--pid PID|COMM] [--class new|unshared] [--pfn A-B] [--dead]
+    pksm unstable [--limit N | --all] [--pid PID|COMM] [--class CLASS] [--pfn A-B] [--dead]
 
-A line each: page frame, class (new: another page was born in the frame since),
-bucket, the bits of the hash that the record keeps, where it is mapped.
+A line each: page frame, class, age (how often it had changed), bucket, the bits of
+the hash that the record keeps, where it is mapped. The classes: unshared; watched
+(it was read again and is write-protected, so that the next write is told); volatile
+(it was watched, and written to since); new (another page was born in the frame since).
 --dead: only records whose page was freed. Without --all the first 20 are shown."""
 
     NAME = "unstable"
@@ -202,11 +203,11 @@ bucket, the bits of the hash that the record keeps, where it is mapped.
                     if wanted.wants(entry):
                         kind = class_of(entry)
                         mapped = places.text(entry.pfn) if entry.live else "-"
-                        tag = entry.tag or 0
-                        yield f"{entry.pfn:#x}", kind, f"{bucket:#x}", f"{tag:#09x}", mapped
+                        age, tag = str(entry.age), f"{entry.tag or 0:#08x}"
+                        yield f"{entry.pfn:#x}", kind, age, f"{bucket:#x}", tag, mapped
 
-        head = ("pfn", "class", "bucket", "hash bits", "mapped at")
-        show(lines(), wanted, head, "rlrr", "records")
+        head = ("pfn", "class", "age", "bucket", "hash bits", "mapped at")
+        show(lines(), wanted, head, "rlrrr", "records")
 
 
 class PksmStable(command.Command):
@@ -254,7 +255,8 @@ class PksmSharers(command.Command):
 The first line is the page before it was merged, each other a page that it
 absorbed: the anon_vma and the page offset at which its PTEs are, and the PTEs
 that are there. A sharer without any is stale: its process has exited, or has
-written to the page; pksmd drops such ones when they are many."""
+written to the page. pksmd drops such ones a second later, unless the page is mapped
+more often than it has sharers; the page's own place stays."""
 
     NAME = "sharers"
     OPTIONS = _LIMITS

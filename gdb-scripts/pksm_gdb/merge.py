@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import code, counters, guide, index, kernel, memory, record, rmap, show, tasks
+from . import code, counters, domain, guide, index, kernel, memory, record, rmap, show, tasks
 from .guide import Facts, Stage
 
 CONSIDER = "pksm_consider"
@@ -70,6 +70,8 @@ class MergeGuide(guide.Guide):
                   self._show_freed_before, first=True),
             after("pksm_get_tracked", self._show_get),
             after("pksm_folio_fit", self._show_fit, repeated=True),
+            after("pksm_folio_survey", self._show_survey),
+            after("pksm_clean", self._show_clean, repeated=True),
             after("pksm_hash_page", self._show_hash, repeated=True),
             Stage("zero", code.entries("pksm_merge_with_zero"), mine, self._show_zero),
             after("pksm_stable_next", self._show_stable, repeated=True),
@@ -94,6 +96,8 @@ class MergeGuide(guide.Guide):
             Stage("inserted", code.entries("pksm_unstable_insert"), mine, self._show_inserted),
             Stage("put back", code.entries("pksm_queue_add"), self._is_put_back,
                   self._show_put_back),
+            Stage("changed", code.entries("pksm_queue_changed"), self._is_put_back,
+                  self._show_changed),
             Stage("last reference", code.entries("__folio_put"), self._is_last,
                   self._show_last),
             Stage("end", code.exits(CONSIDER), self._at_end, self._show_end),
@@ -173,6 +177,26 @@ class MergeGuide(guide.Guide):
             sentence = f"{whose} cannot be merged: it is {self._result()}."
         self.say("pksm_folio_fit", sentence, [])
 
+    def _show_survey(self) -> None:
+        result = code.register("rax") & 0xFFFFFFFF
+        mixed = domain.of_page(memory.read_page(self.pfn))
+        facts: Facts = []
+        if mixed == domain.NOBODY:
+            facts = [("domain", "none: nobody's, or of several")]
+        elif result == MERGED:
+            facts = [("domain", domain.name(mixed))]
+        sentence = "All that map the page are asked: an area of theirs may be merged (VM_MERGEABLE)."
+        if result != MERGED:
+            sentence = f"All that map the page are asked, and it cannot be merged: {self._result()}."
+        self.say("pksm_folio_survey", sentence, facts)
+
+    def _show_clean(self) -> None:
+        dirty = code.register("rax") & 0xFF
+        sentence = "No PTE of a page is dirty: that says nothing of whether it was written to."
+        if dirty:
+            sentence = "A PTE of a page was dirty, and is cleaned: the next write will be seen there."
+        self.say("pksm_clean", sentence, [])
+
     def _show_hash(self) -> None:
         value = code.register("rax")
         zero = kernel.variable("pksm_hash_of_zero")
@@ -202,7 +226,8 @@ class MergeGuide(guide.Guide):
         else:
             self.say(
                 "pksm_unstable_next",
-                "The unstable index has a page whose hash has the same 27 bits.",
+                "The unstable index has a page whose hash has the same "
+                f"{record.layout('HASH_BITS')} bits.",
                 [("candidate", show.page(pfn)), ("record", show.record_of(pfn))],
             )
 
@@ -325,12 +350,24 @@ class MergeGuide(guide.Guide):
 
     def _show_put_back(self) -> None:
         level = code.argument(2) & 0xFFFFFFFF
-        wait = kernel.variable("pksm_settle_millisecs") << level
         self.say(
             "pksm_queue_add",
-            "The page was busy, or has changed: it waits for another try.",
-            [("level", f"{level}: {wait} ms or twice that")],
+            "The page was busy: it waits for another try.",
+            self._wait(level, code.argument(3) & 0xFFFFFFFF),
         )
+
+    def _show_changed(self) -> None:
+        age = min(code.argument(2) & 0xFFFFFFFF, record.max_age())
+        self.say(
+            "pksm_queue_changed",
+            "The page has changed: it waits, the longer the older it is.",
+            self._wait(record.age_level(age), age),
+        )
+
+    @staticmethod
+    def _wait(level: int, age: int) -> Facts:
+        wait = index.interval_millisecs(level)
+        return [("level", f"{level}: {wait} ms or twice that"), ("age", str(age))]
 
     def _show_last(self) -> None:
         self.say(

@@ -50,8 +50,12 @@ def describe_record(page: Page) -> list[tuple[str, str]]:
     if entry.where != "none":
         following = "the end" if entry.next == record.END else f"pfn {entry.next:#x}"
         lines.append(("linked in", f"{where_linked(entry)}; next: {following}"))
-    if entry.reborn:
+    if entry.written:
+        lines.append(("", "it was watched, and written to: pksmd is to look at it again"))
+    elif entry.reborn:
         lines.append(("", "it was freed and born again before pksmd came by"))
+    elif entry.page_class == record.WATCHED:
+        lines.append(("", "its PTEs are write-protected: the next write is a fault that is told"))
     return lines
 
 
@@ -166,8 +170,12 @@ def describe_contents(page: Page) -> list[tuple[str, str]]:
     value ^= mixed
     kept = f"{value:#018x}, in the domain {domain.name(mixed)}; a record keeps"
     lines.append(("hash now", f"{kept} {contents.tag(value):#x}"))
-    if entry.page_class == record.UNSHARED and entry.tag != contents.tag(value):
+    if entry.tag == contents.tag(value):
+        return lines
+    if entry.page_class == record.UNSHARED:
         lines.append(("", "its contents have changed since it was hashed"))
+    elif entry.page_class == record.WATCHED:
+        lines.append(("", "it has another hash than that: it has come to another domain"))
     return lines
 
 

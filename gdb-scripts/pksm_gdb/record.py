@@ -12,9 +12,10 @@ from . import kernel, memory
 
 END = 0xFFFFFFFF
 MAX_ORDER_NR_PAGES = 1 << 10
-# Names of the classes, as the counters in sysfs have them.
-UNTRACKED, NEW, UNSHARED, VOLATILE, SHARED = "untracked", "new", "unshared", "volatile", "shared"
-CLASSES = (UNTRACKED, NEW, UNSHARED, VOLATILE, SHARED)
+# Names of the classes, as enum pksm_class has them; pages_unshared of sysfs is two of them.
+UNTRACKED, NEW, UNSHARED, WATCHED = "untracked", "new", "unshared", "watched"
+VOLATILE, SHARED = "volatile", "shared"
+CLASSES = (UNTRACKED, NEW, UNSHARED, WATCHED, VOLATILE, SHARED)
 
 
 def bit(name: str) -> int:
@@ -53,12 +54,27 @@ class Record:
 
     @property
     def reborn(self) -> bool:
-        """Whether its hash is that of a page which was there before."""
+        """Whether its hash is outdated: that of a former page, or of what the page held before."""
         return self.where == "index" and bool(self.state & bit("REBORN"))
 
     @property
+    def written(self) -> bool:
+        """Whether it was watched, and was written to since."""
+        return self.reborn and bool(self.state & bit("WATCHED"))
+
+    @property
+    def age(self) -> int:
+        """How often the page had changed after it was hashed, as far as that is counted."""
+        return (self.state & bit("AGE_MASK")) >> layout("AGE_SHIFT")
+
+    @property
+    def cleaned(self) -> bool:
+        """Whether a dirty PTE means that it was written to, for a record in a list."""
+        return self.where == "list" and bool(self.state & bit("CLEANED"))
+
+    @property
     def level(self) -> int | None:
-        """How often it was put back, for a record in a list."""
+        """For which queue it is, for a record in a list."""
         if self.where != "list":
             return None
         return (self.state & bit("LEVEL_MASK")) >> layout("LEVEL_SHIFT")
@@ -76,7 +92,10 @@ class Record:
         if self.stable:
             return SHARED
         if self.where == "index":
-            return NEW if self.reborn else UNSHARED
+            watched = self.state & bit("WATCHED")
+            if self.reborn:
+                return VOLATILE if watched else NEW
+            return WATCHED if watched else UNSHARED
         return VOLATILE if self.level else NEW
 
     def __str__(self) -> str:
@@ -84,12 +103,26 @@ class Record:
         if self.where == "index":
             words.append(f"in the unstable index, hash bits {self.tag:#x}")
             if self.reborn:
-                words.append("of a former page")
+                words.append("of what was written over" if self.written else "of a former page")
         elif self.where == "list":
             words.append(f"waiting, level {self.level}")
+            if self.cleaned:
+                words.append("cleaned")
         elif self.live and not self.stable:
             words.append("in pksmd's hands")
+        if self.age:
+            words.append(f"age {self.age}")
         return f"{', '.join(words)} (state {self.state:#x})"
+
+
+def max_age() -> int:
+    """Return the age at which a page gets no older."""
+    return bit("AGE_MASK") >> layout("AGE_SHIFT")
+
+
+def age_level(age: int) -> int:
+    """Return the level of the queue for a page of an age; see pksm_age_level()."""
+    return int(kernel.evaluate("pksm_age_level::levels")[min(age, max_age())])
 
 
 def _table() -> tuple[int, int, int]:

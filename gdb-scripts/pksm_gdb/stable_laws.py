@@ -110,6 +110,15 @@ def page_tables(snapshot: Snapshot) -> Iterator[Finding]:
                 who = f"{snapshot.names[place.mm]} at {place.address:#x}"
                 kind = "the zero page" if pfn == memory.zero_pfn() else "a merged page"
                 yield Finding(pfn, f"{kind} is writable in {who}: the PTE is {place.pte}")
+    for pfn in snapshot.tracked:
+        if snapshot.table[pfn].page_class != record.WATCHED:
+            continue
+        for place in snapshot.tables.of(pfn):
+            if place.pte.writable:
+                who = f"{snapshot.names[place.mm]} at {place.address:#x}"
+                # pksmd marks a page before it protects it.
+                said = f"a watched page is writable in {who}: the PTE is {place.pte}"
+                yield Finding(pfn, said, HAND)
     for pfn in snapshot.stable:
         yield from _hidden(snapshot, pfn)
 
@@ -152,9 +161,11 @@ def counts(snapshot: Snapshot) -> Iterator[Finding]:
     """The counters are what a walk finds."""
     walked = counters.walked(snapshot)
     shown = counters.shown(snapshot)
-    for name, kind in counters.CLASS_COUNTERS.items():
+    found_of = snapshot.counts()
+    for kind in record.CLASSES[1:]:
+        name = f"the sum of pksm_cpu.nr[PKSM_CLASS_{kind.upper()}]"
         noted = counters.class_sum(kind)
-        yield from _same(name, noted, "the records of that class are", walked[name])
+        yield from _same(name, noted, "the records of that class are", found_of[kind])
     total = sum(counters.class_sum(kind) for kind in record.CLASSES)
     yield from _same("the sum of all classes, untracked included,", total, "it must be", 0)
     others = {

@@ -63,13 +63,14 @@ def laws(snapshot: Snapshot, shown: dict[str, int], walked: dict[str, int]) -> I
     for name in walked:
         if name != "general_profit":
             noted, found = shown[name], walked[name]
-            excuse = sharers_excuse(noted, found) if name == "rmap_items" else HAND
+            of_sharers = name in ("rmap_items", "stable_items")
+            excuse = sharers_excuse(noted, found) if of_sharers else HAND
             yield _equal(f"{name} = what is found by walking", noted, found, excuse)
     total = sum(counters.class_sum(kind) for kind in record.CLASSES)
     yield _equal("the classes, untracked included, add up to 0", total, 0)
     merged, scanned = shown["pages_merged"], shown["pages_scanned"]
     yield Law("pages_merged <= pages_scanned", merged <= scanned, f"{merged} and {scanned}")
-    raw = {name: counters.class_sum(kind) for name, kind in counters.CLASS_COUNTERS.items()}
+    raw = {f"the class {kind}": counters.class_sum(kind) for kind in record.CLASSES[1:]}
     raw |= {name: shown[name] for name in ("zero_pages", "rmap_items", "stable_nodes")}
     negative = {name: value for name, value in raw.items() if value < 0}
     sides = ", ".join(f"{name} is {value}" for name, value in negative.items())
@@ -83,7 +84,7 @@ class PksmStat(command.Command):
 
 The first column is what the files in /sys/kernel/mm/pksm say, computed from
 the kernel's variables; the second is found by walking records, nodes and page
-tables. Then a line for each conservation law: ok, or BROKEN with both sides.
+tables. +watched, which is no file, are those of pages_unshared that are watched. Then a line for each conservation law: ok, or BROKEN with both sides.
 The command fails when one is broken, unless the guest was stopped in the
 middle of a change that explains it."""
 
@@ -96,10 +97,16 @@ middle of a change that explains it."""
         snapshot = Snapshot()
         now = moment.now()
         shown, walked = counters.shown(snapshot), counters.walked(snapshot)
-        lines = [("counter", "sysfs", "walked"), ("domain", domain.kind(), "-")]
-        lines += [
-            (name, str(shown[name]), str(walked.get(name, "-"))) for name in counters.NAMES
+        lines = [
+            ("counter", "sysfs", "walked"),
+            ("scope", domain.scope(), "-"),
+            ("domain", domain.kind(), "-"),
         ]
+        for name in counters.NAMES:
+            lines.append((name, str(shown[name]), str(walked.get(name, "-"))))
+            if name == "pages_unshared":
+                noted = counters.classes_sum([record.WATCHED])
+                lines.append(("+watched", str(noted), str(snapshot.counts()[record.WATCHED])))
         print("\n".join(command.table(lines, "lrr")))
         print()
         found = list(laws(snapshot, shown, walked))

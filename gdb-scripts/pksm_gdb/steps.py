@@ -80,8 +80,8 @@ class CowCommand(FaultCommand):
 
 The guest runs until that process (any, when none is given) writes to a merged
 page at that address (any). The stages are those of pksm fault: do_wp_page(), why
-the page is not reused, the new page, the copy, the old PTE cleared, the hook,
-the new PTE, the old page's mappings, __pksm_page_broken(), the result."""
+the page is not reused, the new page, the copy, the old PTE cleared,
+__pksm_page_broken(), the hook, the new PTE, the old page's mappings, the result."""
 
     NAME = "cow"
     OPTIONS = {"--all": False, "--wait": False}

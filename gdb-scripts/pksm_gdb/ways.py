@@ -35,6 +35,9 @@ USERFAULT = frozenset({"mfill_atomic", "mfill_atomic_pte_copy", "mfill_atomic_pt
                        "mfill_atomic_install_pte"})  # fmt: skip
 UPROBES = frozenset({"uprobe_write_opcode", "__replace_page"})
 SWEEP = frozenset({"pksm_sweep", "pksm_sweep_page"})
+INTAKE = frozenset({"pksm_intake_range", "pksm_intake_pte"})
+RESCAN = frozenset({"pksm_rescan", "pksm_rescan_page"})
+PRUNE = frozenset({"pksm_prune"})
 MIGRATION = frozenset({"folio_migrate_ksm", "folio_migrate_flags", "migrate_folio_move",
                        "migrate_folio_unmap", "migrate_pages_batch", "migrate_pages"})  # fmt: skip
 MERGE = frozenset({"pksm_consider", "pksm_queue_run", "pksm_do_round", "pksmd"})
@@ -306,6 +309,12 @@ KINDS: tuple[tuple[frozenset[str], Callable[[list[Level]], Way]], ...] = (
     (MIGRATION, _migration),
     (SWEEP, _fixed("sweep", "The way in: the sweep, in which pksmd takes in the pages that were "
                    "there before: {task}.")),
+    (INTAKE, _fixed("intake", "The way in: pages that were there before somebody wanted them "
+                    "merged, by madvise(), prctl() or a new scope: {task}.")),
+    (RESCAN, _fixed("rescan", "Neither in nor out: pksmd looks a second time at pages without a "
+                    "partner, and watches them from then on: {task}.")),
+    (PRUNE, _fixed("prune", "Neither in nor out: pksmd drops sharers that have no PTE left: "
+                   "{task}.")),
     (MERGE, _merge),
 )  # fmt: skip
 

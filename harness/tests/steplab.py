@@ -101,6 +101,16 @@ class Pages:
         assert json.loads(done.stdout.splitlines()[-1])["ok"] is True
 
 
+def watch(guest: Guest) -> None:
+    """Let the engine look a second time at the pages without a partner, and watch them."""
+    scans = guest.pksm("full_scans")
+    guest.set_pksm("rescan_seconds", 1)
+    # A pass that has begun may have gone by a page; the next one does not.
+    wanted = f"full_scans>={scans + 2}"
+    guest.run(["pksmwait", "--timeout", "60", "--until", wanted], timeout=ORDER_SECONDS)
+    guest.set_pksm("rescan_seconds", 0)
+
+
 def interrupt(guest: Guest) -> None:
     """Stop a guest that runs under gdb, as Ctrl-C does: gdb's script goes on."""
     os.kill(guest.pid, signal.SIGINT)

@@ -38,7 +38,7 @@ def corruptions(held: Held) -> Sequence[Corruption]:
     kpage = f"$pfn_to_page({merged.pfn})"
     node = f"((struct pksm_stable_node *)((long){kpage}->mapping & ~3))"
     sharer = f"((struct pksm_sharer *){node}->sharers.first)"
-    bucket = f"({item}->state >> 5 & (1 << pksm_unstable_bits) - 1)"
+    bucket = f"({item}->state >> PKSM_HASH_SHIFT & (1 << pksm_unstable_bits) - 1)"
     stable = f"pksm_stable[{node}->hash >> 64 - pksm_stable_bits]"
     content = f"*(char *)(uml_physmem + {merged.pfn} * 4096 + 9)"
     ours, theirs, its = (f"pfn {one.pfn:#x}: " for one in (unique, other, merged))
@@ -51,7 +51,21 @@ def corruptions(held: Held) -> Sequence[Corruption]:
         Corruption(
             f"{item}->state", f"{item}->state & ~{WHERE} | {LIST}", f"{ours}.*record says 'list'"
         ),
-        Corruption(f"{item}->state", f"{item}->state ^ 0x20", f"{ours}.*hash bits .* belong in"),
+        Corruption(
+            f"{item}->state",
+            f"{item}->state ^ 1 << PKSM_HASH_SHIFT",
+            f"{ours}.*hash bits .* belong in",
+        ),
+        Corruption(
+            f"{item}->state",
+            f"{item}->state | PKSM_WATCHED",
+            f"{ours}a watched page is writable in hold0.* at {unique.address:#x}",
+        ),
+        Corruption(
+            f"{item}->state",
+            f"{item}->state | PKSM_WATCHED | PKSM_REBORN",
+            f"{ours}was written to in bucket .*is not marked in pksm_dead.buckets",
+        ),
         Corruption(f"pksm_unstable[{bucket}]", "0xffffffff", f"{ours}.*but no bucket .* reaches"),
         Corruption(
             f"{page}->flags",
@@ -64,7 +78,7 @@ def corruptions(held: Held) -> Sequence[Corruption]:
         Corruption(
             f"{item}->state",
             f"{item}->state & ~{LIVE}",
-            f"{ours}is dead in bucket .*is not marked in pksm_dead_buckets",
+            f"{ours}is dead in bucket .*is not marked in pksm_dead.buckets",
         ),
         Corruption(
             f"{item}->state", "1", f"{ours}is tracked, but in no list and no index"
@@ -106,13 +120,17 @@ def corruptions(held: Held) -> Sequence[Corruption]:
         Corruption("pksm_nr_nodes", "pksm_nr_nodes + 3", "pksm_nr_nodes is .*, but the stable"),
         Corruption("pksm_nr_sharers", "0", "pksm_nr_sharers is 0, but the lists of sharers have"),
         Corruption(
-            "pksm_cpu.nr[PKSM_CLASS_UNSHARED]", "-3", "pages_unshared is -3, but the records"
+            "pksm_cpu.nr[PKSM_CLASS_UNSHARED]",
+            "-3",
+            r"the sum of pksm_cpu.nr\[PKSM_CLASS_UNSHARED\] is -3, but the records",
         ),
         Corruption(content, f"{content} + 1", f"{its}a merged page has changed", "--contents"),
     )
 
 
 def test_each_thing_made_wrong_is_reported_until_it_is_undone(guest: Guest) -> None:
+    # The page without a partner is not watched.
+    guest.set_pksm("rescan_seconds", 0)
     held = Held(guest)
     made = corruptions(held)
     script = [PRELUDE, "python say('pksm check --contents')"]

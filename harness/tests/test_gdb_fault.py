@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from lab import BootFresh
 from linux_um.guest import Guest
-from steplab import Pages, follow, names, stage
+from steplab import Pages, follow, names, stage, watch
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -131,8 +131,8 @@ def test_a_break_of_a_merged_page(guest: Guest) -> None:
     assert names(steps) == [
         *TOP, "handle_pte_fault", "do_wp_page", "wp_page_copy", "__folio_alloc_noprof",
         "__wp_page_copy_user", "ptep_clear_flush", "folio_add_new_anon_rmap",
-        "pksm_add_new_anon_page", "set_pte", "folio_remove_rmap_ptes", "__pksm_page_broken",
-        "handle_mm_fault",
+        "__pksm_page_broken", "__pksm_page_unmapped", "__pksm_add_broken_off", "set_pte",
+        "folio_remove_rmap_ptes", "handle_mm_fault",
     ]  # fmt: skip
     assert steps[0].facts["address"].startswith(f"{answer.address:#x}")
     assert stage(steps, "wp_page_copy").facts["old page"].startswith(f"pfn {old:#x}, merged")
@@ -140,9 +140,32 @@ def test_a_break_of_a_merged_page(guest: Guest) -> None:
     assert stage(steps, "folio_remove_rmap_ptes").facts["mappings"] == "3, then 2"
     end = steps[-1].facts
     assert end["pte now"].startswith(f"pfn {answer.pfn:#x} present write")
-    assert end["record after"].startswith("new,")
+    assert end["record after"].startswith("volatile, waiting, level 3, age 1")
     assert end["old page"] == f"pfn {old:#x}, merged, refcount 2, mapcount 2"
     assert guest.pksm("pages_broken") == broken + 1
+    pages.finish()
+
+
+def test_a_write_to_a_watched_page(guest: Guest) -> None:
+    """A short fault without a copy, of which the engine is told."""
+    guest.set_pksm("rescan_seconds", 0)
+    pages = Pages(guest)
+    pages.order("write 1 5", "settle")
+    old = pages.answers()[0].pfn
+    watch(guest)
+    command = f"pksm fault pagestep {pages.address(1):#x}"
+    (steps,) = follow(guest, pages, [command], "write 1 6")
+    assert names(steps) == [
+        *TOP, "handle_pte_fault", "do_wp_page", "wp_page_reuse", "__pksm_page_written",
+        "set_pte", "handle_mm_fault",
+    ]  # fmt: skip
+    written = stage(steps, "__pksm_page_written")
+    assert written.sentence.startswith("PKSM watches the page, and is told")
+    assert written.facts["record before"].startswith("watched, in the unstable index")
+    end = steps[-1].facts
+    assert end["pte now"].startswith(f"pfn {old:#x} present write")
+    assert end["record after"].startswith("volatile, in the unstable index")
+    assert "of what was written over" in end["record after"]
     pages.finish()
 
 

@@ -20,6 +20,7 @@ from steplab import (
     Pages,
     interrupt,
     order_when_ready,
+    watch,
 )
 
 pytestmark = pytest.mark.needs_pksm
@@ -122,6 +123,27 @@ def test_pages_enter_and_leave_where_the_page_map_says(guest: Guest) -> None:
     assert {x.state for x in lines if x.hook == "enter"} == {"untracked -> new list 0"}
     counts = Counter(line.hook for line in lines_of(text))
     assert after - before == counts["enter"] - counts["leave"] >= len(written) - 2
+    guest.set_pksm("run", 1)
+    pages.finish()
+
+
+def test_a_write_to_a_watched_page_is_shown(guest: Guest) -> None:
+    """One line, of the first write; a write to a page that nobody watches has none."""
+    guest.set_pksm("rescan_seconds", 0)
+    pages = Pages(guest)
+    pages.order("write 1 1", "write 2 2", "settle")
+    page = pages.answers()[0]
+    watch(guest)
+    guest.set_pksm("run", 0)
+    script = f"pksm hooks on --pid pagestep\n{SAY_READY}continue\npksm hooks off\n"
+    with gdblab.session(guest, script) as gdb:
+        order_when_ready(gdb, pages, "write 1 7", "write 1 8")
+        pages.answers()
+        interrupt(guest)
+        text = gdb.finish()
+    (line,) = [line for line in lines_of(text) if line.hook == "write"]
+    assert (line.pfn, line.address) == (page.pfn, page.address)
+    assert re.fullmatch(r"watched index 0x\w+ -> volatile index written", line.state)
     guest.set_pksm("run", 1)
     pages.finish()
 

@@ -33,6 +33,7 @@ BATCH = [
 
 def test_a_free_by_madvise_and_what_is_left_to_pksmd(guest: Guest) -> None:
     """A page that waits in a list, and one that is in the unstable index."""
+    guest.set_pksm("rescan_seconds", 0)
     pages = Pages(guest)
     settled = pages.do("write 1 1").pfn
     pages.do("settle")
@@ -110,13 +111,15 @@ def test_a_page_among_others_at_the_end_of_a_process(guest: Guest) -> None:
     other.finish()
 
 
-CONSIDERED = ["pksm_consider", "pksm_get_tracked", "pksm_folio_fit", "pksm_hash_page"]
+CONSIDERED = ["pksm_consider", "pksm_get_tracked", "pksm_folio_fit", "pksm_folio_survey",
+              "pksm_hash_page"]  # fmt: skip
 ABSORBED = ["pksm_queue_drop", "__folio_put", "pksm_consider"]
 CRITICAL = ["pksm_merge_one", "ptep_clear_flush", "memcmp_pages", "set_pte"]
 
 
 def test_merges_with_each_index(guest: Guest) -> None:
     """No equal; an equal in the unstable index; one in the stable index; and the zero page."""
+    guest.set_pksm("rescan_seconds", 0)
     pages = Pages(guest)
     counted = guest.pksm("pages_merged")
     # Alone, its equal, a third of them; and a page of zeroes.
@@ -170,6 +173,7 @@ def test_merges_with_each_index(guest: Guest) -> None:
 
 def test_a_merge_that_fails_is_shown_as_it_is(guest: Guest) -> None:
     """Somebody else has a reference: the old PTE is put back, and the page waits."""
+    guest.set_pksm("rescan_seconds", 0)
     pages = Pages(guest)
     pages.order("write 1 5", "settle")
     pages.answers()

@@ -18,7 +18,7 @@ from typing import Any
 import gdblab
 from lab import BootFresh
 from linux_um.paths import repo_root
-from steplab import READY, SAY_READY, Pages
+from steplab import READY, SAY_READY, Pages, watch
 
 WALKTHROUGH = repo_root() / "gdb-scripts" / "walkthrough.md"
 SCRIPTS = repo_root() / "gdb-scripts" / "walkthrough"
@@ -32,7 +32,8 @@ class Capture:
 
     ``page`` is the page of pagestep's region (of its file's mapping, with
     ``file``) that the script is about. ``before`` are orders that are carried
-    out before gdb comes; those that follow STOPPED while pksmd is stopped.
+    out before gdb comes, after which pages are watched if ``watch`` says so;
+    those that follow STOPPED while pksmd is stopped.
     ``trigger`` is the order, END_OF_INPUT, or RUN, which lets pksmd run again,
     that makes the script's breakpoints hit; none for a script that only looks.
     """
@@ -44,6 +45,7 @@ class Capture:
     stopped: tuple[str, ...] = ()
     file: bool = False
     swap: bool = False
+    watch: bool = False
 
 
 CAPTURES = (
@@ -58,6 +60,7 @@ CAPTURES = (
     Capture("merged-page", 12, before=("write 11 1", "write 12 1", "settle")),
     Capture("stat", 12, before=("write 11 1", "write 12 1", "settle")),
     Capture("break", 12, "write 12 2", before=("write 11 1", "write 12 1", "settle")),
+    Capture("watched", 12, "write 12 2", before=("write 12 1", "settle"), watch=True),
     Capture("free-one", 13, "free 13", before=("write 13 1", "settle")),
     Capture("free-batch", 14, END_OF_INPUT, before=("write 14 1", "write 15 2", "settle")),
     Capture("free-batch-path", 14, END_OF_INPUT, before=("write 14 1", "write 15 2", "settle")),
@@ -75,9 +78,13 @@ def record(capture: Capture, boot_fresh: BootFresh) -> str:
     """Make the session in a fresh guest, and return what was typed and printed."""
     options: dict[str, Any] = {"swap": "64M"} if capture.swap else {}
     guest = boot_fresh(append=["norandmaps"], **options)
+    # Whether a page is watched by now would be a matter of chance.
+    guest.set_pksm("rescan_seconds", 0)
     pages = Pages(guest)
     for order in capture.before:
         pages.do(order)
+    if capture.watch:
+        watch(guest)
     if capture.stopped:
         guest.set_pksm("run", 0)
     for order in capture.stopped:
