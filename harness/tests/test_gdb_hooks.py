@@ -71,7 +71,7 @@ def test_the_lines_are_what_the_counters_moved_by(guest: Guest, tmp_path: Path) 
             ["pageops", "--procs", "2", "--pages", str(PAGES), "fill=dup", "settle", "stat=merged",
              "@1:write=100", "stat=written", "verify"]
         )  # fmt: skip
-        done = job.wait()
+        done = job.wait(gdblab.SCRIPT_SECONDS)
         interrupt(guest)
         text = gdb.finish()
     assert done.status == 0, done.stderr
@@ -141,8 +141,10 @@ def test_a_write_to_a_watched_page_is_shown(guest: Guest) -> None:
         pages.answers()
         interrupt(guest)
         text = gdb.finish()
-    (line,) = [line for line in lines_of(text) if line.hook == "write"]
-    assert (line.pfn, line.address) == (page.pfn, page.address)
+    # The process writes to others of its pages as well, such as its stack.
+    written = [line for line in lines_of(text) if line.hook == "write"]
+    (line,) = [line for line in written if line.pfn == page.pfn]
+    assert line.address == page.address
     assert re.fullmatch(r"watched index 0x\w+ -> volatile index written", line.state)
     guest.set_pksm("run", 1)
     pages.finish()
@@ -150,6 +152,8 @@ def test_a_write_to_a_watched_page_is_shown(guest: Guest) -> None:
 
 def test_stop_stops_at_each_and_count_ends_it(guest: Guest) -> None:
     """`stop' stops where the hook has done its work; `--count' switches the trace off."""
+    # Nothing is watched, so that no write is among the stops.
+    guest.set_pksm("rescan_seconds", 0)
     pages = Pages(guest)
     script = (
         f"pksm hooks stop --pid pagestep\n{SAY_READY}continue\n"
