@@ -58,7 +58,7 @@ def test_the_cases_of_a_fault(guest: Guest) -> None:
          ["do_wp_page", "wp_page_copy", "__folio_alloc_noprof", "__wp_page_copy_user",
           "ptep_clear_flush", "folio_add_new_anon_rmap", "pksm_add_new_anon_page", "set_pte",
           "folio_remove_rmap_ptes"], "read-only"),
-        ("", 9, ["do_wp_page", "wp_page_reuse", "set_pte"], "read-only"),
+        ("", 9, ["do_wp_page", "wp_page_reuse", "__pksm_page_written", "set_pte"], "read-only"),
         ("populate 10", 10,
          ["do_anonymous_page", "__folio_alloc_noprof", "folio_add_new_anon_rmap",
           "pksm_add_new_anon_page", "set_pte"], "It is a write"),
