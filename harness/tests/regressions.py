@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The bugs that page mergers have really had, and what became of each here.
+
+Each number is either the marker ``regression("Rn")`` of tests, or it stands
+here with the reason why such a bug cannot come about in any profile, and with
+the symbols of the kernel's configuration that it would need.
+test_regressions.py sees to it that there is exactly one of the two, that the
+files named here are those where the marked tests are, and that the kernel
+really lacks these symbols.
+
+As a plug-in of pytest (``-p regressions``) this prints which markers the
+collected tests have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+# What the plug-in puts before its line.
+COLLECTED = "collected regressions: "
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A class of bug.
+
+    ``files`` are the test files with tests of it, without "test_" and ".py".
+    Where there are none, ``reason`` says why, and ``needs`` names the symbols
+    of which one at least would have to be set.
+    """
+
+    number: str
+    title: str
+    files: tuple[str, ...] = ()
+    reason: str = ""
+    needs: tuple[str, ...] = ()
+
+
+def tested(number: str, title: str, *files: str) -> Regression:
+    """Return the row of a bug that tests guard against."""
+    return Regression(number, title, files)
+
+
+def impossible(number: str, title: str, reason: str, *needs: str) -> Regression:
+    """Return the row of a bug that cannot come about here."""
+    return Regression(number, title, (), reason, needs)
+
+
+REGRESSIONS = (
+    # Life and death of an address space
+    tested("R1", "exit races the scan, NULL dereference"),
+    tested("R2", "mm freed while its mmap lock is held"),
+    tested("R3", "VMA iteration against teardown"),
+    tested("R4", "OOM deadlock holding the engine's mutex"),
+    tested("R5", "munlock and exit_mmap hang under mlockall"),
+    tested("R6", "exec and fork lose the setting of the process; fork copies counters"),
+    tested("R7", "madvise drops high vm_flags bits"),
+    # Stable pages
+    tested("R8", "mremap poisons the stable index", "madvise"),
+    tested("R9", "stale stable nodes; pages faulted in again while they are unmerged"),
+    tested("R10", "unmerging misses pages behind migration entries"),
+    impossible(
+        "R11", "memory hot-remove against stable nodes",
+        "Kconfig keeps PKSM and MEMORY_HOTREMOVE apart", "MEMORY_HOTREMOVE",
+    ),
+    tested("R12", "lifetime of an anon_vma and its root"),
+    tested("R13", "unbounded rmap walk"),
+    tested("R14", "the bound itself brings a use-after-free"),
+    tested("R15", "20,000 VMAs on one anon_vma: 500 ms under its lock"),
+    tested("R16", "flag bits kept inside an address confuse rmap"),
+    tested("R17", "a stale list head loses an item"),
+    tested("R18", "false WARN while a stable node is removed"),
+    # Merging against writers
+    impossible(
+        "R19", "batched TLB flush race",
+        "a TLB can be stale on another CPU only, and UML has one CPU", "SMP",
+    ),
+    tested("R20", "write-protection against O_DIRECT and GUP", "pins"),
+    tested("R21", "a page with FOLL_PIN is merged", "pins"),
+    tested("R22", "failure after write-protection leaves a page half merged"),
+    tested("R23", "a merge aborted midway leaves some PTEs merged, unrecorded"),
+    tested("R24", "a merged page without rmap", "migrate", "swap"),
+    impossible(
+        "R25", "NUMA hint PTEs: saved write not cleared",
+        "UML has no NUMA, so no PTE is ever a NUMA hint", "NUMA_BALANCING",
+    ),
+    impossible(
+        "R26", "device-exclusive PTEs",
+        "UML has no memory of devices", "DEVICE_PRIVATE", "ZONE_DEVICE",
+    ),
+    impossible(
+        "R27", "userfaultfd write-protection is lost",
+        "UML has no userfaultfd write-protection", "HAVE_ARCH_USERFAULTFD_WP",
+    ),
+    tested("R28", "mlocked pages: lock and unlock out of balance", "madvise"),
+    # Zero pages, THP, swap, memcg
+    tested("R29", "zero-page merge with a NULL VMA"),
+    tested("R30", "zero-page accounting across zap and fork", "fork"),
+    impossible(
+        "R31", "both candidates inside the same THP",
+        "UML has no transparent huge pages", "TRANSPARENT_HUGEPAGE",
+    ),
+    impossible(
+        "R32", "THP split zero-maps subpages behind the engine's back",
+        "UML has no transparent huge pages", "TRANSPARENT_HUGEPAGE",
+    ),
+    tested("R33", "swap-in copy: use-after-free, and hardware poison on swap-in"),
+    tested("R34", "a memcg at its limit: unmerging must fail cleanly"),
+    impossible(
+        "R35", "hardware poison on a merged page kills only those who touch it",
+        "UML has no handling of hardware poison", "MEMORY_FAILURE",
+    ),
+    # The scanner
+    tested("R36", "sparse VMA: the scanner must not burn CPU"),
+    tested("R37", "page lock held during a search"),
+    tested("R38", "endless loop while allocating metadata under memory pressure"),
+    tested("R39", "the recheck list never rotates"),
+    tested("R40", "pinned pages retried for ever", "pins"),
+    tested("R41", "the hash samples a part of the page", "content"),
+    tested("R42", "one index node per hash value", "content"),
+    tested("R43", "one stale node aborts the whole search"),
+    # Intake and free
+    tested("R44", "lost fault race: freed page and item handed to the intake hook"),
+    tested("R45", "anon_vma stored without a reference"),
+    tested("R46", "page freed and reallocated between lookup and get_page", "fault_hook"),
+    tested("R47", "free hook in interrupt context"),
+    tested("R48", "a page copied on a COW break never enters again", "cow"),
+    tested("R49", "pages born in other ways never enter", "fault_hook"),
+    tested("R50", "CONFIG_PKSM=n does not build"),
+    tested("R51", "run=2 and MADV_UNMERGEABLE do nothing", "madvise", "run_control"),
+    tested("R52", "counters updated without a lock drift"),
+)  # fmt: skip
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Print which tests have which marker: {"R1": ["test_x.py::test_name", ...], ...}."""
+    found: dict[str, list[str]] = {}
+    for item in session.items:
+        for marker in item.iter_markers("regression"):
+            found.setdefault(marker.args[0], []).append(item.nodeid)
+    print(f"\n{COLLECTED}{json.dumps(found)}")
