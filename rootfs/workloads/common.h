@@ -148,6 +148,13 @@ bool condition_parse(const char *text, struct condition *c);
 int condition_holds(const struct condition *c);
 bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms);
 
+/*
+ * Operations of the small languages that no worker carries out: settle,
+ * wait=CONDITION, set=CONTROL:VALUE, sleep=MS, compact. @arg is written to; a wait
+ * ends after @settle_s seconds. False if @name is none of them.
+ */
+bool script_op(const char *name, char *arg, uint64_t settle_s);
+
 /* ---- the page map --------------------------------------------------- */
 
 /*
@@ -186,6 +193,16 @@ int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st);
  */
 void pagestat_finish(struct pagestat *st);
 void pagestat_free(struct pagestat *st);
+
+/* ---- reclaim --------------------------------------------------------- */
+
+/*
+ * Reclaims all it can from the memory cgroup in the directory @group, again and
+ * again, until @out says that everything is out. A merged page leaves memory only
+ * if rmap finds each of its PTEs. Returns 0, -EBUSY when something stays, or
+ * another negative errno.
+ */
+int reclaim_all(const char *group, bool (*out)(void));
 
 /* ---- worker processes ----------------------------------------------- */
 

@@ -21,19 +21,40 @@ static void __noreturn usage(int status)
 		"\n"
 		"Prints one line of JSON: pages present, swapped, anonymous, behind the zero\n"
 		"page, PTEs of merged pages (merged_ptes), merged pages (merged_pages, exact where\n"
-		"no fork shares others), and anonymous pages whose map count is not the number of\n"
-		"PTEs found (mapcount_wrong, which only --all can judge).\n"
+		"no fork shares others), anonymous pages whose map count is not the number of PTEs\n"
+		"found (mapcount_wrong, which only --all can judge), and by how many pages RssAnon\n"
+		"and VmSwap of a process's status differ from its page map (rss_wrong).\n"
 		"\n"
 		"  --pid PID          one process; 0 is pagestat itself\n"
 		"  --range START-END  only these addresses (hexadecimal, as in /proc/PID/maps)\n"
 		"  --all              every process\n"
 		"\n"
-		"Exit status: 0, 1 a map count is wrong, 2 usage, 3 not readable.\n");
+		"Exit status: 0, 1 a map count or RSS is wrong, 2 usage, 3 not readable.\n");
 	exit(status);
 }
 
-static int add_process(pid_t pid, struct pagestat *st)
+/* What the kernel counts as anonymous memory of a process, in pages; 0 if it has none. */
+static uint64_t counted_pages(pid_t pid)
 {
+	unsigned long long kib, sum = 0;
+	char path[64], line[256];
+	FILE *status;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	status = fopen(path, "re");
+	if (!status)
+		return 0;
+	while (fgets(line, sizeof(line), status))
+		if (sscanf(line, "RssAnon: %llu kB", &kib) == 1 ||
+		    sscanf(line, "VmSwap: %llu kB", &kib) == 1)
+			sum += kib;
+	fclose(status);
+	return sum * 1024 / PAGE_BYTES;
+}
+
+static int add_process(pid_t pid, struct pagestat *st, uint64_t *rss_wrong)
+{
+	uint64_t before = st->anon + st->merged_ptes + st->swapped, seen, counted;
 	unsigned long long start, end;
 	char path[64], line[512];
 	int err = 0;
@@ -52,10 +73,18 @@ static int add_process(pid_t pid, struct pagestat *st)
 		err = pagestat_add(pid, start, end, st);
 	}
 	fclose(maps);
-	return err;
+	if (err || pid == getpid())	/* its own change as it looks */
+		return err;
+	seen = st->anon + st->merged_ptes + st->swapped - before;
+	counted = counted_pages(pid);
+	if (seen != counted)
+		fprintf(stderr, "%s: process %d has %" PRIu64 " anonymous pages, and counts %" PRIu64 "\n",
+			prog_name, pid, seen, counted);
+	*rss_wrong += seen > counted ? seen - counted : counted - seen;
+	return 0;
 }
 
-static unsigned int add_all(struct pagestat *st)
+static unsigned int add_all(struct pagestat *st, uint64_t *rss_wrong)
 {
 	unsigned int processes = 0;
 	struct dirent *d;
@@ -70,7 +99,7 @@ static unsigned int add_all(struct pagestat *st)
 
 		if (pid <= 0)
 			continue;
-		err = add_process(pid, st);
+		err = add_process(pid, st, rss_wrong);
 		if (err == -ENOENT || err == -ESRCH)
 			continue;
 		if (err)
@@ -93,6 +122,7 @@ int main(int argc, char **argv)
 	unsigned long long start = 0, end = 0;
 	struct pagestat st = { 0 };
 	unsigned int processes = 1;
+	uint64_t rss_wrong = 0;
 	bool all = false, range = false;
 	pid_t pid = -1;
 	int c, err;
@@ -125,9 +155,10 @@ int main(int argc, char **argv)
 		usage(EXIT_USAGE);
 
 	if (all) {
-		processes = add_all(&st);
+		processes = add_all(&st, &rss_wrong);
 	} else {
-		err = range ? pagestat_add(pid, start, end, &st) : add_process(pid, &st);
+		err = range ? pagestat_add(pid, start, end, &st) :
+			      add_process(pid, &st, &rss_wrong);
 		if (err)
 			die(EXIT_ENV, "process %d: %s", pid, strerror(-err));
 	}
@@ -135,11 +166,14 @@ int main(int argc, char **argv)
 	printf("{\"tool\": \"pagestat\", \"processes\": %u, \"pages\": %" PRIu64
 	       ", \"present\": %" PRIu64 ", \"swapped\": %" PRIu64 ", \"anon\": %" PRIu64
 	       ", \"file\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
-	       ", \"merged_pages\": %" PRIu64 ", \"mapcount_wrong\": %" PRIu64 "}\n",
+	       ", \"merged_pages\": %" PRIu64 ", \"mapcount_wrong\": %" PRIu64
+	       ", \"rss_wrong\": %" PRIu64 "}\n",
 	       processes, st.pages, st.present, st.swapped, st.anon, st.file, st.zero,
-	       st.merged_ptes, st.merged_pages, st.mapcount_wrong);
+	       st.merged_ptes, st.merged_pages, st.mapcount_wrong, rss_wrong);
 	if (all && st.mapcount_wrong)
 		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count", st.mapcount_wrong);
+	if (rss_wrong)
+		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", rss_wrong);
 	pagestat_free(&st);
 	return 0;
 }

@@ -108,7 +108,15 @@ void json_counters(FILE *f)
 	fputc('}', f);
 }
 
-#define POLL_MS		20	/* between two looks at a counter */
+/* Between two looks at a counter: at first, and when it takes long. */
+#define POLL_MS		20
+#define POLL_LONG_MS	100
+#define POLL_OFTEN	50
+
+static void poll_sleep(unsigned int *looks)
+{
+	sleep_ms((*looks)++ < POLL_OFTEN ? POLL_MS : POLL_LONG_MS);
+}
 #define KSM_SCANS	4	/* full scans after which stock KSM has seen all */
 
 #define KSM_IDLE	50	/* looks without any scanning: it has nothing to scan */
@@ -116,6 +124,7 @@ void json_counters(FILE *f)
 static bool ksm_settle(uint64_t end)
 {
 	int64_t scans, pages, start = 0, last = -1;
+	unsigned int looks = 0;
 	int idle = 0;
 
 	if (!counter_read("full_scans", &start))
@@ -130,13 +139,30 @@ static bool ksm_settle(uint64_t end)
 			return true;
 		if (now_ms() >= end)
 			return false;
-		sleep_ms(POLL_MS);
+		poll_sleep(&looks);
 	}
+}
+
+/*
+ * Whoever polls writes the same bytes below its stack again and again. A process
+ * that was forked from it may have these bytes there as well: then the page would
+ * be merged, broken by the next look, merged again, and never come to rest. So
+ * these pages are made to differ from everything.
+ */
+static void __attribute__((noinline)) stir_stack(void)
+{
+	volatile uint64_t below[3 * PAGE_BYTES / sizeof(uint64_t)];
+	static uint64_t number;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(below); i += 32)
+		below[i] = mix64(number++ ^ (uint64_t)getpid() << 40);
 }
 
 static bool pksm_settle(uint64_t end)
 {
 	int64_t fresh, changed;
+	unsigned int looks = 0;
 	int quiet = 0;
 
 	for (;;) {
@@ -148,7 +174,8 @@ static bool pksm_settle(uint64_t end)
 			return true;
 		if (now_ms() >= end)
 			return false;
-		sleep_ms(POLL_MS);
+		stir_stack();
+		poll_sleep(&looks);
 	}
 }
 
@@ -221,6 +248,7 @@ int condition_holds(const struct condition *c)
 bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms)
 {
 	uint64_t end = now_ms() + timeout_ms;
+	unsigned int looks = 0;
 	size_t i;
 
 	for (;;) {
@@ -230,6 +258,7 @@ bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms)
 			return true;
 		if (now_ms() >= end)
 			return false;
-		sleep_ms(POLL_MS);
+		stir_stack();
+		poll_sleep(&looks);
 	}
 }
