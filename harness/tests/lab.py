@@ -241,8 +241,9 @@ def check_laws(guest: Guest) -> None:
     """Check the conservation laws of the counters of a settled, idle guest.
 
     The page map is asked as well: it knows nothing of the engine's counters. Every
-    page must be mapped by as many PTEs as it counts, and every process must have the
-    anonymous memory that its RSS says.
+    page must be mapped by as many PTEs as it counts, every process must have the
+    anonymous memory that its RSS says, and what the processes say in ksm_stat must sum
+    up to what the engine says.
     """
     check_structures(guest)
     now = settle(guest)
@@ -261,6 +262,8 @@ def check_laws(guest: Guest) -> None:
         return
     ptes = now["pages_shared"] + now["pages_sharing"]
     assert ptes == seen["merged_ptes"], f"counters {now}, page map {seen}"
+    assert ptes == seen["ksm_merging_pages"], f"counters {now}, page map {seen}"
+    assert now["zero_pages"] == seen["ksm_zero_pages"], f"counters {now}, page map {seen}"
 
 
 def group(guest: Guest) -> None:

@@ -22,8 +22,9 @@ static void __noreturn usage(int status)
 		"Prints one line of JSON: pages present, swapped, anonymous, behind the zero\n"
 		"page, PTEs of merged pages (merged_ptes), merged pages (merged_pages, exact where\n"
 		"no fork shares others), anonymous pages whose map count is not the number of PTEs\n"
-		"found (mapcount_wrong, which only --all can judge), and by how many pages RssAnon\n"
-		"and VmSwap of a process's status differ from its page map (rss_wrong).\n"
+		"found (mapcount_wrong, which only --all can judge), by how many pages RssAnon and\n"
+		"VmSwap of a process's status differ from its page map (rss_wrong), and the sums of\n"
+		"what /proc/PID/ksm_stat says (ksm_zero_pages, ksm_merging_pages).\n"
 		"\n"
 		"  --pid PID          one process; 0 is pagestat itself\n"
 		"  --range START-END  only these addresses (hexadecimal, as in /proc/PID/maps)\n"
@@ -52,7 +53,30 @@ static uint64_t counted_pages(pid_t pid)
 	return sum * 1024 / PAGE_BYTES;
 }
 
-static int add_process(pid_t pid, struct pagestat *st, uint64_t *rss_wrong)
+/* What the processes say of themselves, summed up. */
+static struct {
+	uint64_t rss_wrong, ksm_zero_pages, ksm_merging_pages;
+} said;
+
+static void add_ksm_stat(pid_t pid)
+{
+	char path[64], line[256];
+	long long n;
+	FILE *stat;
+
+	snprintf(path, sizeof(path), "/proc/%d/ksm_stat", pid);
+	stat = fopen(path, "re");
+	while (stat && fgets(line, sizeof(line), stat)) {
+		if (sscanf(line, "ksm_zero_pages %lld", &n) == 1)
+			said.ksm_zero_pages += n;
+		else if (sscanf(line, "ksm_merging_pages %lld", &n) == 1)
+			said.ksm_merging_pages += n;
+	}
+	if (stat)
+		fclose(stat);
+}
+
+static int add_process(pid_t pid, struct pagestat *st)
 {
 	uint64_t before = st->anon + st->merged_ptes + st->swapped, seen, counted;
 	unsigned long long start, end;
@@ -73,6 +97,7 @@ static int add_process(pid_t pid, struct pagestat *st, uint64_t *rss_wrong)
 		err = pagestat_add(pid, start, end, st);
 	}
 	fclose(maps);
+	add_ksm_stat(pid);
 	if (err || pid == getpid())	/* its own change as it looks */
 		return err;
 	seen = st->anon + st->merged_ptes + st->swapped - before;
@@ -80,11 +105,11 @@ static int add_process(pid_t pid, struct pagestat *st, uint64_t *rss_wrong)
 	if (seen != counted)
 		fprintf(stderr, "%s: process %d has %" PRIu64 " anonymous pages, and counts %" PRIu64 "\n",
 			prog_name, pid, seen, counted);
-	*rss_wrong += seen > counted ? seen - counted : counted - seen;
+	said.rss_wrong += seen > counted ? seen - counted : counted - seen;
 	return 0;
 }
 
-static unsigned int add_all(struct pagestat *st, uint64_t *rss_wrong)
+static unsigned int add_all(struct pagestat *st)
 {
 	unsigned int processes = 0;
 	struct dirent *d;
@@ -99,7 +124,7 @@ static unsigned int add_all(struct pagestat *st, uint64_t *rss_wrong)
 
 		if (pid <= 0)
 			continue;
-		err = add_process(pid, st, rss_wrong);
+		err = add_process(pid, st);
 		if (err == -ENOENT || err == -ESRCH)
 			continue;
 		if (err)
@@ -122,7 +147,6 @@ int main(int argc, char **argv)
 	unsigned long long start = 0, end = 0;
 	struct pagestat st = { 0 };
 	unsigned int processes = 1;
-	uint64_t rss_wrong = 0;
 	bool all = false, range = false;
 	pid_t pid = -1;
 	int c, err;
@@ -155,10 +179,9 @@ int main(int argc, char **argv)
 		usage(EXIT_USAGE);
 
 	if (all) {
-		processes = add_all(&st, &rss_wrong);
+		processes = add_all(&st);
 	} else {
-		err = range ? pagestat_add(pid, start, end, &st) :
-			      add_process(pid, &st, &rss_wrong);
+		err = range ? pagestat_add(pid, start, end, &st) : add_process(pid, &st);
 		if (err)
 			die(EXIT_ENV, "process %d: %s", pid, strerror(-err));
 	}
@@ -167,13 +190,15 @@ int main(int argc, char **argv)
 	       ", \"present\": %" PRIu64 ", \"swapped\": %" PRIu64 ", \"anon\": %" PRIu64
 	       ", \"file\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
 	       ", \"merged_pages\": %" PRIu64 ", \"mapcount_wrong\": %" PRIu64
-	       ", \"rss_wrong\": %" PRIu64 "}\n",
+	       ", \"rss_wrong\": %" PRIu64 ", \"ksm_zero_pages\": %" PRIu64
+	       ", \"ksm_merging_pages\": %" PRIu64 "}\n",
 	       processes, st.pages, st.present, st.swapped, st.anon, st.file, st.zero,
-	       st.merged_ptes, st.merged_pages, st.mapcount_wrong, rss_wrong);
+	       st.merged_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
+	       said.ksm_zero_pages, said.ksm_merging_pages);
 	if (all && st.mapcount_wrong)
 		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count", st.mapcount_wrong);
-	if (rss_wrong)
-		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", rss_wrong);
+	if (said.rss_wrong)
+		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", said.rss_wrong);
 	pagestat_free(&st);
 	return 0;
 }
