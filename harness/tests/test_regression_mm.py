@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Address spaces that come, go, fork and are locked while the engine is at work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab import (
+    GROUP,
+    WORKLOAD_SECONDS,
+    BootFresh,
+    Report,
+    baseline,
+    counters,
+    group,
+    hold_memdup,
+    loop_swap,
+    parse_report,
+    settle,
+    vmstat,
+    workload,
+)
+from linux_um.guest import Guest, Process
+
+pytestmark = pytest.mark.needs_pksm
+
+PAGES = 64
+# Freed address spaces and VMAs are poisoned: whoever still uses one is found out.
+POISON = "slub_debug=FZPU,mm_struct,vm_area_struct"
+# Wall-clock seconds for what hangs when it goes wrong.
+SOON = 120.0
+
+
+def hold_orphan(guest: Guest, *options: str) -> Process:
+    """Start orphan, and return when there is an address space without a process."""
+    job = guest.start(["orphan", "--pages", str(PAGES), *options])
+    guest.wait_for(
+        lambda: "no owner" in job.stderr or job.status is not None,
+        time.monotonic() + WORKLOAD_SECONDS,
+        "orphan does not come to its point",
+    )
+    assert job.status is None, f"orphan ended with status {job.status}: {job.stderr}"
+    return job
+
+
+def let_go(job: Process) -> Report:
+    """Let an orphan's address space go; every byte of it was right."""
+    job.close_stdin()
+    done = job.wait(WORKLOAD_SECONDS)
+    assert done.status == 0, done.stderr
+    report = parse_report(done.stdout)
+    assert report.raw["ok"] is True
+    return report
+
+
+def race(guest: Guest, scenario: str, *options: str, timeout: float = WORKLOAD_SECONDS) -> Report:
+    """Run mmrace; see `mmrace --help`."""
+    return workload(guest, ["mmrace", *options, scenario], timeout=timeout)
+
+
+def mmflags(guest: Guest, *arguments: str) -> dict[str, Any]:
+    """Run mmflags; see `mmflags --help`."""
+    return dict(json.loads(guest.run(["mmflags", *arguments]).stdout))
+
+
+@pytest.fixture
+def poisoned(boot_fresh: BootFresh) -> Iterator[Guest]:
+    """Return a guest in which freed address spaces are poisoned; counters return after it."""
+    guest = boot_fresh(append=[POISON])
+    before = baseline(settle(guest))
+    yield guest
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R1")
+@pytest.mark.parametrize(("domain", "merged"), [("user", 0), ("global", PAGES - 1)])
+def test_r1_an_address_space_without_a_process_is_no_trap(
+    poisoned: Guest, domain: str, merged: int
+) -> None:
+    """R1: its pages are looked at, and nobody can be asked whose they are.
+
+    Where nobody need be asked they merge, except for the one that is being read.
+    """
+    poisoned.set_pksm("domain", domain)
+    report = let_go(hold_orphan(poisoned))
+    assert report["orphaned"]["merged_ptes"] == merged
+    assert report["gone"]["merged_ptes"] == merged
+    poisoned.set_pksm("domain", "user")
+
+
+@pytest.mark.regression("R2")
+@pytest.mark.regression("R3")
+@pytest.mark.real_time
+def test_r2_r3_a_process_killed_while_it_is_unmerged_goes_in_peace(poisoned: Guest) -> None:
+    """R2, R3: the engine is the last user of its address space, and lets it go in order."""
+    rounds = 8
+    report = race(poisoned, "kill", "--rounds", str(rounds), "--pages", "1024", timeout=SOON)
+    assert report.raw["met"] >= rounds // 4, "none was killed in time: the test tested nothing"
+
+
+@pytest.mark.regression("R4")
+@pytest.mark.real_time
+def test_r4_no_process_waits_for_the_engine_to_end(poisoned: Guest) -> None:
+    """R4: an exit takes no lock of the engine: one who frees memory by it must not wait."""
+    report = race(poisoned, "exits", "--pages", "4096", timeout=SOON)
+    assert report.raw["met"] >= 4
+
+
+@pytest.mark.regression("R4")
+@pytest.mark.real_time
+def test_r4_out_of_memory_while_unmerging_is_no_deadlock(boot_fresh: BootFresh) -> None:
+    """R4: run=2 needs twice the memory there is. It ends, and so does who is killed for it."""
+    guest = boot_fresh(mem="64M")
+    before = baseline(settle(guest))
+    jobs = []
+    # One after another: together they would not fit before they are merged.
+    for _ in range(5):
+        jobs.append(hold_memdup(guest, "--procs", "2", "--mib", "8", "--dup", "100",
+                                "--unique", "0", "--rewrite", "0"))  # fmt: skip
+        settle(guest)
+    assert settle(guest)["pages_sharing"] >= 9 * 8 * 256 * 9 // 10
+    guest.run(["sh", "-c", "echo 2 > /sys/kernel/mm/pksm/run"], check=False, timeout=SOON)
+    assert vmstat(guest, "oom_kill") > 0, "there was memory enough: the test tested nothing"
+    guest.set_pksm("run", 1)
+    for job in jobs:
+        job.close_stdin()
+    for job in jobs:
+        done = job.wait(SOON)
+        assert "wrong byte" not in done.stderr
+        assert done.status in (0, 137, 141) or "died of signal 9" in done.stderr, done.stderr
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R5")
+def test_r5_processes_that_lock_all_memory_come_to_an_end(poisoned: Guest) -> None:
+    """R5: mlockall(), with areas that cannot be populated: exit, SIGKILL, unmerging."""
+    report = race(poisoned, "locked", "--rounds", "3", "--pages", "256", timeout=SOON)
+    assert report.raw["met"] == 3 * 4
+
+
+@pytest.mark.regression("R6")
+@pytest.mark.parametrize("setting", [0, 1])
+def test_r6_fork_and_exec_keep_the_setting_of_the_process(guest: Guest, setting: int) -> None:
+    """R6: PR_SET_MEMORY_MERGE, and with it what becomes of new mappings."""
+    said = mmflags(guest, "inherit", str(setting))
+    for who in ("self", "fork", "exec after fork", "exec"):
+        assert said[who] == {"setting": setting, "mergeable": bool(setting)}, who
+
+
+@pytest.mark.regression("R6")
+def test_r6_a_child_counts_the_zero_pages_it_was_given(guest: Guest) -> None:
+    """R6: not those of its parent: half of them were not to be copied."""
+    said = mmflags(guest, "zero")
+    assert said["parent"] - said["before"] == 2 * said["pages"] == said["after"] - said["before"]
+    assert said["child"] - said["before"] == said["pages"]
+
+
+@pytest.mark.regression("R7")
+def test_r7_advice_keeps_the_high_bits_of_the_flags(guest: Guest) -> None:
+    """R7: VM_SEALED is bit 63, VM_DROPPABLE bit 40."""
+    said = mmflags(guest, "keep")
+    assert (said["was_sealed"], said["was_droppable"]) == (1, 1), "the test tested nothing"
+    assert (said["sealed"], said["droppable"]) == (1, 1)
+
+
+@pytest.mark.regression("R9")
+def test_r9_pages_that_come_back_from_swap_are_unmerged_too(boot_fresh: BootFresh) -> None:
+    """R9: while run=2 goes from process to process, they fault merged pages in again."""
+    guest = boot_fresh()
+    loop_swap(guest, 48)
+    group(guest)
+    before = baseline(settle(guest))
+    command = 'echo $$ > "$0/cgroup.procs"; exec mmrace --group "$0" --rounds 4 refault'
+    report = workload(guest, ["sh", "-c", command, GROUP])
+    assert report.raw["met"] >= 4 * 3000, "little was swapped out: the test tested nothing"
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R10")
+@pytest.mark.real_time
+def test_r10_pages_on_the_move_are_unmerged_too(boot_fresh: BootFresh) -> None:
+    """R10: MADV_UNMERGEABLE waits for what compaction has taken away just now."""
+    guest = boot_fresh(mem="96M")
+    before = baseline(settle(guest))
+    report = race(guest, "migrate", "--rounds", "6", "--pages", "512")
+    assert report.raw["met"] > 1000, "little was moved: the test tested nothing"
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R18")
+def test_r18_a_page_that_is_mapped_still_is_left_without_a_warning(poisoned: Guest) -> None:
+    """R18: no process can be found that maps it; run=2 says so, and not the log."""
+    job = hold_orphan(poisoned, "--merge")
+    with pytest.raises(OSError) as caught:
+        poisoned.set_pksm("run", 2)
+    assert caught.value.errno == errno.EBUSY
+    # Those of the one that cannot be found are left, each mapped once.
+    assert poisoned.pksm("run") == 0
+    left = counters(poisoned)
+    assert left["pages_sharing"] == 0
+    assert PAGES <= left["pages_shared"] <= PAGES + 8
+    poisoned.set_pksm("run", 1)
+    report = let_go(job)
+    assert report["orphaned"]["merged_ptes"] == PAGES
+
+
+@pytest.mark.regression("R18")
+@pytest.mark.real_time
+def test_r18_children_born_while_all_is_unmerged_are_visited(poisoned: Guest) -> None:
+    """R18: nodes of pages that a new child maps are met again, until none is left."""
+    report = race(poisoned, "forks", "--rounds", "4", "--pages", "512", timeout=SOON)
+    assert report.raw["met"] >= 2
