@@ -3,19 +3,24 @@
  * pinpages - foreign references to pages while the engine runs.
  *
  * Two processes hold the same data. In one of them somebody else gets a
- * reference to every page: a pipe (vmsplice), or the registered buffer of
- * an io_uring (a long-term FOLL_PIN). The engine settles. Then data goes
- * through the reference: what the process writes to its memory must come
- * out of the pipe; what is read into the registered buffer must appear in
- * its memory. An engine that merged such a page loses the data.
+ * reference to every page: a pipe (vmsplice), the registered buffer of an
+ * io_uring (a long-term FOLL_PIN), or a read from a device with O_DIRECT that is
+ * held up, since userfaultfd does not bring the last page it needs. The engine
+ * settles. Then data goes through the reference: what the process writes to its
+ * memory must come out of the pipe; what is read into the registered buffer, or
+ * from the device, must appear in its memory. An engine that merged such a page
+ * loses the data.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -27,13 +32,14 @@
 #define PIPE_PAGES	16	/* slots of a pipe */
 
 enum { S_DUP = 1, S_NEW };
-enum mode { MODE_VMSPLICE, MODE_IO_URING };
+enum mode { MODE_VMSPLICE, MODE_IO_URING, MODE_DIRECT };
 
 static struct {
 	enum mode mode;
 	size_t pages;
 	uint64_t seed, settle_s;
 	bool wait, madvise;
+	const char *device;
 } opt = { .pages = 64, .seed = 1, .settle_s = 120, .wait = true };
 
 static char *region;
@@ -43,7 +49,8 @@ static void region_make(void)
 {
 	size_t i;
 
-	region = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+	/* The page behind is for direct_pin(). */
+	region = mmap(NULL, (opt.pages + 1) * PAGE_BYTES, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (region == MAP_FAILED)
 		die(EXIT_ENV, "mmap: %s", strerror(errno));
@@ -229,6 +236,80 @@ static uint64_t ring_check(void)
 	return wrong;
 }
 
+/* ---- O_DIRECT -------------------------------------------------------------- */
+
+static struct {
+	int device, uffd;
+	pthread_t thread;
+	ssize_t got;
+} direct;
+
+static void *direct_read(void *unused __unused)
+{
+	direct.got = pread(direct.device, region, (opt.pages + 1) * PAGE_BYTES, 0);
+	return NULL;
+}
+
+/*
+ * The device has the contents that are to come. The read pins one page after
+ * another, and then waits for the last, which is not there.
+ */
+static void direct_pin(void)
+{
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)region + opt.pages * PAGE_BYTES, PAGE_BYTES },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffd_msg msg;
+	char page[PAGE_BYTES];
+	size_t i;
+	int fd = open(opt.device, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		die(EXIT_ENV, "%s: %s", opt.device, strerror(errno));
+	for (i = 0; i <= opt.pages; i++) {
+		struct content c = { .key = content_key(opt.seed, S_NEW, i, 0) };
+
+		page_fill(page, &c);
+		if (pwrite(fd, page, PAGE_BYTES, (off_t)(i * PAGE_BYTES)) != (ssize_t)PAGE_BYTES)
+			die(EXIT_ENV, "%s: %s", opt.device, strerror(errno));
+	}
+	if (fsync(fd) || close(fd))
+		die(EXIT_ENV, "%s: %s", opt.device, strerror(errno));
+
+	direct.device = open(opt.device, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	if (direct.device < 0)
+		die(EXIT_ENV, "%s: O_DIRECT: %s", opt.device, strerror(errno));
+	direct.uffd = (int)syscall(__NR_userfaultfd, O_CLOEXEC);
+	if (direct.uffd < 0 || ioctl(direct.uffd, UFFDIO_API, &api) ||
+	    ioctl(direct.uffd, UFFDIO_REGISTER, &reg))
+		die(EXIT_ENV, "userfaultfd: %s", strerror(errno));
+	if (pthread_create(&direct.thread, NULL, direct_read, NULL))
+		die(EXIT_ENV, "no thread");
+	/* It says when the read has come to wait. */
+	if (read(direct.uffd, &msg, sizeof(msg)) != (ssize_t)sizeof(msg))
+		die(EXIT_ENV, "userfaultfd: %s", strerror(errno));
+}
+
+static uint64_t direct_check(void)
+{
+	struct uffdio_zeropage zero = {
+		.range = { (uintptr_t)region + opt.pages * PAGE_BYTES, PAGE_BYTES },
+	};
+	uint64_t wrong;
+
+	if (ioctl(direct.uffd, UFFDIO_ZEROPAGE, &zero) || pthread_join(direct.thread, NULL))
+		die(EXIT_ENV, "the read does not go on");
+	if (direct.got != (ssize_t)((opt.pages + 1) * PAGE_BYTES))
+		die(EXIT_ENV, "read only %zd bytes", direct.got);
+	new_contents();
+	wrong = region_check(region, shadow, opt.pages, "read with O_DIRECT");
+	close(direct.uffd);
+	close(direct.device);
+	return wrong;
+}
+
 /* ---- the course of things ------------------------------------------------- */
 
 /* The other process with the same data: verifies when told to, then ends. */
@@ -240,6 +321,16 @@ static void twin_order(void *ctx __unused, const struct order *o, struct reply *
 		r->wrong = region_check(region, shadow, opt.pages, "in the other process");
 }
 
+static const struct {
+	const char *name;
+	void (*pin)(void);
+	uint64_t (*check)(void);
+} modes[] = {
+	[MODE_VMSPLICE] = { "vmsplice", pipes_pin, pipes_check },
+	[MODE_IO_URING] = { "io_uring", ring_pin, ring_check },
+	[MODE_DIRECT] = { "direct", direct_pin, direct_check },
+};
+
 static void __noreturn usage(int status)
 {
 	fprintf(status ? stderr : stdout,
@@ -247,12 +338,13 @@ static void __noreturn usage(int status)
 		"\n"
 		"Pages with a foreign reference must not be merged: data has to go through.\n"
 		"\n"
-		"  --mode vmsplice|io_uring  who holds the reference (vmsplice)\n"
-		"  --pages N                 pages (64)\n"
-		"  --seed S                  of the contents (1)\n"
-		"  --madvise                 MADV_MERGEABLE, as stock KSM needs\n"
-		"  --no-wait                 do not wait for the engine\n"
-		"  --settle-timeout S        seconds for each wait (120)\n"
+		"  --mode vmsplice|io_uring|direct  who holds the reference (vmsplice)\n"
+		"  --device FILE         what is overwritten and read with O_DIRECT\n"
+		"  --pages N             pages (64); for direct at most 255\n"
+		"  --seed S              of the contents (1)\n"
+		"  --madvise             MADV_MERGEABLE, as stock KSM needs\n"
+		"  --no-wait             do not wait for the engine\n"
+		"  --settle-timeout S    seconds for each wait (120)\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte or a merged page, 2 usage, 3 not possible here.\n");
 	exit(status);
@@ -262,6 +354,7 @@ static void parse(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "mode", required_argument, NULL, 'm' },
+		{ "device", required_argument, NULL, 'd' },
 		{ "pages", required_argument, NULL, 'n' },
 		{ "seed", required_argument, NULL, 's' },
 		{ "madvise", no_argument, NULL, 'M' },
@@ -270,17 +363,21 @@ static void parse(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
+	size_t i;
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 'm':
-			if (!strcmp(optarg, "vmsplice"))
-				opt.mode = MODE_VMSPLICE;
-			else if (!strcmp(optarg, "io_uring"))
-				opt.mode = MODE_IO_URING;
-			else
-				die(EXIT_USAGE, "--mode: \"%s\" is neither vmsplice nor io_uring", optarg);
+			for (i = 0; i < ARRAY_SIZE(modes); i++)
+				if (!strcmp(optarg, modes[i].name))
+					break;
+			if (i == ARRAY_SIZE(modes))
+				die(EXIT_USAGE, "--mode: \"%s\" is not vmsplice, io_uring or direct", optarg);
+			opt.mode = (enum mode)i;
+			break;
+		case 'd':
+			opt.device = optarg;
 			break;
 		case 'n':
 			opt.pages = parse_number("--pages", optarg, 1, 4096);
@@ -303,7 +400,7 @@ static void parse(int argc, char **argv)
 			usage(EXIT_USAGE);
 		}
 	}
-	if (optind != argc)
+	if (optind != argc || (opt.mode == MODE_DIRECT && (!opt.device || opt.pages > 255)))
 		usage(EXIT_USAGE);
 }
 
@@ -321,14 +418,11 @@ int main(int argc, char **argv)
 	worker_start(&twin, 0, twin_order, NULL);
 	/* Pinned before anybody else holds the same data. */
 	region_make();
-	if (opt.mode == MODE_VMSPLICE)
-		pipes_pin();
-	else
-		ring_pin();
+	modes[opt.mode].pin();
 	wrong = worker_all(&twin, 1, &make);
 	settled &= settle(true);
 	merged_pinned = merged_now();
-	wrong += opt.mode == MODE_VMSPLICE ? pipes_check() : ring_check();
+	wrong += modes[opt.mode].check();
 	wrong += worker_all(&twin, 1, &verify);
 	/* Free of pins, the pages may merge like any other: nothing may break. */
 	settled &= settle(false);
