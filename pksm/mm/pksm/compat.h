@@ -5,9 +5,11 @@
  * Everything in which the kernels that PKSM is built for differ, each with
  * its reason. They are told by what the headers define.
  */
+#include <linux/ktime.h>
 #include <linux/mm.h>
 #include <linux/page-flags.h>
 #include <linux/sched/coredump.h>
+#include <linux/sched/cputime.h>
 
 /* The low bits of folio->mapping were renamed and moved after 6.12. */
 #ifdef FOLIO_MAPPING_KSM
@@ -44,6 +46,16 @@ static inline void pksm_mm_clear_merge_any(struct mm_struct *mm)
 #else
 	clear_bit(MMF_VM_MERGE_ANY, &mm->flags);
 #endif
+}
+
+/*
+ * CPU time of this task, in nanoseconds. UML has no sched_clock(), and counts CPU time
+ * in jiffies; there, take the time that passes: too much when the task is preempted.
+ */
+static inline u64 pksm_cpu_clock(void)
+{
+	return IS_ENABLED(CONFIG_UML) ? ktime_get_ns() :
+					task_sched_runtime(current);
 }
 
 #endif /* _MM_PKSM_COMPAT_H */

@@ -173,8 +173,12 @@ static int pksmd(void *unused)
 	pksm_pace_start();
 	while (!kthread_should_stop()) {
 		bool found = pksm_work_pending();
-		unsigned long timeout = pksm_do_round();
-		u64 debt = pksm_pace_debt();
+		unsigned long timeout;
+		u64 debt;
+
+		pksm_pace_work();
+		timeout = pksm_do_round();
+		debt = pksm_pace_done();
 
 		try_to_freeze();
 		if (debt) {

@@ -400,8 +400,11 @@ void pksm_rescan(unsigned int budget);
 /* pace.c */
 extern unsigned int pksm_max_cpu;
 
+extern u64 pksm_cpu_nsecs;
+
 void pksm_pace_start(void);
-u64 pksm_pace_debt(void);
+void pksm_pace_work(void);
+u64 pksm_pace_done(void);
 
 /* Nothing is worth a struggle for memory: a page can be merged later. */
 #define PKSM_GFP	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)

@@ -9,21 +9,22 @@
  * up while there is nothing to do, and work that took longer than it should is paid
  * for at once.
  */
-#include <linux/ktime.h>
 #include <linux/math64.h>
-#include <linux/sched.h>
-#include <linux/sched/cputime.h>
 
 #include "internal.h"
 
 unsigned int pksm_max_cpu = 50;
+
+/* What pksmd has used since boot, in nanoseconds. */
+u64 pksm_cpu_nsecs;
 
 /* Not to sleep after each little bit of work, nor to work for long on end. */
 #define PKSM_WINDOW_NSECS	(50 * NSEC_PER_MSEC)
 
 /* Of pksmd alone. */
 static u64 pksm_window_begin;
-static u64 pksm_window_cpu;
+static u64 pksm_window_used;
+static u64 pksm_work_begin;
 
 /**
  * pksm_pace_start - a window begins
@@ -33,25 +34,38 @@ static u64 pksm_window_cpu;
 void pksm_pace_start(void)
 {
 	pksm_window_begin = ktime_get_ns();
-	pksm_window_cpu = task_sched_runtime(current);
+	pksm_window_used = 0;
 }
 
 /**
- * pksm_pace_debt - is it time to sleep?
+ * pksm_pace_work - work begins
  *
  * Context: pksmd.
- * Return: How long, in nanoseconds; 0 for not at all. After a sleep a new window has
- * to be begun.
  */
-u64 pksm_pace_debt(void)
+void pksm_pace_work(void)
 {
-	unsigned int max = READ_ONCE(pksm_max_cpu);
-	u64 used = task_sched_runtime(current) - pksm_window_cpu;
-	u64 passed = ktime_get_ns() - pksm_window_begin;
-	u64 worth = div_u64(used * 100, max);
+	pksm_work_begin = pksm_cpu_clock();
+}
 
+/**
+ * pksm_pace_done - work ends: is it time to sleep?
+ *
+ * Context: pksmd.
+ * Return: How long, in nanoseconds; 0 for not at all. After a sleep that was not for
+ * this, a new window has to be begun.
+ */
+u64 pksm_pace_done(void)
+{
+	u64 used = pksm_cpu_clock() - pksm_work_begin;
+	unsigned int max = READ_ONCE(pksm_max_cpu);
+	u64 passed, worth;
+
+	WRITE_ONCE(pksm_cpu_nsecs, pksm_cpu_nsecs + used);
+	pksm_window_used += used;
+	worth = div_u64(pksm_window_used * 100, max);
 	if (max >= 100 || worth < PKSM_WINDOW_NSECS)
 		return 0;
+	passed = ktime_get_ns() - pksm_window_begin;
 	if (worth > passed)
 		return worth - passed;
 	pksm_pace_start();

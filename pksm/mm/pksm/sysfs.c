@@ -10,7 +10,7 @@
 #include <linux/init.h>
 #include <linux/kobject.h>
 #include <linux/ksm.h>
-#include <linux/sched/cputime.h>
+#include <linux/math64.h>
 #include <linux/sysfs.h>
 
 #include "internal.h"
@@ -313,9 +313,8 @@ PKSM_ATTR_RO(general_profit);
 static ssize_t cpu_usecs_show(struct kobject *kobj,
 			      struct kobj_attribute *attr, char *buf)
 {
-	u64 nsecs = pksmd_task ? task_sched_runtime(pksmd_task) : 0;
-
-	return sysfs_emit(buf, "%llu\n", div_u64(nsecs, NSEC_PER_USEC));
+	return sysfs_emit(buf, "%llu\n", div_u64(READ_ONCE(pksm_cpu_nsecs),
+						 NSEC_PER_USEC));
 }
 PKSM_ATTR_RO(cpu_usecs);
 
