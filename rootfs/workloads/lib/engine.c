@@ -117,6 +117,7 @@ static void poll_sleep(unsigned int *looks)
 {
 	sleep_ms((*looks)++ < POLL_OFTEN ? POLL_MS : POLL_LONG_MS);
 }
+
 #define KSM_SCANS	4	/* full scans after which stock KSM has seen all */
 
 #define KSM_IDLE	50	/* looks without any scanning: it has nothing to scan */
@@ -144,23 +145,21 @@ static bool ksm_settle(uint64_t end)
 }
 
 /*
- * Whoever polls writes the same bytes below its stack again and again. A process
- * that was forked from it may have these bytes there as well: then the page would
- * be merged, broken by the next look, merged again, and never come to rest. So
- * these pages are made to differ from everything.
+ * A page that was broken off a merged one waits for at most 16 settle times. One
+ * that keeps changing waits for minutes, and whoever polls has such pages himself:
+ * those are not waited for.
  */
-static void __attribute__((noinline)) stir_stack(void)
+static uint64_t pksm_patience_ms(void)
 {
-	volatile uint64_t below[3 * PAGE_BYTES / sizeof(uint64_t)];
-	static uint64_t number;
-	size_t i;
+	int64_t settle = 0;
 
-	for (i = 0; i < ARRAY_SIZE(below); i += 32)
-		below[i] = mix64(number++ ^ (uint64_t)getpid() << 40);
+	counter_read("settle_millisecs", &settle);
+	return (uint64_t)settle * 20 + 2000;
 }
 
 static bool pksm_settle(uint64_t end)
 {
+	uint64_t patience = pksm_patience_ms(), since = 0;
 	int64_t fresh, changed;
 	unsigned int looks = 0;
 	int quiet = 0;
@@ -170,11 +169,12 @@ static bool pksm_settle(uint64_t end)
 		    !counter_read("pages_volatile", &changed))
 			return false;
 		quiet = fresh || changed ? 0 : quiet + 1;
-		if (quiet == 2)
+		if (fresh || !since)
+			since = now_ms();
+		if (quiet == 2 || now_ms() >= since + patience)
 			return true;
 		if (now_ms() >= end)
 			return false;
-		stir_stack();
 		poll_sleep(&looks);
 	}
 }
@@ -258,7 +258,6 @@ bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms)
 			return true;
 		if (now_ms() >= end)
 			return false;
-		stir_stack();
 		poll_sleep(&looks);
 	}
 }
