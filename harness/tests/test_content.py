@@ -54,7 +54,15 @@ def test_many_different_pages_all_find_their_twin(guest: Guest) -> None:
     assert report["settled"].map["anon"] == 0
 
 
-def test_one_content_in_all_pages_becomes_one_page(guest: Guest) -> None:
+def test_one_content_in_all_pages_becomes_as_many_pages_as_are_needed(guest: Guest) -> None:
+    """None is mapped more often than max_page_sharing says."""
+    report = pageops(guest, "fill=same", "settle", "stat=some", "verify", procs=4, pages=512)
+    assert report["some"]["merged_ptes"] == 4 * 512
+    assert report["some"]["merged_pages"] == 4 * 512 // guest.pksm("max_page_sharing")
+
+
+def test_one_content_in_all_pages_becomes_one_page_where_it_may(guest: Guest) -> None:
+    guest.set_pksm("max_page_sharing", 10000)
     report = pageops(guest, "fill=same", "settle", "stat=one", "verify", procs=4, pages=512)
     assert report["one"]["merged_pages"] == 1
     assert report["one"]["merged_ptes"] == 4 * 512

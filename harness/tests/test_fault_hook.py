@@ -49,7 +49,8 @@ def test_pages_made_by_get_user_pages_enter(guest: Guest) -> None:
 def test_untouched_memory_costs_nothing(guest: Guest) -> None:
     """R36: a large mapping of which little is touched is not searched."""
     report = pageops(
-        guest, "range=0-8", "fill=dup", "settle", "stat=before", "sleep=60000", "stat=after",
+        guest, "range=0-8", "fill=dup", "settle", "sleep=90000", "stat=before", "sleep=60000",
+        "stat=after",
         procs=2, pages=1 << 17,
     )  # fmt: skip
     scanned = report["after"].counters["pages_scanned"] - report["before"].counters["pages_scanned"]
