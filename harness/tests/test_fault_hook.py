@@ -54,7 +54,8 @@ def test_untouched_memory_costs_nothing(guest: Guest) -> None:
         procs=2, pages=1 << 17,
     )  # fmt: skip
     scanned = report["after"].counters["pages_scanned"] - report["before"].counters["pages_scanned"]
-    assert scanned <= 16
+    # What the program and the agent touch themselves; the mapping has 131072 pages.
+    assert scanned <= 64
 
 
 def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:

@@ -11,12 +11,17 @@ from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
 
-CONTROLS = ("run", "settle_millisecs", "use_zero_pages")
 NONSENSE = {
     "run": ("3", "-1", "x", "1x", "99999999999999999999"),
     "use_zero_pages": ("2", "-1", "x"),
     "settle_millisecs": ("-1", "x", "1.5", "99999999999999999999"),
+    "rescan_seconds": ("-1", "x", "86401"),
+    "max_cpu": ("0", "101", "-5", "50%"),
+    "max_page_sharing": ("0", "1", "-1", "x", "99999999999"),
 }
+CONTROLS = tuple(NONSENSE)
+# Controls whose value is a word.
+NAMED = ("domain", "scope")
 
 
 def test_stopped_nothing_merges_and_started_it_does(guest: Guest) -> None:
@@ -99,18 +104,19 @@ def test_a_control_reads_back_what_was_written(guest: Guest, control: str, value
 def test_a_longer_settle_time_makes_pages_wait_longer(guest: Guest) -> None:
     report = pageops(
         guest, "set=settle_millisecs:60000", "fill=dup", "sleep=20000", "stat=early",
-        "settle", "stat=late", "verify",
+        "wait=pages_new==0", "stat=late", "verify",
         procs=2, pages=64,
     )  # fmt: skip
     assert report["early"]["merged_ptes"] == 0
     assert report["late"].sharing == 64
+    guest.set_pksm("settle_millisecs", 200)
 
 
 def test_only_root_may_change_anything(guest: Guest) -> None:
     """Controls are 0644, counters 0444, and another user's write is refused."""
-    for name in [*counters(guest), "domain"]:
+    for name in [*counters(guest), *NAMED]:
         mode = guest.run(["stat", "-c", "%a %u", f"/sys/kernel/mm/pksm/{name}"]).stdout.strip()
-        assert mode == ("644 0" if name in (*CONTROLS, "domain") else "444 0"), name
+        assert mode == ("644 0" if name in (*CONTROLS, *NAMED) else "444 0"), name
     assert has_file(guest, "/sys/kernel/mm/pksm/run")
     refused = guest.sh("su nobody -s /bin/sh -c 'echo 0 > /sys/kernel/mm/pksm/run'", check=False)
     assert refused.status != 0
@@ -118,8 +124,8 @@ def test_only_root_may_change_anything(guest: Guest) -> None:
 
 
 def test_each_file_holds_one_value(guest: Guest) -> None:
-    """A number, except for the one control that is a name."""
+    """A number, except for the two controls that are names."""
     for name in guest.sh("ls /sys/kernel/mm/pksm").stdout.split():
         text = guest.read_file(f"/sys/kernel/mm/pksm/{name}")
         assert text.endswith("\n") and text.count("\n") == 1, name
-        assert text.strip().isalpha() if name == "domain" else text.strip().lstrip("-").isdigit()
+        assert text.strip().isalpha() if name in NAMED else text.strip().lstrip("-").isdigit()
