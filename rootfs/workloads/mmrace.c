@@ -485,8 +485,6 @@ static uint64_t race_migrate(void)
 			die(EXIT_ENV, "filler: %s", strerror(errno));
 		fill_and_merge(half, opt.procs, 1);
 		munmap(filler, room);
-		/* What is unmerged is not to be merged again before it is looked at. */
-		set_run("0");
 		pid = fork();
 		if (!pid) {
 			script_op("compact", none, 0);
@@ -504,7 +502,6 @@ static uint64_t race_migrate(void)
 				    " merged pages once they had moved", round, i, merged_ptes(i));
 		all(DO_VERIFY);
 		end_workers();
-		set_run("1");
 	}
 	return migrated() - before;
 }
