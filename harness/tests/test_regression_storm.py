@@ -69,8 +69,9 @@ def test_r13_the_bound_is_kept_and_everything_merges_under_it(guest: Guest, boun
     guest.set_pksm("max_page_sharing", bound)
     said = storm(guest, "sharers", procs=4, pages=300)
     assert said["many"]["mapcount"] <= bound
-    sharing = said["counters"]["pages_sharing"]
-    assert sharing >= 4 * 300 - 2 * (4 * 300 // bound + 1)
+    pages = 4 * 300
+    # Each merged page has as many mappings as it may, but for a few.
+    assert said["counters"]["pages_sharing"] >= pages - 1.1 * pages / bound - 8
 
 
 @pytest.mark.needs_pksm

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Each of the bugs R1 to R52 has a test named after it, or a reason why it cannot be."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from regressions import COLLECTED, REGRESSIONS, Regression
+from linux_um import build
+from linux_um.source import DEFAULT_KERNEL
+from linux_um.term import Term
+
+HERE = Path(__file__).resolve().parent
+LAST = 52
+IMPOSSIBLE = [row for row in REGRESSIONS if row.reason]
+
+
+@functools.lru_cache(maxsize=1)
+def collected() -> dict[str, list[str]]:
+    """Return the tests that have each marker, whichever of them run just now."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-s", "-p", "regressions",
+         "-p", "no:cacheprovider", str(HERE)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    (line,) = re.findall(rf"^{COLLECTED}(.*)$", done.stdout, re.M)
+    return dict(json.loads(line))
+
+
+def test_the_table_has_each_number_once() -> None:
+    assert [row.number for row in REGRESSIONS] == [f"R{n}" for n in range(1, LAST + 1)]
+
+
+def test_no_marker_has_a_number_of_its_own() -> None:
+    assert set(collected()) <= {row.number for row in REGRESSIONS}
+
+
+@pytest.mark.parametrize("row", REGRESSIONS, ids=[row.number for row in REGRESSIONS])
+def test_each_bug_is_tested_or_impossible_and_not_both(row: Regression) -> None:
+    tests = collected().get(row.number, [])
+    if row.reason:
+        assert not tests, "there is a reason why it cannot come about, and there are tests"
+        assert row.needs and not row.files
+        return
+    assert tests, f"nothing is marked regression({row.number!r})"
+    name = f"_{row.number.lower()}_"
+    assert any(name in test.partition("::")[2] for test in tests), f"no name has {name}"
+    files = {Path(test.partition("::")[0]).stem.removeprefix("test_") for test in tests}
+    assert set(row.files) == files, "the table names other files"
+
+
+@pytest.mark.parametrize("row", IMPOSSIBLE, ids=[row.number for row in IMPOSSIBLE])
+def test_cannot_come_about_here(row: Regression, request: pytest.FixtureRequest) -> None:
+    """Skipped, with the reason; it fails once the kernel has what the bug needs."""
+    profile = request.config.getoption("--profile")
+    config = build.ensure_image(profile, DEFAULT_KERNEL, term=Term()).config.read_text()
+    there = [symbol for symbol in row.needs if f"CONFIG_{symbol}=" in config]
+    assert not there, f"{', '.join(there)} is there now: {row.number} needs a test"
+    pytest.skip(row.reason)
