@@ -183,6 +183,14 @@ def prepare_tree(recipe: Recipe, *, term: Term) -> list[str]:
     )
 
 
+def ensure_tree(profile: str, kernel: str, *, term: Term) -> Path:
+    """Return the patched work tree, brought up to date. Raises SourceError or PatchError."""
+    with paths.lock(BUILD_LOCK, term=term):
+        recipe = read_recipe(profile, kernel, term=term)
+        prepare_tree(recipe, term=term)
+    return recipe.tree
+
+
 def _build(recipe: Recipe, *, term: Term) -> None:
     """Configure, compile and keep the kernel of *recipe*."""
     make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir))

@@ -48,10 +48,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def command_build(arguments: argparse.Namespace, term: Term) -> int:
     """Make what is missing, and print where the kernel lies."""
     if arguments.tree_only:
-        with paths.lock(build.BUILD_LOCK, term=term):
-            recipe = build.read_recipe(arguments.profile, arguments.kernel, term=term)
-            build.prepare_tree(recipe, term=term)
-        print(recipe.tree)
+        print(build.ensure_tree(arguments.profile, arguments.kernel, term=term))
         return 0
     from . import rootfs
 
@@ -95,10 +92,10 @@ def command_clean(arguments: argparse.Namespace, term: Term) -> int:
     if not root.is_dir():
         term.info(f"{root} does not exist: nothing to clean")
         return 0
-    known = ("src", "tree", "build", "image", "rootfs", "runs", "lock")
+    known = ("src", "tree", "build", "image", "rootfs", "selftests", "runs", "lock")
     if not any((root / name).is_dir() for name in known):
         raise UsageError(f"{root} is not a cache of linux-um", "correct LINUX_UM_CACHE")
-    names = ["tree", "build", "image", "rootfs", "runs", mutants.PLACE]
+    names = ["tree", "build", "image", "rootfs", "selftests", "runs", mutants.PLACE]
     if arguments.all:
         names += ["src", "download"]
     with paths.lock(build.BUILD_LOCK, blocking=False) as held:
