@@ -31,8 +31,12 @@ INFO_NAME = "build-info.json"
 # In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
 GDB_DIR = "gdb"
 GDB_MODULES = "scripts/gdb/linux"
+# In an image: the kernel's parser of test results.
+KUNIT_DIR = "kunit"
+KUNIT_TOOLS = "tools/testing/kunit"
+KUNIT_FILES = ("kunit_parser.py", "kunit_printer.py")
 # Raise when the way of building changes what is built.
-RECIPE = 2
+RECIPE = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Image:
     def gdb_scripts(self) -> Path:
         """The kernel's own gdb scripts: the file to source for the lx- commands."""
         return self.linux.parent / GDB_DIR / "vmlinux-gdb.py"
+
+    @property
+    def kunit_tools(self) -> Path:
+        """The directory of the kernel's own parser of test results, for ktap.parse()."""
+        return self.linux.parent / KUNIT_DIR
 
     def describe(self) -> str:
         """Return one line that says what this kernel was built from."""
@@ -246,6 +255,9 @@ def _keep(recipe: Recipe) -> None:
         shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
         if recipe.for_debugger:
             _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
+        (temporary / KUNIT_DIR).mkdir()
+        for name in KUNIT_FILES:
+            shutil.copyfile(recipe.tree / KUNIT_TOOLS / name, temporary / KUNIT_DIR / name)
         release = (recipe.build_dir / "include/config/kernel.release").read_text().strip()
         info = {
             "kernel": release,

@@ -51,6 +51,8 @@ DEFAULT_SHARE = "/share"
 BOOT_SECONDS = 60.0
 # Attribute of an exception that holds the report of the guest it came from.
 REPORT = "linux_um_report"
+# And of one that holds its whole console log.
+CONSOLE = "linux_um_console"
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
         if isinstance(error, Exception) and outcome_of(error) is not Outcome.SKIP:
             findings = guest.findings() if guest is not None else scan(rundir.read_console())
             _attach(error, report(rundir, image.vmlinux, error, repeat, findings))
+            setattr(error, CONSOLE, rundir.read_console())
         raise
     finally:
         watch.close()
