@@ -9,9 +9,10 @@
 
     Text of the commit message.
 
-Sections follow one another in the order of the commits; every file of
-``pksm/`` belongs to exactly one (the first that names it). Without that file
-the whole engine is one commit. Author and date are those of the hook patches,
+Sections follow one another in the order of the commits, except for those that
+``series`` gives a place of their own; every file of ``pksm/`` belongs to exactly
+one (the first that names it; ``!PATTERN`` names what does not belong to it).
+Without that file the whole engine is one commit. Author and date are those of the hook patches,
 so the same tree always gives the same series.
 """
 
@@ -40,6 +41,15 @@ class EngineCommit:
     subject: str
     body: str
     patterns: tuple[str, ...]
+
+    def takes(self, name: str) -> bool:
+        """Say whether a file of the engine belongs to this commit."""
+
+        def any_of(patterns: list[str]) -> bool:
+            return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+        excluded = [pattern[1:] for pattern in self.patterns if pattern.startswith("!")]
+        return any_of([p for p in self.patterns if not p.startswith("!")]) and not any_of(excluded)
 
 
 def parse_engine_series(text: str) -> list[EngineCommit]:
@@ -94,7 +104,7 @@ def assign(
         mine = {
             name: data
             for name, data in left.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in commit.patterns)
+            if commit.takes(name)
         }
         if not mine:
             raise PatchError(f"engine.series: [{commit.name}] names no file of pksm/", "correct it")
@@ -136,21 +146,38 @@ def complete_series(snapshot: Snapshot) -> list[Patch]:
     if snapshot.patches:
         author = _header(snapshot.patches[0], "From", DEFAULT_AUTHOR)
         date = _header(snapshot.patches[0], "Date", DEFAULT_DATE)
-    total = len(snapshot.patches)
     engine: list[tuple[EngineCommit, dict[str, bytes]]] = []
     if snapshot.overlay:
         engine = assign(snapshot.overlay, engine_commits())
-        total += len(engine)
+    order = _order(snapshot, engine)
     result: list[Patch] = []
-    for patch in snapshot.before:
-        result.append(_renumber(patch, len(result) + 1, total))
-    for commit, files in engine:
-        number = len(result) + 1
-        data = _engine_patch(commit, files, author, date, number, total)
+    for number, item in enumerate(order, 1):
+        if isinstance(item, Patch):
+            result.append(_renumber(item, number, len(order)))
+            continue
+        commit, files = item
+        data = _engine_patch(commit, files, author, date, number, len(order))
         result.append(Patch(f"{number:04d}-{commit.name}.patch", data))
-    for patch in snapshot.after:
-        result.append(_renumber(patch, len(result) + 1, total))
     return result
+
+
+def _order(
+    snapshot: Snapshot, engine: list[tuple[EngineCommit, dict[str, bytes]]]
+) -> list[Patch | tuple[EngineCommit, dict[str, bytes]]]:
+    """Return hooks and commits in their order. Raises PatchError for a place without a commit."""
+    placed = {name: place for place, name in snapshot.placed}
+    unknown = placed.keys() - {commit.name for commit, _ in engine}
+    if engine and unknown:
+        raise PatchError(
+            f"series has a place for pksm/{min(unknown)}, which engine.series does not have",
+            "correct one of them",
+        )
+    order: list[Patch | tuple[EngineCommit, dict[str, bytes]]] = [*snapshot.before]
+    order += [item for item in engine if item[0].name not in placed]
+    for place in range(len(snapshot.after) + 1):
+        order += [item for item in engine if placed.get(item[0].name) == place]
+        order += snapshot.after[place : place + 1]
+    return order
 
 
 def _renumber(patch: Patch, number: int, total: int) -> Patch:

@@ -2,8 +2,8 @@
 """The hook patches and the engine, and the work tree that they make.
 
 ``linux-patches/SERIES/series`` names the patches in their order; the line
-``pksm/`` stands where the commits of the engine belong (see export.py). The
-work tree is the pristine source, the patches, and ``pksm/`` laid over it. It
+``pksm/`` stands where the commits of the engine belong, and ``pksm/NAME`` where
+that one of them belongs (see export.py). The work tree is the pristine source, the patches, and ``pksm/`` laid over it. It
 is brought up to date in place: a file is written only when its contents
 change, so that make rebuilds only what an edit calls for.
 """
@@ -40,11 +40,16 @@ class Patch:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The patches and the engine as they were at one moment."""
+    """The patches and the engine as they were at one moment.
+
+    ``placed`` are the commits of the engine that have a place of their own: how
+    many of the patches ``after`` come before it, and its name.
+    """
 
     before: tuple[Patch, ...]
     after: tuple[Patch, ...]
     overlay: dict[str, bytes]
+    placed: tuple[tuple[int, str], ...] = ()
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -83,6 +88,7 @@ def take_snapshot(directory: Path, overlay: Path) -> Snapshot:
         )
     before: list[Patch] = []
     after: list[Patch] = []
+    placed: list[tuple[int, str]] = []
     current = before
     for line in series.read_text().splitlines():
         name = line.split("#", 1)[0].strip()
@@ -90,6 +96,11 @@ def take_snapshot(directory: Path, overlay: Path) -> Snapshot:
             continue
         if name == ENGINE_MARK:
             current = after
+            continue
+        if name.startswith(ENGINE_MARK):
+            if current is before:
+                raise PatchError(f"{series}: {name} comes before {ENGINE_MARK}", "move it down")
+            placed.append((len(after), name.removeprefix(ENGINE_MARK)))
             continue
         try:
             current.append(Patch(name, (directory / name).read_bytes()))
@@ -101,7 +112,7 @@ def take_snapshot(directory: Path, overlay: Path) -> Snapshot:
     for stray in sorted(directory.glob("*.patch")):
         if stray.name not in named:
             raise PatchError(f"{stray} is not named in series", "add it there or remove it")
-    return Snapshot(tuple(before), tuple(after), read_overlay(overlay))
+    return Snapshot(tuple(before), tuple(after), read_overlay(overlay), tuple(placed))
 
 
 def read_overlay(overlay: Path) -> dict[str, bytes]:

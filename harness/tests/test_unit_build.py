@@ -305,6 +305,35 @@ def test_the_exported_series_applies_by_git_am_and_gives_the_work_tree(
 
 
 @pytest.mark.usefixtures("engine_series")
+def test_a_commit_of_the_engine_may_have_a_place_of_its_own(tmp_path: Path) -> None:
+    for name in ("0001-a.patch", "0002-b.patch", "0003-c.patch"):
+        (tmp_path / name).write_text(HOOK)
+    series = tmp_path / "series"
+
+    def names() -> list[str]:
+        snapshot = patches.take_snapshot(tmp_path, tmp_path / "none")
+        snapshot = dataclasses.replace(snapshot, overlay=ENGINE)
+        return [patch.name for patch in export.complete_series(snapshot)]
+
+    series.write_text("0001-a.patch\npksm/\n0002-b.patch\npksm/pksm-doc\n0003-c.patch\n")
+    assert names() == [
+        "0001-a.patch",
+        "0002-pksm-core.patch",
+        "0003-b.patch",
+        "0004-pksm-doc.patch",
+        "0005-c.patch",
+    ]
+    series.write_text("0001-a.patch\npksm/\n0002-b.patch\n0003-c.patch\npksm/pksm-doc\n")
+    assert names()[-2:] == ["0004-c.patch", "0005-pksm-doc.patch"]
+    series.write_text("0001-a.patch\npksm/\n0002-b.patch\n0003-c.patch\npksm/pksm-test\n")
+    with pytest.raises(errors.PatchError, match="a place for pksm/pksm-test"):
+        names()
+    series.write_text("0001-a.patch\npksm/pksm-doc\npksm/\n0002-b.patch\n0003-c.patch\n")
+    with pytest.raises(errors.PatchError, match="pksm/pksm-doc comes before pksm/"):
+        names()
+
+
+@pytest.mark.usefixtures("engine_series")
 def test_the_exported_series_is_the_same_each_time() -> None:
     snapshot = snapshot_of({"0001-hook.patch": HOOK}, ENGINE)
     assert export.complete_series(snapshot) == export.complete_series(snapshot)
@@ -318,6 +347,15 @@ def test_every_engine_file_needs_a_commit_and_every_commit_a_file() -> None:
         export.assign({"mm/pksm/core.c": b"\n"}, commits)
     with pytest.raises(errors.PatchError, match="no Files"):
         export.parse_engine_series("[a]\nSubject: x\n")
+
+
+def test_a_commit_may_leave_files_to_a_later_one() -> None:
+    commits = export.parse_engine_series(
+        "[a]\nSubject: a\nFiles: mm/* !mm/tests/*\n[b]\nSubject: b\nFiles: mm/*\n"
+    )
+    overlay = {"mm/a.c": b"\n", "mm/tests/a.c": b"\n", "mm/tests/more/b.c": b"\n"}
+    files = {commit.name: sorted(mine) for commit, mine in export.assign(overlay, commits)}
+    assert files == {"a": ["mm/a.c"], "b": ["mm/tests/a.c", "mm/tests/more/b.c"]}
 
 
 def test_a_file_without_a_last_newline_is_not_exported() -> None:
