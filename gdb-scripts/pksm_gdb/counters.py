@@ -59,20 +59,19 @@ def _cpu_usecs() -> int:
     return kernel.member(daemon, "struct task_struct", "se.sum_exec_runtime") // 1000
 
 
-def _sharing(snapshot: Snapshot) -> int:
-    """Return what pksm_nr_sharing() does, from the map counts."""
+def _sharing() -> int:
+    """Return what pksm_nr_sharing() does: rmap counts, each CPU for itself."""
+    struct = "struct pksm_mappings"
     found = 0
-    for _, node in snapshot.nodes:
-        if node.pfn < len(snapshot.pages):
-            page = snapshot.page(node.pfn)
-            if page.kind == "ksm" and page.owner == node.address:
-                found += max(page.mapcount - 1, 0)
-    return found
+    for _, where in kernel.percpu("pksm_mappings"):
+        found += kernel.number(where + kernel.offset(struct, "ptes"), signed=True)
+        found -= kernel.number(where + kernel.offset(struct, "pages"), signed=True)
+    return max(found, 0)
 
 
-def shown(snapshot: Snapshot) -> dict[str, int]:
+def shown() -> dict[str, int]:
     """Return what the files of sysfs would say now, by the same rules."""
-    sharing = _sharing(snapshot)
+    sharing = _sharing()
     zero = int(kernel.symbol("ksm_zero_pages")["counter"])
     sharers = kernel.variable("pksm_nr_sharers")
     nodes = kernel.variable("pksm_nr_nodes")

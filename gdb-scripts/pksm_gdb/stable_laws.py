@@ -160,7 +160,7 @@ def sharers_excuse(noted: int, found: int) -> str:
 def counts(snapshot: Snapshot) -> Iterator[Finding]:
     """The counters are what a walk finds."""
     walked = counters.walked(snapshot)
-    shown = counters.shown(snapshot)
+    shown = counters.shown()
     found_of = snapshot.counts()
     for kind in record.CLASSES[1:]:
         name = f"the sum of pksm_cpu.nr[PKSM_CLASS_{kind.upper()}]"

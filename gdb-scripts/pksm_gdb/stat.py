@@ -96,7 +96,7 @@ middle of a change that explains it."""
             raise gdb.GdbError(f"'{words.rest[0]}' is not expected here")
         snapshot = Snapshot()
         now = moment.now()
-        shown, walked = counters.shown(snapshot), counters.walked(snapshot)
+        shown, walked = counters.shown(), counters.walked(snapshot)
         lines = [
             ("counter", "sysfs", "walked"),
             ("scope", domain.scope(), "-"),

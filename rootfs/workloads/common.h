@@ -158,9 +158,9 @@ bool script_op(const char *name, char *arg, uint64_t settle_s);
 /* ---- the page map --------------------------------------------------- */
 
 /*
- * Where a PTE points comes from the page map. Whether the page there is a
- * merged one comes from the "KSM:" lines of smaps, VMA by VMA: KPF_KSM of
- * /proc/kpageflags will not do, since 6.12 sets it for every anonymous page.
+ * Where a PTE points comes from the page map, and whether the page there is a
+ * merged one from /proc/kpageflags. smaps says how many of them a VMA has, and is
+ * asked as well.
  */
 struct pageset {
 	uint64_t *pfn;		/* one for each PTE, unsorted */
@@ -171,7 +171,8 @@ struct pagestat {
 	uint64_t pages;		/* in the range */
 	uint64_t present;
 	uint64_t swapped;
-	uint64_t merged_ptes;	/* that map a merged page */
+	uint64_t merged_ptes;	/* that map a merged page, by kpageflags */
+	uint64_t smaps_ptes;	/* the same, by smaps */
 	uint64_t zero;		/* PTEs that map the zero page */
 	uint64_t anon;		/* PTEs that map any other anonymous page */
 	uint64_t file;		/* PTEs that map a page of a file or of shmem */
@@ -180,6 +181,7 @@ struct pagestat {
 	uint64_t pfn_sum;	/* of the pages that more than one PTE maps */
 	uint64_t mapcount_wrong; /* map count is not the number of PTEs seen */
 	struct pageset pfns;	/* behind all anonymous PTEs */
+	struct pageset merged;	/* behind those of merged pages */
 };
 
 /*
@@ -187,10 +189,7 @@ struct pagestat {
  * negative errno.
  */
 int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st);
-/*
- * Works out what needs all PTEs. merged_pages is exact as long as nothing
- * else shares pages in what was added, as a fork does.
- */
+/* Works out what needs all PTEs. */
 void pagestat_finish(struct pagestat *st);
 void pagestat_free(struct pagestat *st);
 

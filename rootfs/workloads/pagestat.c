@@ -20,8 +20,8 @@ static void __noreturn usage(int status)
 		"usage: pagestat --pid PID [--range START-END] | --all\n"
 		"\n"
 		"Prints one line of JSON: pages present, swapped, anonymous, behind the zero\n"
-		"page, PTEs of merged pages (merged_ptes), merged pages (merged_pages, exact where\n"
-		"no fork shares others), anonymous pages whose map count is not the number of PTEs\n"
+		"page, PTEs of merged pages (merged_ptes by kpageflags, smaps_ptes by smaps), merged\n"
+		"pages (merged_pages), anonymous pages whose map count is not the number of PTEs\n"
 		"found (mapcount_wrong, which only --all can judge), by how many pages RssAnon and\n"
 		"VmSwap of a process's status differ from its page map (rss_wrong), and the sums of\n"
 		"what /proc/PID/ksm_stat says (ksm_zero_pages, ksm_merging_pages).\n"
@@ -189,11 +189,12 @@ int main(int argc, char **argv)
 	printf("{\"tool\": \"pagestat\", \"processes\": %u, \"pages\": %" PRIu64
 	       ", \"present\": %" PRIu64 ", \"swapped\": %" PRIu64 ", \"anon\": %" PRIu64
 	       ", \"file\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
-	       ", \"merged_pages\": %" PRIu64 ", \"mapcount_wrong\": %" PRIu64
+	       ", \"smaps_ptes\": %" PRIu64 ", \"merged_pages\": %" PRIu64
+	       ", \"mapcount_wrong\": %" PRIu64
 	       ", \"rss_wrong\": %" PRIu64 ", \"ksm_zero_pages\": %" PRIu64
 	       ", \"ksm_merging_pages\": %" PRIu64 "}\n",
 	       processes, st.pages, st.present, st.swapped, st.anon, st.file, st.zero,
-	       st.merged_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
+	       st.merged_ptes, st.smaps_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
 	       said.ksm_zero_pages, said.ksm_merging_pages);
 	if (all && st.mapcount_wrong)
 		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count", st.mapcount_wrong);

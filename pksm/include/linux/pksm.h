@@ -13,6 +13,7 @@
  * it by __ClearPagePKSM(). In between, and for pages that migrate, it is changed
  * by SetPagePKSM() and ClearPagePKSM().
  */
+#include <asm/barrier.h>
 #include <linux/jump_label.h>
 #include <linux/mm_types.h>
 #include <linux/page-flags.h>
@@ -26,6 +27,9 @@ struct pksm_rmap_item;
 extern struct page_ext_operations pksm_page_ext_ops;
 
 DECLARE_STATIC_KEY_FALSE(pksm_intake_key);
+DECLARE_STATIC_KEY_FALSE(pksm_count_key);
+
+extern struct folio *pksm_turning;
 
 struct pksm_rmap_item *__pksm_rmap_item(struct page *page);
 void pksm_add_new_anon_page(struct page *page,
@@ -38,6 +42,10 @@ void __pksm_page_broken(struct folio *folio);
 void __pksm_page_unmapped(struct folio *folio);
 void __pksm_page_written(struct page *page);
 bool __pksm_page_watched(struct page *page);
+void __pksm_rmap_lock(void);
+void __pksm_rmap_unlock(void);
+void __pksm_count_mapping(int ptes, int pages);
+unsigned long pksm_nr_sharing(void);
 
 /**
  * pksm_rmap_item - the record of a page that may enter the engine
@@ -153,6 +161,42 @@ static inline bool pksm_page_watched(struct page *page)
 	return unlikely(PagePKSM(page)) && __pksm_page_watched(page);
 }
 
+/**
+ * pksm_rmap_begin - the number of mappings of a page is about to change
+ * @folio: the page, of order 0
+ *
+ * Context: The page table lock of the PTE that comes or goes is held. Never sleeps.
+ * Return: What pksm_rmap_end() has to be told.
+ */
+static inline bool pksm_rmap_begin(struct folio *folio)
+{
+	if (!static_branch_unlikely(&pksm_count_key))
+		return false;
+	/* Whoever finds that it is not this page sees what has become of it. */
+	if (likely(smp_load_acquire(&pksm_turning) != folio))
+		return false;
+	__pksm_rmap_lock();
+	return true;
+}
+
+/**
+ * pksm_rmap_end - the number of mappings of a page has changed
+ * @folio: the page
+ * @ptes: by how much
+ * @pages: 1 when the page was not mapped before, -1 when it is not any more
+ * @locked: what pksm_rmap_begin() said
+ *
+ * Context: As for pksm_rmap_begin(), and without having released that lock.
+ */
+static inline void pksm_rmap_end(struct folio *folio, int ptes, int pages,
+				 bool locked)
+{
+	if (static_branch_unlikely(&pksm_count_key) && folio_test_ksm(folio))
+		__pksm_count_mapping(ptes, pages);
+	if (unlikely(locked))
+		__pksm_rmap_unlock();
+}
+
 #else /* !CONFIG_PKSM */
 
 static inline struct pksm_rmap_item *
@@ -197,6 +241,16 @@ static inline void pksm_page_written(struct folio *folio)
 static inline bool pksm_page_watched(struct page *page)
 {
 	return false;
+}
+
+static inline bool pksm_rmap_begin(struct folio *folio)
+{
+	return false;
+}
+
+static inline void pksm_rmap_end(struct folio *folio, int ptes, int pages,
+				 bool locked)
+{
 }
 
 #endif /* CONFIG_PKSM */

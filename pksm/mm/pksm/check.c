@@ -17,6 +17,7 @@
  * - A stable node is in the bucket of its hash; its page is a merged page which says
  *   that this is its node, and whose record is marked PKSM_STABLE; as many pages are.
  * - A node has as many sharers as it says, and all nodes as many as are counted.
+ * - pages_sharing, which rmap counts, is what the map counts of all merged pages say.
  */
 #include <linux/memblock.h>
 #include <linux/memory_hotplug.h>
@@ -32,7 +33,7 @@
 static struct {
 	const char *wrong;
 	unsigned long where;
-	unsigned long listed, indexed, nodes, dead_nodes, sharers;
+	unsigned long listed, indexed, nodes, dead_nodes, sharers, sharing;
 } pksm_found;
 
 /* The first contradiction is what is reported. */
@@ -77,6 +78,7 @@ static void pksm_check_node(struct pksm_stable_node *node)
 	unsigned long pfn = READ_ONCE(node->pfn);
 	struct pksm_rmap_item *item = pksm_item(pfn);
 	struct pksm_sharer *sharer;
+	struct folio *folio;
 	u32 nr = 0;
 
 	pksm_found.nodes++;
@@ -95,10 +97,12 @@ static void pksm_check_node(struct pksm_stable_node *node)
 	if (!pksm_expect(item, "a node is of a page that does not exist", pfn))
 		return;
 	/* It waits for pksmd, and its hash is overwritten already. */
-	if (pksm_folio_node((struct folio *)pfn_to_page(pfn)) != node) {
+	folio = (struct folio *)pfn_to_page(pfn);
+	if (!pksm_node_alive(node)) {
 		pksm_found.dead_nodes++;
 		return;
 	}
+	pksm_found.sharing += max(folio_mapcount(folio) - 1, 0);
 	pksm_expect((READ_ONCE(item->state) & (PKSM_LIVE | PKSM_STABLE)) ==
 		    (PKSM_LIVE | PKSM_STABLE),
 		    "the record of a stable page is not marked so", pfn);
@@ -153,6 +157,9 @@ static void pksm_check_once(void)
 		    "not every node is in the stable index", pksm_nr_nodes);
 	pksm_expect(pksm_found.sharers == pksm_nr_sharers,
 		    "not every sharer is of a node", pksm_nr_sharers);
+	pksm_expect(pksm_found.sharing == pksm_nr_sharing(),
+		    "pages_sharing is not what the map counts say",
+		    pksm_found.sharing);
 	pksm_check_records();
 }
 

@@ -133,6 +133,7 @@ static unsigned long pksm_do_round(void)
 						    pksm_sweep));
 		timeout = min(timeout, pksm_do_step(pksm_rescan_timeout,
 						    pksm_rescan_step));
+		pksm_scan_step();
 	}
 	timeout = min(timeout, pksm_do_step(pksm_queue_stranded_timeout,
 					    pksm_queue_untangle));
@@ -199,6 +200,7 @@ static void pksm_intake_on(void)
 {
 	if (static_key_enabled(&pksm_intake_key.key))
 		return;
+	static_branch_enable(&pksm_count_key);
 	static_branch_enable(&pksm_intake_key);
 	/* There are no processes before that. */
 	if (system_state < SYSTEM_RUNNING)
@@ -218,6 +220,7 @@ static void pksm_intake_off(void)
 
 static void pksm_forget_everything(void)
 {
+	pksm_scan_forget();
 	pksm_unstable_reap();
 	pksm_unstable_empty();
 	pksm_queue_forget_all();

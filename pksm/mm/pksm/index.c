@@ -415,6 +415,8 @@ static struct hlist_head *pksm_stable_bucket(u64 hash)
 void pksm_stable_insert(struct pksm_stable_node *node)
 {
 	lockdep_assert_held(&pksm_mutex);
+	if (!pksm_stable_repeats && pksm_stable_next(node->hash, NULL))
+		WRITE_ONCE(pksm_stable_repeats, true);
 	hlist_add_head(&node->link, pksm_stable_bucket(node->hash));
 }
 

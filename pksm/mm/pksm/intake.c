@@ -146,8 +146,12 @@ bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new)
 	return true;
 }
 
+static_assert(PKSM_PAGE_SCANNED + PKSM_EVENT_SCANNED == PKSM_PAGE_SCANNED);
+static_assert(PKSM_PAGE_SCANNED + PKSM_EVENT_MERGED == PKSM_PAGE_MERGED);
+static_assert(PKSM_PAGE_SCANNED + PKSM_EVENT_BROKEN == PKSM_PAGE_BROKEN);
+
 /**
- * pksm_count_event - count something that happened
+ * pksm_count_event - count something that happened, here and in /proc/vmstat
  * @event: what
  *
  * Context: Any.
@@ -155,6 +159,7 @@ bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new)
 void pksm_count_event(enum pksm_event event)
 {
 	this_cpu_inc(pksm_cpu.events[event]);
+	count_vm_event(PKSM_PAGE_SCANNED + event);
 }
 
 /**

@@ -187,7 +187,7 @@ enum pksm_class {
 	NR_PKSM_CLASSES,
 };
 
-/* Events since boot. */
+/* Events since boot, in the order of vm_event_item.h. */
 enum pksm_event {
 	PKSM_EVENT_SCANNED,	/* pages hashed */
 	PKSM_EVENT_MERGED,	/* pages absorbed */
@@ -293,6 +293,17 @@ unsigned long pksm_nr_event(enum pksm_event event);
 /* From this one on a page that is born meanwhile had better not wait. */
 #define PKSM_LATE_LEVEL		3U
 
+/* Levels in which a page waits for some seconds at most, by default. */
+#define PKSM_NR_NOTED_LEVELS	4U
+
+/**
+ * struct pksm_queue_mark - how far the queues are
+ * @turns: of the lower levels, after how many turns all will be ripe that waits now
+ */
+struct pksm_queue_mark {
+	unsigned long turns[PKSM_NR_NOTED_LEVELS];
+};
+
 extern unsigned int pksm_settle_millisecs;
 
 u32 pksm_age_level(u32 age);
@@ -305,6 +316,8 @@ bool pksm_queue_settle(struct pksm_rmap_item *item);
 void pksm_queue_drop(struct page *page, struct pksm_rmap_item *item);
 void pksm_queue_run(unsigned int budget);
 bool pksm_queue_ripe(bool *turned);
+void pksm_queue_note(struct pksm_queue_mark *mark);
+bool pksm_queue_passed(const struct pksm_queue_mark *mark);
 unsigned long pksm_queue_timeout(void);
 bool pksm_queue_stranded_pending(void);
 unsigned long pksm_queue_stranded_timeout(void);
@@ -331,6 +344,9 @@ void pksm_unstable_reap(void);
 void pksm_unstable_empty(void);
 bool pksm_unstable_for_each(bool (*fn)(unsigned long pfn, unsigned long bucket,
 				       bool right));
+
+extern bool pksm_stable_repeats;
+
 void pksm_stable_insert(struct pksm_stable_node *node);
 void pksm_stable_remove(struct pksm_stable_node *node);
 struct pksm_stable_node *pksm_stable_next(u64 hash,
@@ -425,7 +441,13 @@ bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 void pksm_reap_dead_nodes(void);
 bool pksm_dead_nodes_pending(void);
 void pksm_detach_unmapped(void);
-unsigned long pksm_nr_sharing(void);
+bool pksm_node_alive(struct pksm_stable_node *node);
+long pksm_general_profit(void);
+
+/* mappings.c */
+void pksm_turning_begin(struct folio *folio);
+void pksm_turn(struct folio *folio, struct address_space *mapping);
+void pksm_turning_end(void);
 
 /* check.c */
 const char *pksm_check(unsigned long *where);
@@ -453,6 +475,20 @@ int pksm_visit_mms(int (*fn)(struct mm_struct *mm));
 int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end, bool lock_vma);
 int pksm_unmerge_all(void);
+
+/* ksm_compat.c */
+#ifdef CONFIG_PKSM_KSM_COMPAT
+void pksm_scan_step(void);
+void pksm_scan_forget(void);
+#else
+static inline void pksm_scan_step(void)
+{
+}
+
+static inline void pksm_scan_forget(void)
+{
+}
+#endif
 
 /* madvise.c */
 extern enum pksm_scope pksm_scope;

@@ -307,20 +307,3 @@ int pksm_scope_apply(enum pksm_scope scope)
 	}
 	return -EBUSY;
 }
-
-#ifdef CONFIG_PROC_FS
-/**
- * ksm_process_profit - what merging saves a process
- * @mm: its address space
- *
- * Context: Process context. Takes mmap_lock, may sleep.
- * Return: Bytes: the pages it need not have, less one sharer for each.
- */
-long ksm_process_profit(struct mm_struct *mm)
-{
-	unsigned long merging = pksm_mm_merging_pages(mm);
-
-	return (long)(merging + mm_ksm_zero_pages(mm)) * PAGE_SIZE -
-	       (long)(merging * sizeof(struct pksm_sharer));
-}
-#endif

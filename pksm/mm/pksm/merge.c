@@ -180,7 +180,8 @@ static bool pksm_freeze_pte(struct page_vma_mapped_walk *pvmw,
 static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
 			    unsigned long addr, void *arg)
 {
-	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	/* The page table lock is taken even where there is no PTE: see mappings.c. */
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 	struct pksm_freeze *freeze = arg;
 	struct mmu_notifier_range range;
 
@@ -272,8 +273,8 @@ static void pksm_make_stable(struct page *kpage, struct pksm_stable_node *node)
 	VM_WARN_ON_ONCE_FOLIO(folio_anon_vma(kfolio) != node->anon_vma,
 			      kfolio);
 
-	WRITE_ONCE(kfolio->mapping, (struct address_space *)
-		   ((unsigned long)node | PKSM_MAPPING_KSM));
+	pksm_turn(kfolio, (struct address_space *)
+			  ((unsigned long)node | PKSM_MAPPING_KSM));
 	folio_mark_accessed(kfolio);
 }
 
@@ -538,7 +539,9 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 		goto out;
 	}
 
+	pksm_turning_begin(kfolio);
 	if (!pksm_freeze(kfolio, &freeze)) {
+		pksm_turning_end();
 		result = freeze.unfit ? PKSM_UNFIT_PARTNER :
 			 freeze.strayed ? PKSM_DIFFERS : PKSM_BUSY;
 		trace_pksm_merge(folio_pfn(folio), page_to_pfn(kpage), result,
@@ -546,6 +549,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 		goto out;
 	}
 	result = pksm_merge_walk(folio, &merge);
+	pksm_turning_end();
 	if (!merge.nr) {
 		pksm_thaw(kfolio, &freeze);
 		goto out;

@@ -27,12 +27,14 @@ unsigned int pksm_settle_millisecs = 200;
  * @ripe: chain of the pages that have waited long enough
  * @due: time of the next turn, in jiffies; means something only while @filling
  *	or @ripening is not empty
+ * @turns: how many turns there have been
  */
 struct pksm_queue {
 	u32 filling;
 	u32 ripening;
 	u32 ripe;
 	unsigned long due;
+	unsigned long turns;
 };
 
 static struct pksm_queue pksm_queues[PKSM_NR_LEVELS] = {
@@ -206,6 +208,7 @@ static bool pksm_queue_turn(void)
 		queue->ripening = queue->filling;
 		queue->filling = PKSM_END;
 		queue->due = jiffies + pksm_interval(level);
+		queue->turns++;
 		turned |= queue->ripe != PKSM_END;
 	}
 	return turned;
@@ -301,6 +304,47 @@ void pksm_queue_run(unsigned int budget)
 		else
 			pksm_consider(pfn, item);
 	}
+}
+
+/**
+ * pksm_queue_note - note what is waiting
+ * @mark: the note; only the lower levels are in it
+ */
+void pksm_queue_note(struct pksm_queue_mark *mark)
+{
+	u32 level;
+
+	lockdep_assert_held(&pksm_mutex);
+	for (level = 0; level < PKSM_NR_NOTED_LEVELS; level++) {
+		const struct pksm_queue *queue = &pksm_queues[level];
+
+		/* After how many turns will the last of them be ripe? */
+		mark->turns[level] = queue->turns +
+				     (queue->filling != PKSM_END ? 2 :
+				      queue->ripening != PKSM_END ? 1 : 0);
+	}
+}
+
+/**
+ * pksm_queue_passed - has all been looked at that was waiting?
+ * @mark: what pksm_queue_note() noted, after which nothing was given up
+ *
+ * Return: true when each page has been taken out of its queue since.
+ */
+bool pksm_queue_passed(const struct pksm_queue_mark *mark)
+{
+	u32 level;
+
+	lockdep_assert_held(&pksm_mutex);
+	for (level = 0; level < PKSM_NR_NOTED_LEVELS; level++) {
+		const struct pksm_queue *queue = &pksm_queues[level];
+		long ahead = queue->turns - mark->turns[level];
+
+		/* A queue does not turn while something is ripe. */
+		if (ahead < 0 || (!ahead && queue->ripe != PKSM_END))
+			return false;
+	}
+	return true;
 }
 
 /**

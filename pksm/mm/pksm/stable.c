@@ -9,6 +9,7 @@
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
+#include <linux/ksm.h>
 #include <linux/pagemap.h>
 #include <linux/slab.h>
 
@@ -253,35 +254,34 @@ void pksm_detach_unmapped(void)
 	pksm_stable_for_each(pksm_node_detach);
 }
 
-static unsigned long pksm_sharing_sum;
-
-/* Without a reference, which could keep the page from being migrated. */
-static void pksm_count_sharing(struct pksm_stable_node *node)
+/**
+ * pksm_node_alive - is the page of a node still there?
+ * @node: the node
+ *
+ * Takes no reference, which could keep the page from being migrated.
+ *
+ * Context: pksm_mutex held.
+ * Return: false when it was freed: then @node->hash means nothing.
+ */
+bool pksm_node_alive(struct pksm_stable_node *node)
 {
-	struct folio *folio =
-		(struct folio *)pfn_to_page(READ_ONCE(node->pfn));
-	int mapcount;
+	struct page *page = pfn_to_page(READ_ONCE(node->pfn));
 
-	if (pksm_folio_node(folio) != node)
-		return;
-	mapcount = folio_mapcount(folio);
-	if (mapcount > 1)
-		pksm_sharing_sum += mapcount - 1;
+	return pksm_folio_node((struct folio *)page) == node;
 }
 
 /**
- * pksm_nr_sharing - how many PTEs map a page that others map as well
+ * pksm_general_profit - what merging saves, less what it costs
  *
- * It is summed up over all stable pages, so that it is exact at any time and
- * neither fork nor exit has to count.
- *
- * Context: Process context, pksm_mutex held. May sleep.
- * Return: The number of PTEs of stable pages, less one for each page.
+ * Context: Any. Takes no lock and never sleeps.
+ * Return: The number of bytes: a page for each PTE beyond the first and for each of
+ * the zero page, less the records of merged pages.
  */
-unsigned long pksm_nr_sharing(void)
+long pksm_general_profit(void)
 {
-	lockdep_assert_held(&pksm_mutex);
-	pksm_sharing_sum = 0;
-	pksm_stable_for_each(pksm_count_sharing);
-	return pksm_sharing_sum;
+	long saved = pksm_nr_sharing() + atomic_long_read(&ksm_zero_pages);
+
+	return saved * (long)PAGE_SIZE -
+	       (long)(READ_ONCE(pksm_nr_sharers) * sizeof(struct pksm_sharer)) -
+	       (long)(READ_ONCE(pksm_nr_nodes) * sizeof(struct pksm_stable_node));
 }

@@ -243,13 +243,7 @@ PKSM_EVENT_ATTR(pages_broken, PKSM_EVENT_BROKEN);
 static ssize_t pages_sharing_show(struct kobject *kobj,
 				  struct kobj_attribute *attr, char *buf)
 {
-	unsigned long sharing;
-
-	if (mutex_lock_interruptible(&pksm_mutex))
-		return -EINTR;
-	sharing = pksm_nr_sharing();
-	mutex_unlock(&pksm_mutex);
-	return sysfs_emit(buf, "%lu\n", sharing);
+	return sysfs_emit(buf, "%lu\n", pksm_nr_sharing());
 }
 PKSM_ATTR_RO(pages_sharing);
 
@@ -297,16 +291,7 @@ PKSM_ATTR_RO(stable_nodes);
 static ssize_t general_profit_show(struct kobject *kobj,
 				   struct kobj_attribute *attr, char *buf)
 {
-	long profit;
-
-	if (mutex_lock_interruptible(&pksm_mutex))
-		return -EINTR;
-	profit = (pksm_nr_sharing() + atomic_long_read(&ksm_zero_pages)) *
-		 PAGE_SIZE;
-	profit -= pksm_nr_sharers * sizeof(struct pksm_sharer);
-	profit -= pksm_nr_nodes * sizeof(struct pksm_stable_node);
-	mutex_unlock(&pksm_mutex);
-	return sysfs_emit(buf, "%ld\n", profit);
+	return sysfs_emit(buf, "%ld\n", pksm_general_profit());
 }
 PKSM_ATTR_RO(general_profit);
 

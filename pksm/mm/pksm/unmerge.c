@@ -43,13 +43,9 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 
 /**
  * struct pksm_search - look for merged pages in a VMA
- * @nr: how many were found
- * @count_only: go on after the first
  * @addr: the address of the first
  */
 struct pksm_search {
-	unsigned long nr;
-	bool count_only;
 	unsigned long addr;
 };
 
@@ -73,11 +69,6 @@ static int pksm_search_pte(pte_t *pte, unsigned long addr, unsigned long next,
 
 	if (!pksm_pte_merged(walk->vma, addr, entry))
 		return 0;
-	if (search->count_only) {
-		/* Zero pages are counted where they are mapped. */
-		search->nr += !is_ksm_zero_pte(entry);
-		return 0;
-	}
 	search->addr = addr;
 	return 1;
 }
@@ -206,28 +197,4 @@ int pksm_unmerge_all(void)
 			return -ERESTARTSYS;
 	}
 	return -EBUSY;
-}
-
-/**
- * pksm_mm_merging_pages - how many PTEs of a process map merged pages
- * @mm: its address space
- *
- * Context: Process context. Takes mmap_lock, may sleep.
- * Return: The number of PTEs; those of the zero page are not among them.
- */
-unsigned long pksm_mm_merging_pages(struct mm_struct *mm)
-{
-	struct pksm_search search = { .count_only = true };
-	struct vm_area_struct *vma;
-
-	if (mmap_read_lock_killable(mm))
-		return 0;
-	VMA_ITERATOR(vmi, mm, 0);
-	for_each_vma(vmi, vma) {
-		if (vma->anon_vma)
-			walk_page_range_vma(vma, vma->vm_start, vma->vm_end,
-					    &pksm_search_ops, &search);
-	}
-	mmap_read_unlock(mm);
-	return search.nr;
 }

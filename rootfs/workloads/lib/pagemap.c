@@ -12,6 +12,7 @@
 #define PM_SWAP		(1ULL << 62)
 #define PM_PFN_MASK	((1ULL << 55) - 1)
 #define KPF_ANON	(1ULL << 12)
+#define KPF_KSM		(1ULL << 21)
 #define KPF_ZERO_PAGE	(1ULL << 24)
 
 static int read_u64(int fd, uint64_t index, uint64_t *value)
@@ -57,8 +58,13 @@ static int pagestat_entry(int flags_fd, uint64_t entry, struct pagestat *st)
 	if (flags & KPF_ZERO_PAGE) {
 		st->zero++;
 	} else if (flags & KPF_ANON) {
-		st->anon++;
 		pageset_add(&st->pfns, pfn);
+		if (flags & KPF_KSM) {
+			st->merged_ptes++;
+			pageset_add(&st->merged, pfn);
+		} else {
+			st->anon++;
+		}
 	} else {
 		st->file++;
 	}
@@ -89,7 +95,7 @@ static int smaps_merged(pid_t pid, uint64_t start, uint64_t end, uint64_t *ptes)
 
 int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st)
 {
-	uint64_t page = start / PAGE_BYTES, last = end / PAGE_BYTES, merged = 0;
+	uint64_t page = start / PAGE_BYTES, last = end / PAGE_BYTES;
 	static int flags_fd = -1;
 	uint64_t chunk[512];
 	char path[64];
@@ -121,11 +127,7 @@ int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st)
 		page += (size_t)n / 8;
 	}
 	close(fd);
-	if (!err)
-		err = smaps_merged(pid, start, end, &merged);
-	st->merged_ptes += merged;
-	st->anon -= merged;
-	return err;
+	return err ? err : smaps_merged(pid, start, end, &st->smaps_ptes);
 }
 
 static int u64_cmp(const void *a, const void *b)
@@ -135,13 +137,27 @@ static int u64_cmp(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+/* How many different pages are in a set. */
+static uint64_t pageset_distinct(struct pageset *s)
+{
+	uint64_t distinct = 0;
+	size_t i;
+
+	if (s->n)
+		sort_in_place(s->pfn, s->n, sizeof(*s->pfn), u64_cmp);
+	for (i = 0; i < s->n; i++)
+		distinct += !i || s->pfn[i] != s->pfn[i - 1];
+	return distinct;
+}
+
 void pagestat_finish(struct pagestat *st)
 {
-	uint64_t groups = 0, grouped = 0, count;
 	struct pageset *s = &st->pfns;
+	uint64_t count;
 	size_t i, j;
 	int fd;
 
+	st->merged_pages = pageset_distinct(&st->merged);
 	st->pfn_sum = 0;
 	st->mapcount_wrong = 0;
 	fd = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
@@ -150,25 +166,24 @@ void pagestat_finish(struct pagestat *st)
 	for (i = 0; i < s->n; i = j) {
 		for (j = i + 1; j < s->n && s->pfn[j] == s->pfn[i]; j++)
 			;
-		if (j - i > 1) {
-			groups++;
-			grouped += j - i;
+		if (j - i > 1)
 			st->pfn_sum += s->pfn[i];
-		}
 		if (fd < 0 || read_u64(fd, s->pfn[i], &count) || count != j - i)
 			st->mapcount_wrong++;
 	}
 	if (fd >= 0)
 		close(fd);
-	/* Merged pages that only one PTE maps are in no group. */
-	st->merged_pages = groups;
-	if (st->merged_ptes >= grouped)
-		st->merged_pages += st->merged_ptes - grouped;
+}
+
+static void pageset_free(struct pageset *s)
+{
+	if (s->room)
+		munmap(s->pfn, s->room * sizeof(*s->pfn));
 }
 
 void pagestat_free(struct pagestat *st)
 {
-	if (st->pfns.room)
-		munmap(st->pfns.pfn, st->pfns.room * sizeof(*st->pfns.pfn));
+	pageset_free(&st->pfns);
+	pageset_free(&st->merged);
 	memset(st, 0, sizeof(*st));
 }
