@@ -91,7 +91,13 @@ STAGES: dict[str, tuple[Need, ...]] = {
     ),
     "test": tuple(
         Need(package, _module(module)) for module, package in PYTHON_TEST_MODULES.items()
-    ) + (Need("git", _program("git")), Need("gdb", _program("gdb"))),
+    ) + (
+        Need("git", _program("git")),
+        Need("gdb", _program("gdb")),
+        # ksm_tests, of the kernel's own selftests, is linked with it statically.
+        Need("libnuma-dev", _any_file("/usr/lib/x86_64-linux-gnu/libnuma.a", "/usr/lib64/libnuma.a",
+                                      "/usr/lib/libnuma.a")),
+    ),
     "gdb": (Need("gdb", _program("gdb")),),
     "lint": (
         Need("shellcheck", _program("shellcheck")),

@@ -275,7 +275,7 @@ def contradiction(guest: Guest) -> str:
     seen = {k: v for k, v in json.loads(lines[0]).items() if isinstance(v, int)}
     now = {name: int(value) for name, value in (line.split(":") for line in lines[1:])}
     both = f"counters {now}, page map {seen}"
-    if seen["mapcount_wrong"] or seen["rss_wrong"]:
+    if seen["mapcount_wrong"] or seen["rss_wrong"] or seen["merged_ptes"] != seen["smaps_ptes"]:
         return both
     if meminfo(guest, "SwapTotal"):
         # Pages of the swap cache that nobody maps are counted, and are not in any page map.
