@@ -298,6 +298,33 @@ def group(guest: Guest) -> None:
     )
 
 
+def ram_swap(guest: Guest, mib: int = 32) -> None:
+    """Add a swap device that lies in the guest's own memory.
+
+    No disk of the host is waited for, so that time travel does no harm.
+    """
+    guest.sh(
+        "mkdir -p /mnt/ram && mount -t ramfs none /mnt/ram && "
+        f"dd if=/dev/zero of=/mnt/ram/swap bs=1M count={mib} 2>/dev/null && "
+        "losetup /dev/loop0 /mnt/ram/swap && mkswap /dev/loop0 >/dev/null && swapon /dev/loop0"
+    )
+
+
+# memory.reclaim goes by statistics that are brought up to date every two seconds,
+# and finds merged pages young at the first time.
+RECLAIM = (
+    *(f"file={GROUP}/memory.reclaim:16M", "sleep=2500"),
+    *(f"file={GROUP}/memory.reclaim:16M", "sleep=2500"),
+    f"file={GROUP}/memory.reclaim:16M",
+)
+
+
+def in_group(guest: Guest, *argv: str) -> Report:
+    """Run a workload in that cgroup."""
+    command = f'echo $$ > {GROUP}/cgroup.procs; exec "$@"'
+    return workload(guest, ["sh", "-c", command, "sh", *argv])
+
+
 def baseline(now: Counters, names: Sequence[str] = GAUGES[:5]) -> Counters:
     """Return the counters that have to be the same again after a workload."""
     return {name: now[name] for name in names}

@@ -6,11 +6,12 @@ from __future__ import annotations
 import pytest
 from lab import (
     GROUP,
+    RECLAIM,
     BootFresh,
-    Report,
     baseline,
     group,
     hold_memdup,
+    in_group,
     memdup,
     pageops,
     release,
@@ -18,24 +19,8 @@ from lab import (
     vmstat,
     workload,
 )
-from linux_um.guest import Guest
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.swap]
-
-# memory.reclaim goes by statistics that are brought up to date every two seconds,
-# and finds merged pages young at the first time.
-RECLAIM = (
-    *(f"file={GROUP}/memory.reclaim:16M", "sleep=2500"),
-    *(f"file={GROUP}/memory.reclaim:16M", "sleep=2500"),
-    f"file={GROUP}/memory.reclaim:16M",
-)
-
-
-def in_group(guest: Guest, *argv: str) -> Report:
-    """Run a workload in that cgroup."""
-    command = f"echo $$ > {GROUP}/cgroup.procs; exec \"$@\""
-    return workload(guest, ["sh", "-c", command, "sh", *argv])
-
 
 def test_data_larger_than_memory_survives(boot_fresh: BootFresh) -> None:
     """3 x 14 MiB, mostly unique, in a guest of 48 MiB."""
@@ -110,7 +95,8 @@ def test_unmerging_brings_back_what_is_swapped_out(boot_fresh: BootFresh) -> Non
     assert report["unmerged"]["merged_ptes"] == 0
 
 
-def test_single_pages_paged_out_by_advice_come_back_and_merge(boot_fresh: BootFresh) -> None:
+@pytest.mark.regression("R49")
+def test_r49_single_pages_paged_out_by_advice_come_back_and_merge(boot_fresh: BootFresh) -> None:
     """R49: a page that was swapped in is a page like any other."""
     guest = boot_fresh(swap="128M")
     report = pageops(

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pages on their way in and out: lost races, interrupts, frames that are used again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from lab import GROUP, BootFresh, baseline, counters, group, pageops, ram_swap, settle, tracked
+from linux_um.guest import Guest
+
+pytestmark = pytest.mark.needs_pksm
+
+
+def json_of(guest: Guest, *argv: str) -> dict[str, Any]:
+    """Run a program that has to succeed, and return its line of JSON."""
+    done = guest.run(argv, check=False)
+    assert done.status == 0, f"{argv[0]}: status {done.status}: {done.stderr}{done.stdout}"
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+@pytest.mark.regression("R44")
+def test_r44_a_page_whose_fault_lost_the_race_does_not_enter(guest: Guest) -> None:
+    """R44: threads fault on the same page, and sleep for memory before they can map theirs.
+
+    Were the page of a lost fault handed in, it would be marked while it is free.
+    """
+    ram_swap(guest, 48)
+    group(guest)
+    guest.write_file(f"{GROUP}/memory.max", "3M")
+    before = settle(guest)
+    guest.set_pksm("run", 0)
+    known = tracked(counters(guest))
+    said = json_of(
+        guest, "sh", "-c",
+        f"echo $$ > {GROUP}/cgroup.procs; exec race --threads 4 --pages 2048 --rounds 3",
+    )  # fmt: skip
+    assert said["extra_faults"] > 50, "hardly a fault was lost: the test tested nothing"
+    assert abs(tracked(counters(guest)) - known) < 64
+    guest.set_pksm("run", 1)
+    assert baseline(settle(guest)) == baseline(before)
+
+
+@pytest.mark.regression("R45")
+def test_r45_the_anon_vma_of_those_who_have_gone_is_still_there(guest: Guest) -> None:
+    """R45: whoever brought a page has gone, its anon_vma would be another's by now.
+
+    Reclaim and compaction look for the mappings through it; and each who is left must be found.
+    """
+    ram_swap(guest)
+    group(guest)
+    before = settle(guest)
+    reuse = ("@4:fork=write", "@4:unmap", "@4:map", "@4:fill=unique")
+    reclaim = (f"file={GROUP}/memory.reclaim:16M", "sleep=2500") * 3
+    report = pageops(
+        guest, f"self={GROUP}/cgroup.procs:0", "@0:fill=dup", "settle", "@1:fill=dup", "settle",
+        "@2:fill=dup", "@3:fill=dup", "settle", "stat=all", "@0:exit", "@1:exit", *reuse, *reuse,
+        "file=/proc/sys/vm/compact_memory:1", "@2:verify", "@3:verify", *reclaim, "stat=out",
+        "verify", "poke=1", "verify", "settle", "verify",
+        procs=5, pages=256,
+    )  # fmt: skip
+    assert report["all"]["merged_ptes"] == 4 * 256
+    assert report["out"]["swapped"] > 2 * 256, "reclaim does not find the mappings"
+    assert baseline(settle(guest)) == baseline(before)
+
+
+@pytest.mark.real_time
+@pytest.mark.regression("R47")
+@pytest.mark.regression("R52")
+def test_r47_r52_pages_freed_by_an_interrupt_leave_the_engine(boot_fresh: BootFresh) -> None:
+    """R47, R52: the last reference goes at the end of a direct write, in a hard interrupt.
+
+    Meanwhile pksmd works on other pages, whose counters the interrupt must not disturb.
+    """
+    guest = boot_fresh(swap="16M")
+    guest.sh("swapoff /dev/ubdb")
+    guest.set_pksm("settle_millisecs", 1)
+    before = settle(guest)
+    churn = guest.start(["churn", "--procs", "2", "--rounds", "60", "--pause-ms", "1"])
+    churn.close_stdin()
+    said = json_of(
+        guest, "directio", "--file", "/dev/ubdb", "--pages", "256", "--rounds", "40", "gone"
+    )
+    assert churn.wait(240).status == 0
+    assert said["in_flight"] > 50, "no interrupt had anything to free: the test tested nothing"
+    after = settle(guest)
+    assert baseline(after) == baseline(before)
+    assert abs(tracked(after) - tracked(before)) < 64
+
+
+@pytest.mark.regression("R46")
+def test_r46_a_hash_does_not_outlive_its_page(guest: Guest) -> None:
+    """R46: frames in the index are freed and born again at once, before pksmd has looked.
+
+    The new pages, whose frames have the hashes of the old, must be read, and must merge.
+    """
+    before = settle(guest)
+    report = pageops(
+        guest, "@0:fill=unique", "@1:fill=unique", "settle", "stat=indexed",
+        "@0:madvise=dontneed", "@1:madvise=dontneed", "@0:fill=dup", "@1:fill=dup",
+        "stat=reborn", "settle", "stat=end", "verify",
+        procs=2, pages=512,
+    )  # fmt: skip
+    assert report["indexed"]["anon"] == 2 * 512
+    assert report["reborn"].counters["pages_new"] >= 2 * 512
+    assert report["end"]["merged_ptes"] == 2 * 512
+    assert baseline(settle(guest)) == baseline(before)
