@@ -197,3 +197,7 @@ enum pksm_result pksm_folio_survey(struct folio *folio, u64 *domain)
 		return PKSM_MERGED;
 	return survey.unsure ? PKSM_BUSY : PKSM_UNFIT;
 }
+
+#ifdef CONFIG_PKSM_KUNIT_TEST
+#include "tests/domain_test.h"
+#endif

@@ -71,3 +71,7 @@ u64 pksm_pace_done(void)
 	pksm_pace_start();
 	return 0;
 }
+
+#ifdef CONFIG_PKSM_KUNIT_TEST
+#include "tests/pace_test.h"
+#endif

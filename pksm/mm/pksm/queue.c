@@ -569,3 +569,7 @@ void pksm_queue_forget_all(void)
 	}
 	pksm_nr_late = 0;
 }
+
+#ifdef CONFIG_PKSM_KUNIT_TEST
+#include "tests/queue_test.h"
+#endif

@@ -344,3 +344,7 @@ static int __init pksm_sysfs_init(void)
 	return err;
 }
 late_initcall(pksm_sysfs_init);
+
+#ifdef CONFIG_PKSM_KUNIT_TEST
+#include "tests/sysfs_test.h"
+#endif
