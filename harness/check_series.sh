@@ -3,7 +3,8 @@
 #
 # The exported series, step by step on a vanilla tree: each patch applies by
 # `git am`, and after each one everything that the series touches compiles,
-# with PKSM off and, from the patch on that brings it, with PKSM on.
+# with PKSM off and, from the patch on that brings it, with PKSM on and its unit
+# tests. In the end the selftests build as their own documentation says.
 #
 #   check_series.sh [--apply-only]
 set -eu
@@ -47,12 +48,14 @@ compile() {
 	case $wish in
 	off)	echo '# CONFIG_KSM is not set' ;;
 	classic) echo 'CONFIG_KSM=y' ;;
-	pksm)	printf 'CONFIG_KSM=y\nCONFIG_PKSM=y\n' ;;
+	pksm)	printf '%s\n' CONFIG_KSM=y CONFIG_PKSM=y CONFIG_KUNIT=y \
+			CONFIG_PKSM_KUNIT_TEST=y ;;
 	esac >> "$build/wishes"
 	mapfile -t objects < <(printf '%s\n' "$touched" |
 		sed -n 's|^\(mm\|fs\|kernel\)/.*\.c$|\1/|p' | sort -u)
 	if KCONFIG_ALLCONFIG=$build/wishes "${make[@]}" allnoconfig >"$build/log" 2>&1 &&
-	   { [ "$wish" != pksm ] || grep -q '^CONFIG_PKSM=y' "$build/.config"; } &&
+	   { [ "$wish" != pksm ] ||
+	     [ "$(grep -Ec '^CONFIG_PKSM(_KUNIT_TEST)?=y' "$build/.config")" = 2 ]; } &&
 	   "${make[@]}" prepare "${objects[@]}" >>"$build/log" 2>&1; then
 		return 0
 	fi
@@ -84,6 +87,13 @@ for patch in "$scratch"/series/*.patch; do
 	done
 	echo "series: $name: fine"
 done
+if [ "${1-}" != --apply-only ] &&
+   ! make -s -C "$scratch/tree/tools/testing/selftests" TARGETS=pksm FORCE_TARGETS=1 \
+		>"$scratch/selftests" 2>&1; then
+	tail -n 20 "$scratch/selftests"
+	echo 'series: the selftests do not compile'
+	status=1
+fi
 for name in $touched; do
 	if ! diff -qN "$scratch/tree/$name" "$tree/$name" >/dev/null; then
 		echo "series: $name differs between the exported series and the work tree"
