@@ -202,6 +202,21 @@ void pagestat_free(struct pagestat *st);
  * another negative errno.
  */
 int reclaim_all(const char *group, bool (*out)(void));
+/* ---- references that somebody else holds ------------------------------ */
+
+/* A page that a pipe has got by vmsplice(), and what it held then. */
+struct pin {
+	int fd;
+	struct content content;
+};
+
+/* Returns 0 or a negative errno. */
+int pin_page(struct pin *pin, void *page, const struct content *c);
+/*
+ * Takes the page out of its pipe, which ends the reference. Returns the number
+ * of wrong pages: it must hold @expected, or what it held first if that is NULL.
+ */
+uint64_t pin_check(struct pin *pin, const struct content *expected);
 
 /* ---- worker processes ----------------------------------------------- */
 

@@ -10,329 +10,34 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include "common.h"
-
-#ifndef PR_SET_MEMORY_MERGE
-#define PR_SET_MEMORY_MERGE	67
-#endif
+#include "ops.h"
 
 #define MAX_PROCS	64
-#define REPLACE_WRONG	99	/* a forked child's way to say: wrong byte */
-
-enum { S_DUP = 1, S_UNIQUE, S_WRITE };
 
 static struct {
 	unsigned int procs;
-	size_t pages;
-	uint64_t seed, settle_s;
-} opt = { .procs = 2, .pages = 64, .seed = 1, .settle_s = 120 };
-
-/* A worker's own state; a copy in each process. */
-static struct {
-	unsigned int index;
-	char *base;
-	size_t first, last;	/* the pages that operations apply to */
-	struct content *shadow;
-	uint64_t generation;
-} me;
-
-enum op {
-	OP_MAP, OP_UNMAP, OP_FILL, OP_VERIFY, OP_WRITE, OP_POKE, OP_TOUCH,
-	OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_MREMAP, OP_MPROTECT, OP_FORK,
-	OP_RANGE, OP_MERGE,
-};
-
-static char *at(size_t page)
-{
-	return me.base + page * PAGE_BYTES;
-}
-
-static size_t bytes(void)
-{
-	return (me.last - me.first) * PAGE_BYTES;
-}
-
-/* ---- the operations of a worker --------------------------------------- */
-
-static int do_map(void)
-{
-	me.base = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (me.base == MAP_FAILED)
-		return -errno;
-	memset(me.shadow, 0, opt.pages * sizeof(*me.shadow));
-	me.first = 0;
-	me.last = opt.pages;
-	return 0;
-}
-
-static int do_fill(const char *how)
-{
-	const char *arg = strchr(how, ':');
-	uint64_t number = arg ? strtoull(arg + 1, NULL, 10) : 0;
-	char kind[16];
-	size_t i;
-
-	snprintf(kind, sizeof(kind), "%.*s",
-		 arg ? (int)(arg - how) : (int)sizeof(kind), how);
-
-	me.generation++;
-	for (i = me.first; i < me.last; i++) {
-		struct content c = { 0 };
-
-		if (!strcmp(kind, "dup"))
-			c.key = content_key(opt.seed, S_DUP, i, number);
-		else if (!strcmp(kind, "same"))
-			c.key = content_key(opt.seed, S_DUP, 1ULL << 40, number);
-		else if (!strcmp(kind, "unique"))
-			c.key = content_key(opt.seed, S_UNIQUE, me.index,
-					    i + (me.generation << 32));
-		else if (!strcmp(kind, "near"))
-			c = (struct content){ content_key(opt.seed, S_DUP, i, 0),
-					      number % PAGE_BYTES, me.index + 1, 0 };
-		else if (!strcmp(kind, "nearzero"))
-			c = (struct content){ 0, number % PAGE_BYTES, me.index + 1, 0 };
-		else if (strcmp(kind, "zero"))
-			return -EINVAL;
-		me.shadow[i] = c;
-		page_fill(at(i), &c);
-	}
-	return 0;
-}
-
-/* Whole new pages, a given per cent of them, all over the range. */
-static int do_write(uint64_t percent)
-{
-	size_t i;
-
-	me.generation++;
-	for (i = me.first; i < me.last; i++) {
-		if ((i - me.first) * percent / 100 == (i - me.first + 1) * percent / 100)
-			continue;
-		me.shadow[i] = (struct content){
-			content_key(opt.seed, S_WRITE, me.index, i + (me.generation << 32)),
-			0, 0, 0 };
-		page_fill(at(i), &me.shadow[i]);
-	}
-	return 0;
-}
-
-/* One byte of each page; pages that already differ in one byte stay. */
-static int do_poke(uint64_t off)
-{
-	size_t i;
-
-	for (i = me.first; i < me.last; i++) {
-		struct content *c = &me.shadow[i];
-
-		if (c->maybe_zero || (c->flip && c->off != off))
-			return -EINVAL;
-		c->off = (uint16_t)off;
-		c->flip ^= 0xa5;
-		at(i)[off] ^= (char)0xa5;
-	}
-	return 0;
-}
-
-static int do_touch(const char *how)
-{
-	static const struct content zeros;
-	struct mismatch unused;
-	size_t i;
-
-	for (i = me.first; i < me.last; i++) {
-		if (!strcmp(how, "read"))
-			(void)*(volatile char *)at(i);
-		else if (!strcmp(how, "write"))	/* what is there already */
-			*(volatile char *)at(i) = *(volatile char *)at(i);
-		else
-			return -EINVAL;
-		/* A write ends what MADV_FREE left open. */
-		if (!strcmp(how, "write") && me.shadow[i].maybe_zero) {
-			if (page_check(at(i), &zeros, &unused))
-				me.shadow[i] = zeros;
-			me.shadow[i].maybe_zero = 0;
-		}
-	}
-	return 0;
-}
-
-static int do_madvise(const char *name)
-{
-	static const struct {
-		const char *name;
-		int advice;
-	} advices[] = {
-		{ "dontneed", MADV_DONTNEED }, { "free", MADV_FREE },
-		{ "pageout", MADV_PAGEOUT }, { "cold", MADV_COLD },
-		{ "mergeable", MADV_MERGEABLE }, { "unmergeable", MADV_UNMERGEABLE },
-		{ "populate_read", MADV_POPULATE_READ },
-		{ "populate_write", MADV_POPULATE_WRITE },
-		{ "willneed", MADV_WILLNEED },
-	};
-	size_t i, a;
-
-	for (a = 0; a < ARRAY_SIZE(advices); a++)
-		if (!strcmp(advices[a].name, name))
-			break;
-	if (a == ARRAY_SIZE(advices))
-		return -EINVAL;
-	if (madvise(at(me.first), bytes(), advices[a].advice))
-		return -errno;
-	for (i = me.first; i < me.last; i++) {
-		if (advices[a].advice == MADV_DONTNEED)
-			memset(&me.shadow[i], 0, sizeof(me.shadow[i]));
-		else if (advices[a].advice == MADV_FREE)
-			me.shadow[i].maybe_zero = 1;
-	}
-	return 0;
-}
-
-static int do_mremap(void)
-{
-	size_t size = opt.pages * PAGE_BYTES;
-	char *place, *new;
-
-	place = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (place == MAP_FAILED)
-		return -errno;
-	new = mremap(me.base, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);
-	if (new == MAP_FAILED)
-		return -errno;
-	me.base = new;
-	return 0;
-}
-
-static int do_mprotect(const char *how)
-{
-	int prot;
-
-	if (!strcmp(how, "none"))
-		prot = PROT_NONE;
-	else if (!strcmp(how, "ro"))
-		prot = PROT_READ;
-	else if (!strcmp(how, "rw"))
-		prot = PROT_READ | PROT_WRITE;
-	else
-		return -EINVAL;
-	return mprotect(at(me.first), bytes(), prot) ? -errno : 0;
-}
-
-/* A child verifies, with "write" also rewrites everything, verifies, ends. */
-static int do_fork(const char *how, struct reply *r)
-{
-	int status = 0;
-	pid_t pid;
-
-	if (*how && strcmp(how, "write"))
-		return -EINVAL;
-	pid = fork();
-	if (pid < 0)
-		return -errno;
-	if (!pid) {
-		struct content *mine = untracked_alloc(opt.pages * sizeof(*mine));
-		uint64_t wrong;
-
-		/* The shadow is shared memory: the parent's must not change. */
-		memcpy(mine, me.shadow, opt.pages * sizeof(*mine));
-		me.shadow = mine;
-		wrong = region_check(me.base, mine, opt.pages, "in a forked child");
-		if (*how) {
-			me.index += 1000;
-			me.first = 0;
-			me.last = opt.pages;
-			do_write(100);
-			wrong += region_check(me.base, mine, opt.pages,
-					      "in a forked child that wrote");
-		}
-		_exit(wrong ? REPLACE_WRONG : 0);
-	}
-	if (waitpid(pid, &status, 0) != pid)
-		return -errno;
-	if (!WIFEXITED(status) || (WEXITSTATUS(status) && WEXITSTATUS(status) != REPLACE_WRONG)) {
-		fprintf(stderr, "%s: forked child ended with wait status 0x%x\n",
-			prog_name, status);
-		r->wrong++;
-	} else if (WEXITSTATUS(status)) {
-		r->wrong++;
-	}
-	r->wrong += region_check(me.base, me.shadow, opt.pages, "after a fork");
-	return 0;
-}
-
-static void worker_order(void *ctx __unused, const struct order *o, struct reply *r)
-{
-	switch ((enum op)o->op) {
-	case OP_MAP:
-		me.index = o->arg;
-		if (!me.shadow)
-			me.shadow = untracked_alloc(opt.pages * sizeof(*me.shadow));
-		r->status = do_map();
-		break;
-	case OP_UNMAP:
-		r->status = munmap(me.base, opt.pages * PAGE_BYTES) ? -errno : 0;
-		break;
-	case OP_FILL:
-		r->status = do_fill(o->text);
-		break;
-	case OP_VERIFY:
-		r->wrong = region_check(at(me.first), me.shadow + me.first,
-					me.last - me.first, "at verify");
-		break;
-	case OP_WRITE:
-		r->status = do_write(o->value);
-		break;
-	case OP_POKE:
-		r->status = do_poke(o->value);
-		break;
-	case OP_TOUCH:
-		r->status = do_touch(o->text);
-		break;
-	case OP_MADVISE:
-		r->status = do_madvise(o->text);
-		break;
-	case OP_MLOCK:
-		r->status = mlock(at(me.first), bytes()) ? -errno : 0;
-		break;
-	case OP_MUNLOCK:
-		r->status = munlock(at(me.first), bytes()) ? -errno : 0;
-		break;
-	case OP_MREMAP:
-		r->status = do_mremap();
-		break;
-	case OP_MPROTECT:
-		r->status = do_mprotect(o->text);
-		break;
-	case OP_FORK:
-		r->status = do_fork(o->text, r);
-		break;
-	case OP_MERGE:
-		r->status = prctl(PR_SET_MEMORY_MERGE, (unsigned long)o->value, 0, 0, 0) ?
-			    -errno : 0;
-		break;
-	case OP_RANGE:
-		me.first = o->value >> 32;
-		me.last = o->value & 0xffffffff;
-		break;
-	default:
-		r->status = -EINVAL;
-	}
-	r->value[0] = (uint64_t)(uintptr_t)me.base;
-}
-
-/* ---- the parent -------------------------------------------------------- */
+	uint64_t settle_s;
+} opt = { .procs = 2, .settle_s = 120 };
 
 static struct worker *workers;
 static uint64_t *bases;
 static FILE *stats;
 static uint64_t total_wrong;
+/* The error that the operation is to end with, and whether it did. */
+static int wanted_error;
+static bool wanted_error_came;
+
+/* Ends the program unless @err is what was wanted. */
+static void refused(int err, const char *word)
+{
+	wanted_error_came = wanted_error && err == wanted_error;
+	if (!wanted_error_came)
+		die(EXIT_ENV, "%s: %s", word, strerror(err));
+}
 
 static void take_stat(const char *name)
 {
@@ -343,7 +48,7 @@ static void take_stat(const char *name)
 	for (i = 0; i < opt.procs && !err; i++)
 		if (workers[i].pid && bases[i])
 			err = pagestat_add(workers[i].pid, bases[i],
-					   bases[i] + opt.pages * PAGE_BYTES, &st);
+					   bases[i] + ops.pages * PAGE_BYTES, &st);
 	if (err)
 		die(EXIT_ENV, "page map: %s", strerror(-err));
 	pagestat_finish(&st);
@@ -360,13 +65,25 @@ static void take_stat(const char *name)
 	pagestat_free(&st);
 }
 
+/* Where some pages cannot be merged for now: until all were tried, and @ms more. */
+static void settle_pinned(unsigned int ms)
+{
+	const struct condition none_new = { "pages_new", "==", 0 };
+
+	if (!condition_wait(&none_new, 1, opt.settle_s * 1000))
+		die(EXIT_ENV, "pages were still new after %" PRIu64 " s", opt.settle_s);
+	sleep_ms(ms);
+}
+
 /* Operations that the parent carries out; false if @name is none of them. */
 static bool parent_op(const char *name, const char *arg)
 {
 	struct condition cond;
 
 	if (!strcmp(name, "settle")) {
-		if (!engine_settle(opt.settle_s * 1000))
+		if (*arg)
+			settle_pinned((unsigned int)parse_number("settle", arg, 0, 3600000));
+		else if (!engine_settle(opt.settle_s * 1000))
 			die(EXIT_ENV, "the engine did not settle within %" PRIu64 " s",
 			    opt.settle_s);
 	} else if (!strcmp(name, "stat")) {
@@ -382,7 +99,7 @@ static bool parent_op(const char *name, const char *arg)
 		*value++ = 0;
 		err = control_write(control, value);
 		if (err)
-			die(EXIT_ENV, "set %s to %s: %s", control, value, strerror(-err));
+			refused(-err, control);
 	} else if (!strcmp(name, "wait")) {
 		if (!condition_parse(arg, &cond))
 			die(EXIT_USAGE, "wait: \"%s\" is not NAME OP NUMBER", arg);
@@ -421,7 +138,8 @@ static const struct {
 	{ "mlock", OP_MLOCK, false }, { "munlock", OP_MUNLOCK, false },
 	{ "mremap", OP_MREMAP, false }, { "mprotect", OP_MPROTECT, false },
 	{ "fork", OP_FORK, false }, { "range", OP_RANGE, false },
-	{ "merge", OP_MERGE, true },
+	{ "pin", OP_PIN, false }, { "unpin", OP_UNPIN, false },
+	{ "self", OP_SELF, false }, { "merge", OP_MERGE, true },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -441,13 +159,13 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 		die(EXIT_USAGE, "\"%s\": too long", word);
 	strcpy(o.text, arg);
 	if (o.op == OP_RANGE) {
-		unsigned int first = 0, last = opt.pages;
+		unsigned int first = 0, last = ops.pages;
 		char tail;
 
 		if (strcmp(arg, "all") &&
 		    (sscanf(arg, "%u-%u%c", &first, &last, &tail) != 2 || first >= last ||
-		     last > opt.pages))
-			die(EXIT_USAGE, "\"%s\": not all, nor FIRST-END within %zu pages", word, opt.pages);
+		     last > ops.pages))
+			die(EXIT_USAGE, "\"%s\": not all, nor FIRST-END within %zu pages", word, ops.pages);
 		o.value = (uint64_t)first << 32 | last;
 	} else if (worker_ops[k].number) {
 		o.value = parse_number(name, arg, 0, o.op == OP_WRITE ? 100 : PAGE_BYTES - 1);
@@ -467,9 +185,32 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 		if (workers[i].last.status == -EINVAL)
 			die(EXIT_USAGE, "process %u, %s: invalid argument", i, word);
 		if (workers[i].last.status)
-			die(EXIT_ENV, "process %u, %s: %s", i, word,
-			    strerror(-workers[i].last.status));
+			refused(-workers[i].last.status, word);
 	}
+}
+
+static void run_op(const char *word);
+
+/* ERROR:OPERATION, which has to fail in that way. */
+static void run_failing(const char *arg, const char *word)
+{
+	static const struct {
+		const char *name;
+		int err;
+	} errors[] = { { "ENOMEM:", ENOMEM }, { "EAGAIN:", EAGAIN } };
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(errors); i++)
+		if (!strncmp(errors[i].name, arg, strlen(errors[i].name)))
+			break;
+	if (i == ARRAY_SIZE(errors))
+		die(EXIT_USAGE, "\"%s\" is not fails=ERROR:OPERATION", word);
+	wanted_error = errors[i].err;
+	wanted_error_came = false;
+	run_op(arg + strlen(errors[i].name));
+	if (!wanted_error_came)
+		die(EXIT_WRONG, "%s: it did not fail", word);
+	wanted_error = 0;
 }
 
 static void run_op(const char *word)
@@ -478,6 +219,10 @@ static void run_op(const char *word)
 	const char *body = word;
 	char name[64], *arg;
 
+	if (!strncmp(word, "fails=", 6)) {
+		run_failing(word + 6, word);
+		return;
+	}
 	if (*word == '@') {
 		char index[8];
 		size_t n = strcspn(word + 1, ":");
@@ -512,18 +257,23 @@ static void run_op(const char *word)
 static void __noreturn usage(int status)
 {
 	fprintf(status ? stderr : stdout,
-		"usage: pageops [--procs N] [--pages N] [--seed S] [--settle-timeout SECONDS] OPERATION...\n"
+		"usage: pageops [--procs N] [--pages N] [--seed S] [--settle-timeout SECONDS] [--fifo]\n"
+		"               OPERATION...\n"
 		"\n"
 		"Each of N processes maps a region; then the operations follow, in every process\n"
 		"or, as @K:OPERATION, in process K alone:\n"
 		"  fill=dup[:N] same[:N] zero unique near[:BYTE] nearzero[:BYTE]\n"
 		"  write=PERCENT   poke=BYTE   touch=read|write   verify   range=FIRST-END|all\n"
 		"  map  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
-		"  merge=0|1 (the prctl)\n"
+		"  merge=0|1 (the prctl)   self=PATH:TEXT (writes to a file that means the writer)\n"
+		"  pin (by a pipe)   unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write\n"
 		"and, in the parent:\n"
-		"  settle   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   file=PATH:TEXT\n"
+		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS\n"
+		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"
+		"--fifo: as real-time tasks, which may use some of the memory reserves.\n"
+		"settle=MS: where pages are pinned; only until all were tried, and MS more.\n"
 		"\n"
 		"dup: page i is the same in every process; same: all pages are; near: dup but for\n"
 		"one byte. Prints one line of JSON with what each stat saw.\n"
@@ -539,6 +289,7 @@ int main(int argc, char **argv)
 		{ "pages", required_argument, NULL, 'n' },
 		{ "seed", required_argument, NULL, 's' },
 		{ "settle-timeout", required_argument, NULL, 'S' },
+		{ "fifo", no_argument, NULL, 'F' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
@@ -553,13 +304,17 @@ int main(int argc, char **argv)
 			opt.procs = parse_number("--procs", optarg, 1, MAX_PROCS - 1);
 			break;
 		case 'n':
-			opt.pages = parse_number("--pages", optarg, 1, 1 << 20);
+			ops.pages = parse_number("--pages", optarg, 1, 1 << 20);
 			break;
 		case 's':
-			opt.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
+			ops.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
 			break;
 		case 'S':
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
+			break;
+		case 'F':	/* a real-time task may use some of the memory reserves */
+			if (sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 }))
+				die(EXIT_ENV, "SCHED_FIFO: %s", strerror(errno));
 			break;
 		case 'h':
 			usage(0);
@@ -573,7 +328,7 @@ int main(int argc, char **argv)
 	workers = xcalloc(opt.procs, sizeof(*workers));
 	bases = xcalloc(opt.procs, sizeof(*bases));
 	for (i = 0; i < opt.procs; i++)
-		worker_start(workers, i, worker_order, NULL);
+		worker_start(workers, i, ops_order, NULL);
 	run_op("map");
 	/* Once for nothing: what this needs is there before the first that counts. */
 	run_op("stat=warmup");

@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What a worker of pageops does to its pages; see ops.h. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../ops.h"
+
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE	67
+#endif
+
+#define REPLACE_WRONG	99	/* a forked child's way to say: wrong byte */
+
+enum { S_DUP = 1, S_UNIQUE, S_WRITE };
+
+struct ops_options ops = { .pages = 64, .seed = 1 };
+
+/* A worker's own state; a copy in each process. */
+static struct {
+	unsigned int index;
+	char *base;
+	size_t first, last;	/* the pages that operations apply to */
+	struct content *shadow;
+	struct pin *pins;
+	uint64_t generation;
+} me;
+
+static char *at(size_t page)
+{
+	return me.base + page * PAGE_BYTES;
+}
+
+static size_t bytes(void)
+{
+	return (me.last - me.first) * PAGE_BYTES;
+}
+
+static int do_map(void)
+{
+	me.base = mmap(NULL, ops.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (me.base == MAP_FAILED)
+		return -errno;
+	memset(me.shadow, 0, ops.pages * sizeof(*me.shadow));
+	me.first = 0;
+	me.last = ops.pages;
+	return 0;
+}
+
+static int do_fill(const char *how)
+{
+	const char *arg = strchr(how, ':');
+	uint64_t number = arg ? strtoull(arg + 1, NULL, 10) : 0;
+	char kind[16];
+	size_t i;
+
+	snprintf(kind, sizeof(kind), "%.*s",
+		 arg ? (int)(arg - how) : (int)sizeof(kind), how);
+
+	me.generation++;
+	for (i = me.first; i < me.last; i++) {
+		struct content c = { 0 };
+
+		if (!strcmp(kind, "dup"))
+			c.key = content_key(ops.seed, S_DUP, i, number);
+		else if (!strcmp(kind, "same"))
+			c.key = content_key(ops.seed, S_DUP, 1ULL << 40, number);
+		else if (!strcmp(kind, "unique"))
+			c.key = content_key(ops.seed, S_UNIQUE, me.index,
+					    i + (me.generation << 32));
+		else if (!strcmp(kind, "near"))
+			c = (struct content){ content_key(ops.seed, S_DUP, i, 0),
+					      number % PAGE_BYTES, me.index + 1, 0 };
+		else if (!strcmp(kind, "nearzero"))
+			c = (struct content){ 0, number % PAGE_BYTES, me.index + 1, 0 };
+		else if (strcmp(kind, "zero"))
+			return -EINVAL;
+		me.shadow[i] = c;
+		page_fill(at(i), &c);
+	}
+	return 0;
+}
+
+/* Whole new pages, a given per cent of them, all over the range. */
+static int do_write(uint64_t percent)
+{
+	size_t i;
+
+	me.generation++;
+	for (i = me.first; i < me.last; i++) {
+		if ((i - me.first) * percent / 100 == (i - me.first + 1) * percent / 100)
+			continue;
+		me.shadow[i] = (struct content){
+			content_key(ops.seed, S_WRITE, me.index, i + (me.generation << 32)),
+			0, 0, 0 };
+		page_fill(at(i), &me.shadow[i]);
+	}
+	return 0;
+}
+
+/* One byte of each page; pages that already differ in one byte stay. */
+static int do_poke(uint64_t off)
+{
+	size_t i;
+
+	for (i = me.first; i < me.last; i++) {
+		struct content *c = &me.shadow[i];
+
+		if (c->maybe_zero || (c->flip && c->off != off))
+			return -EINVAL;
+		c->off = (uint16_t)off;
+		c->flip ^= 0xa5;
+		at(i)[off] ^= (char)0xa5;
+	}
+	return 0;
+}
+
+static int do_touch(const char *how)
+{
+	static const struct content zeros;
+	struct mismatch unused;
+	size_t i;
+
+	for (i = me.first; i < me.last; i++) {
+		if (!strcmp(how, "read"))
+			(void)*(volatile char *)at(i);
+		else if (!strcmp(how, "write"))	/* what is there already */
+			*(volatile char *)at(i) = *(volatile char *)at(i);
+		else
+			return -EINVAL;
+		/* A write ends what MADV_FREE left open. */
+		if (!strcmp(how, "write") && me.shadow[i].maybe_zero) {
+			if (page_check(at(i), &zeros, &unused))
+				me.shadow[i] = zeros;
+			me.shadow[i].maybe_zero = 0;
+		}
+	}
+	return 0;
+}
+
+static int do_madvise(const char *name)
+{
+	static const struct {
+		const char *name;
+		int advice;
+	} advices[] = {
+		{ "dontneed", MADV_DONTNEED }, { "free", MADV_FREE },
+		{ "pageout", MADV_PAGEOUT }, { "cold", MADV_COLD },
+		{ "mergeable", MADV_MERGEABLE }, { "unmergeable", MADV_UNMERGEABLE },
+		{ "populate_read", MADV_POPULATE_READ },
+		{ "populate_write", MADV_POPULATE_WRITE },
+		{ "willneed", MADV_WILLNEED },
+	};
+	size_t i, a;
+
+	for (a = 0; a < ARRAY_SIZE(advices); a++)
+		if (!strcmp(advices[a].name, name))
+			break;
+	if (a == ARRAY_SIZE(advices))
+		return -EINVAL;
+	if (madvise(at(me.first), bytes(), advices[a].advice))
+		return -errno;
+	for (i = me.first; i < me.last; i++) {
+		if (advices[a].advice == MADV_DONTNEED)
+			memset(&me.shadow[i], 0, sizeof(me.shadow[i]));
+		else if (advices[a].advice == MADV_FREE)
+			me.shadow[i].maybe_zero = 1;
+	}
+	return 0;
+}
+
+static int do_mremap(void)
+{
+	size_t size = ops.pages * PAGE_BYTES;
+	char *place, *new;
+
+	place = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (place == MAP_FAILED)
+		return -errno;
+	new = mremap(me.base, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+	if (new == MAP_FAILED)
+		return -errno;
+	me.base = new;
+	return 0;
+}
+
+static int do_mprotect(const char *how)
+{
+	int prot;
+
+	if (!strcmp(how, "none"))
+		prot = PROT_NONE;
+	else if (!strcmp(how, "ro"))
+		prot = PROT_READ;
+	else if (!strcmp(how, "rw"))
+		prot = PROT_READ | PROT_WRITE;
+	else
+		return -EINVAL;
+	return mprotect(at(me.first), bytes(), prot) ? -errno : 0;
+}
+
+static int do_pin(void)
+{
+	size_t i;
+	int err = 0;
+
+	if (!me.pins)
+		me.pins = untracked_alloc(ops.pages * sizeof(*me.pins));
+	for (i = me.first; i < me.last && !err; i++)
+		err = pin_page(&me.pins[i], at(i), &me.shadow[i]);
+	return err;
+}
+
+/* What was written since comes out of the pipe, or, with "old", what was there then. */
+static int do_unpin(const char *how, struct reply *r)
+{
+	size_t i;
+
+	if (!me.pins || (*how && strcmp(how, "old")))
+		return -EINVAL;
+	for (i = me.first; i < me.last; i++)
+		r->wrong += pin_check(&me.pins[i], *how ? NULL : &me.shadow[i]);
+	return 0;
+}
+
+/* PATH:TEXT, to a file that means whoever writes to it: of /proc/self, or a cgroup's. */
+static int do_self(const char *arg)
+{
+	const char *text = strchr(arg, ':');
+	char path[sizeof(((struct order *)NULL)->text)];
+	int fd, err = 0;
+
+	if (!text)
+		return -EINVAL;
+	snprintf(path, sizeof(path), "%.*s", (int)(text - arg), arg);
+	text++;
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		err = -errno;
+	close(fd);
+	return err;
+}
+
+/* A child verifies, with "write" also rewrites everything, verifies, ends. */
+static int do_fork(const char *how, struct reply *r)
+{
+	int status = 0;
+	pid_t pid;
+
+	if (*how && strcmp(how, "write"))
+		return -EINVAL;
+	pid = fork();
+	if (pid < 0)
+		return -errno;
+	if (!pid) {
+		struct content *mine = untracked_alloc(ops.pages * sizeof(*mine));
+		uint64_t wrong;
+
+		/* The shadow is shared memory: the parent's must not change. */
+		memcpy(mine, me.shadow, ops.pages * sizeof(*mine));
+		me.shadow = mine;
+		wrong = region_check(me.base, mine, ops.pages, "in a forked child");
+		if (*how) {
+			me.index += 1000;
+			me.first = 0;
+			me.last = ops.pages;
+			do_write(100);
+			wrong += region_check(me.base, mine, ops.pages,
+					      "in a forked child that wrote");
+		}
+		_exit(wrong ? REPLACE_WRONG : 0);
+	}
+	if (waitpid(pid, &status, 0) != pid)
+		return -errno;
+	if (!WIFEXITED(status) || (WEXITSTATUS(status) && WEXITSTATUS(status) != REPLACE_WRONG)) {
+		fprintf(stderr, "%s: forked child ended with wait status 0x%x\n",
+			prog_name, status);
+		r->wrong++;
+	} else if (WEXITSTATUS(status)) {
+		r->wrong++;
+	}
+	r->wrong += region_check(me.base, me.shadow, ops.pages, "after a fork");
+	return 0;
+}
+
+void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
+{
+	switch ((enum op)o->op) {
+	case OP_MAP:
+		me.index = o->arg;
+		if (!me.shadow)
+			me.shadow = untracked_alloc(ops.pages * sizeof(*me.shadow));
+		r->status = do_map();
+		break;
+	case OP_UNMAP:
+		r->status = munmap(me.base, ops.pages * PAGE_BYTES) ? -errno : 0;
+		break;
+	case OP_FILL:
+		r->status = do_fill(o->text);
+		break;
+	case OP_VERIFY:
+		r->wrong = region_check(at(me.first), me.shadow + me.first,
+					me.last - me.first, "at verify");
+		break;
+	case OP_WRITE:
+		r->status = do_write(o->value);
+		break;
+	case OP_POKE:
+		r->status = do_poke(o->value);
+		break;
+	case OP_TOUCH:
+		r->status = do_touch(o->text);
+		break;
+	case OP_MADVISE:
+		r->status = do_madvise(o->text);
+		break;
+	case OP_MLOCK:
+		r->status = mlock(at(me.first), bytes()) ? -errno : 0;
+		break;
+	case OP_MUNLOCK:
+		r->status = munlock(at(me.first), bytes()) ? -errno : 0;
+		break;
+	case OP_MREMAP:
+		r->status = do_mremap();
+		break;
+	case OP_MPROTECT:
+		r->status = do_mprotect(o->text);
+		break;
+	case OP_FORK:
+		r->status = do_fork(o->text, r);
+		break;
+	case OP_MERGE:
+		r->status = prctl(PR_SET_MEMORY_MERGE, (unsigned long)o->value, 0, 0, 0) ?
+			    -errno : 0;
+		break;
+	case OP_PIN:
+		r->status = do_pin();
+		break;
+	case OP_UNPIN:
+		r->status = do_unpin(o->text, r);
+		break;
+	case OP_SELF:
+		r->status = do_self(o->text);
+		break;
+	case OP_RANGE:
+		me.first = o->value >> 32;
+		me.last = o->value & 0xffffffff;
+		break;
+	default:
+		r->status = -EINVAL;
+	}
+	r->value[0] = (uint64_t)(uintptr_t)me.base;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The operations of pageops: a worker process maps a region, does to a range of
+ * its pages what it is told to, and knows what each of them has to hold.
+ */
+#ifndef WORKLOADS_OPS_H
+#define WORKLOADS_OPS_H
+
+#include "common.h"
+
+enum op {
+	OP_MAP, OP_UNMAP, OP_FILL, OP_VERIFY, OP_WRITE, OP_POKE, OP_TOUCH,
+	OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_MREMAP, OP_MPROTECT, OP_FORK,
+	OP_RANGE, OP_MERGE, OP_PIN, OP_UNPIN, OP_SELF,
+};
+
+/* Set before the first worker is started. */
+struct ops_options {
+	size_t pages;		/* of each region */
+	uint64_t seed;		/* of the contents */
+};
+
+extern struct ops_options ops;
+
+/*
+ * A worker's function: carries out @o, with what belongs to it in its fields.
+ * The region's address comes back in value[0] of @r.
+ */
+void ops_order(void *ctx, const struct order *o, struct reply *r);
+
+#endif /* WORKLOADS_OPS_H */
