@@ -36,6 +36,9 @@ static struct pksm_marks pksm_dead;
 static struct hlist_head *pksm_stable;
 static unsigned int pksm_stable_bits;
 
+/* Two nodes have had the same hash, since max_page_sharing was reached. */
+bool pksm_stable_repeats;
+
 /* Where mappings of merged pages have gone. */
 static struct pksm_marks pksm_stale;
 
