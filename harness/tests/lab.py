@@ -270,8 +270,12 @@ def contradiction(guest: Guest) -> str:
     of the agent's may be merged meanwhile. What is really wrong stays so.
     """
     names = "pages_shared pages_sharing zero_pages"
-    text = guest.sh(f"pagestat --all && cd /sys/kernel/mm/pksm && grep -H . {names}").stdout
-    lines = text.splitlines()
+    done = guest.sh(
+        f"pagestat --all && cd /sys/kernel/mm/pksm && grep -H . {names}", check=False
+    )
+    if done.status:
+        return f"{done.stderr}{done.stdout}"
+    lines = done.stdout.splitlines()
     seen = {k: v for k, v in json.loads(lines[0]).items() if isinstance(v, int)}
     now = {name: int(value) for name, value in (line.split(":") for line in lines[1:])}
     both = f"counters {now}, page map {seen}"

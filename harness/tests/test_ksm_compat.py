@@ -216,7 +216,7 @@ def test_chains_are_pages_with_the_same_contents(guest: Guest) -> None:
     assert 2 * chains <= dups <= 2 * chains + 64
     release(job)
     settle(guest)
-    guest.run(["pksmwait", "pages_new==0"])
+    guest.run(["pksmwait", "--until", "pages_new==0"])
     assert int(read(guest, "stable_node_dups")) < dups
 
 
@@ -315,7 +315,7 @@ def test_new_pages_without_end_do_not_hold_it_up(guest: Guest) -> None:
 def test_pinned_pages_do_not_hold_it_up(guest: Guest) -> None:
     settle(guest)
     job = guest.start(["pinpages", "--mode", "vmsplice", "--pages", "64"])
-    guest.run(["pksmwait", "pages_volatile>=64"])
+    guest.run(["pksmwait", "--until", "pages_volatile>=64"])
     assert wait_scans(guest, 3, seconds=30) >= 3
     assert guest.pksm("pages_volatile") >= 64
     assert job.wait(60).status == 0
@@ -335,8 +335,9 @@ def test_anybody_may_read_it_and_nothing_more(guest: Guest) -> None:
 
 def test_memdup_verifies_while_somebody_polls(guest: Guest) -> None:
     """Polling makes pksmd look again and again, and does no harm."""
-    job = guest.start(["sh", "-c", f"while :; do cat {KSM}/full_scans; done >/dev/null"])
-    memdup(guest, "--procs", "2", "--mib", "2", "--dup", "60", "--rewriters", "all")
+    # Nothing is forked, which would be new pages without end.
+    job = guest.start(["sh", "-c", f"while :; do read -r n <{KSM}/full_scans; read -t 0.05 n; done"])
+    memdup(guest, "--procs", "2", "--mib", "1", "--dup", "60", "--rewriters", "all")
     pageops(guest, "fill=dup", "settle", "poke=3", "verify", procs=2, pages=64)
     job.signal(9)
     job.wait()

@@ -56,7 +56,7 @@ def test_r21_a_merged_page_is_nobodys_own(guest: Guest) -> None:
     """R21: not even of the one who had it first: who writes to it gets a copy."""
     report = kin(
         guest, "a:new", "b:new", "c:new", "fill=dup", "settle", "stat=merged", "a:poke=1",
-        "verify", "b:poke=2", "verify", "stat=broken", "a:fork=d", "d:poke=3", "verify", "c:poke=4",
+        "verify", "b:poke=2", "verify", "stat=broken", "a:fork=d", "d:poke=1", "verify", "c:poke=4",
         "verify", "settle", "verify", pages=PAGES,
     )  # fmt: skip
     assert report["merged"]["merged_ptes"] == 3 * PAGES

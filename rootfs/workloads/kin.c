@@ -119,15 +119,19 @@ static int do_fill(const char *how)
 	return 0;
 }
 
-static void do_poke(size_t off)
+/* One byte of each page; pages that already differ in one byte stay. */
+static int do_poke(size_t off)
 {
 	size_t i;
 
 	for (i = 0; i < opt.pages; i++) {
+		if (me.shadow[i].flip && me.shadow[i].off != off)
+			return -EINVAL;
 		me.shadow[i].off = (uint16_t)off;
 		me.shadow[i].flip ^= 0x5a;
 		page_at(i)[off] ^= 0x5a;
 	}
+	return 0;
 }
 
 static int move_to(char *from, size_t size, uint64_t addr, char **to)
@@ -240,7 +244,7 @@ static void carry_out(const struct order *o, struct reply *r)
 		r->status = do_fill(o->text);
 		break;
 	case OP_POKE:
-		do_poke(o->value);
+		r->status = do_poke(o->value);
 		break;
 	case OP_TOUCH:
 		for (i = 0; i < opt.pages; i++)

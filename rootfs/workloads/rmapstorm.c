@@ -49,13 +49,18 @@ static struct content content_of(uint32_t sort, size_t page)
 	return c;
 }
 
+/* In an anon_vma of its own: nothing that it could be joined with is beside it. */
 static char *map_pages(size_t pages)
 {
-	char *p = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = mmap(NULL, (pages + 2) * PAGE_BYTES, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	if (p != MAP_FAILED)
-		madvise(p, pages * PAGE_BYTES, MADV_MERGEABLE);
+	if (p == MAP_FAILED)
+		return p;
+	p += PAGE_BYTES;
+	if (mprotect(p, pages * PAGE_BYTES, PROT_READ | PROT_WRITE))
+		return MAP_FAILED;
+	madvise(p, pages * PAGE_BYTES, MADV_MERGEABLE);
 	return p;
 }
 

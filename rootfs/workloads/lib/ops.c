@@ -302,6 +302,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_UNMAP:
 		r->status = munmap(me.base, ops.pages * PAGE_BYTES) ? -errno : 0;
+		/* What applies to pages applies to none from now on. */
+		me.first = 0;
+		me.last = 0;
 		break;
 	case OP_FILL:
 		r->status = do_fill(o->text);
