@@ -69,7 +69,7 @@ static uint64_t merged(void)
 
 	if (pagestat_add(0, start, start + PAGE_BYTES, &st))
 		die(EXIT_ENV, "no page map");
-	n = st.merged_ptes;
+	n = st.smaps_ptes;
 	pagestat_free(&st);
 	return n;
 }

@@ -281,6 +281,31 @@ unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn)
 }
 
 /**
+ * pksm_unstable_other - is there another page that may be equal?
+ * @hash: the hash looked for
+ * @pfn: a page with that hash, in the index
+ *
+ * Leaves the bucket as it is.
+ *
+ * Return: The page frame number of a page whose hash may be @hash, or PKSM_END.
+ */
+unsigned long pksm_unstable_other(u64 hash, unsigned long pfn)
+{
+	u32 next = *pksm_bucket(pksm_tag(hash));
+
+	lockdep_assert_held(&pksm_mutex);
+	while (next != PKSM_END) {
+		struct pksm_rmap_item *item = pksm_item(next);
+
+		if (next != pfn &&
+		    pksm_unstable_holds(READ_ONCE(item->state), hash))
+			break;
+		next = item->next;
+	}
+	return next;
+}
+
+/**
  * pksm_unstable_holds - is a page in the index by a certain hash?
  * @state: the state of its record
  * @hash: the hash

@@ -337,6 +337,7 @@ void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
 void pksm_unstable_unlink(unsigned long pfn, struct pksm_rmap_item *item);
 unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
 unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn);
+unsigned long pksm_unstable_other(u64 hash, unsigned long pfn);
 bool pksm_unstable_holds(u32 state, u64 hash);
 bool pksm_unstable_note_dead(u32 state);
 bool pksm_unstable_dead(void);
@@ -398,6 +399,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 					  const struct pksm_key *key);
 
 /* match.c */
+bool pksm_pages_similar(struct page *page1, struct page *page2);
 void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
 
 /* watch.c */

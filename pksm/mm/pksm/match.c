@@ -20,17 +20,27 @@
  */
 #define PKSM_MAX_CANDIDATES	8U
 
+/* Without memory for the engine's records a page waits for 26 seconds at most. */
+#define PKSM_NOMEM_LEVEL	6U
+
 /*
  * How many stable pages that are mapped as often as they may be are passed over.
  * With more of them, one that has room again may be missed for a new one.
  */
 #define PKSM_MAX_FULL		16U
 
-/*
- * Compare a few cache lines, to save freezing a page for nothing when only the
- * bits of the hash that a record keeps are equal.
+/**
+ * pksm_pages_similar - compare a few cache lines of two pages
+ * @page1: a page, of which a reference is held
+ * @page2: another
+ *
+ * Saves freezing a page for nothing when only the bits of the hash that a record
+ * keeps are equal.
+ *
+ * Context: Any.
+ * Return: false when they are not equal.
  */
-static bool pksm_pages_similar(struct page *page1, struct page *page2)
+bool pksm_pages_similar(struct page *page1, struct page *page2)
 {
 	const size_t step = PAGE_SIZE / 4 + 128;
 	char *addr1 = kmap_local_page(page1);
@@ -122,13 +132,23 @@ static bool pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
 	return false;
 }
 
-/* A page of the index that can never be merged: nobody is to meet it again. */
+/*
+ * A page of the index that cannot be merged: nobody is to meet it again soon. It is
+ * given up, unless it is a relative by fork that keeps it from it, and may go.
+ */
 static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
 {
 	struct page *kpage = folio_page(kfolio, 0);
+	u32 age = min(pksm_age(READ_ONCE(kitem->state)) + 1, PKSM_MAX_AGE);
+	u64 domain;
 
 	pksm_unstable_unlink(page_to_pfn(kpage), kitem);
-	pksm_queue_drop(kpage, kitem);
+	if (!folio_test_anon(kfolio) || folio_test_ksm(kfolio) ||
+	    pksm_folio_survey(kfolio, &domain) == PKSM_UNFIT)
+		pksm_queue_drop(kpage, kitem);
+	else
+		pksm_queue_add(page_to_pfn(kpage), kitem, pksm_age_level(age),
+			       age);
 }
 
 /* Both pages are locked. */
@@ -306,6 +326,10 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	case PKSM_CHANGED:
 		pksm_clean(folio);
 		pksm_queue_changed(pfn, item, age + 1);
+		break;
+	case PKSM_NOMEM:
+		/* That is not the page's fault. */
+		pksm_queue_add(pfn, item, min(level, PKSM_NOMEM_LEVEL), age);
 		break;
 	default:
 		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1), age);

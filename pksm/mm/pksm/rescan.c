@@ -11,6 +11,12 @@
  * So each page is read twice, and its intervals grow, from then on for as long as
  * it keeps changing. When nothing but watched pages is left there are no passes.
  *
+ * A page that cannot be watched just now, since somebody holds a reference on it,
+ * stays in the index, where others may find it, and is not read. A pass that finds
+ * nothing else is followed by another after twice the time, up to 64 times. Two equal
+ * pages may both be in the index, when neither could be had for long: the second that
+ * is watched goes back to a queue, to be merged with the first.
+ *
  * All of it is guarded by pksm_mutex.
  */
 #include <linux/jiffies.h>
@@ -30,19 +36,34 @@ unsigned long pksm_full_scans;
 static unsigned long pksm_rescan_bucket;
 static unsigned long pksm_rescan_due;	/* in jiffies: when the pass begins */
 static bool pksm_rescan_wanted;
+static unsigned int pksm_rescan_backoff;	/* how often the interval was doubled */
+static unsigned long pksm_rescan_done;	/* pages that this pass has dealt with */
+
+#define PKSM_MAX_RESCAN_BACKOFF	6U
+
+static unsigned long pksm_rescan_interval(void)
+{
+	return (unsigned long)pksm_rescan_seconds * HZ << pksm_rescan_backoff;
+}
+
+static void pksm_rescan_again(void)
+{
+	pksm_rescan_wanted = true;
+	pksm_rescan_due = jiffies + pksm_rescan_interval();
+}
 
 /**
- * pksm_rescan_want - there is a page that is not watched
+ * pksm_rescan_want - there is a new page that is not watched
  *
  * Context: pksm_mutex held.
  */
 void pksm_rescan_want(void)
 {
 	lockdep_assert_held(&pksm_mutex);
-	if (pksm_rescan_wanted)
+	if (pksm_rescan_wanted && !pksm_rescan_backoff)
 		return;
-	pksm_rescan_wanted = true;
-	pksm_rescan_due = jiffies + pksm_rescan_seconds * HZ;
+	pksm_rescan_backoff = 0;
+	pksm_rescan_again();
 }
 
 /**
@@ -53,7 +74,8 @@ void pksm_rescan_want(void)
 void pksm_rescan_restart(void)
 {
 	lockdep_assert_held(&pksm_mutex);
-	pksm_rescan_due = jiffies + pksm_rescan_seconds * HZ;
+	pksm_rescan_backoff = 0;
+	pksm_rescan_due = jiffies + pksm_rescan_interval();
 }
 
 /**
@@ -81,14 +103,36 @@ static void pksm_rescan_set(struct pksm_rmap_item *item, u32 clear, u32 set)
 	} while (!pksm_item_set(item, old, (old & ~clear) | set));
 }
 
-/* It cannot be watched: it has to be tried again, later than the last time. */
-static void pksm_rescan_later(unsigned long pfn, struct pksm_rmap_item *item)
+/*
+ * It could not be watched after all. A write that came meanwhile was told, and then
+ * the record is about to be taken out of the index.
+ */
+static void pksm_rescan_unwatch(struct pksm_rmap_item *item)
 {
-	u32 age = min(pksm_age(READ_ONCE(item->state)) + 1, PKSM_MAX_AGE);
+	u32 old;
 
-	trace_pksm_rescan(pfn, false, age);
-	pksm_unstable_unlink(pfn, item);
-	pksm_queue_add(pfn, item, pksm_age_level(age), age);
+	do {
+		old = READ_ONCE(item->state);
+		if (old & PKSM_REBORN)
+			return;
+	} while (!pksm_item_set(item, old, old & ~PKSM_WATCHED));
+}
+
+/* Is there another page in the index that may be equal? Both are told apart by memcmp. */
+static bool pksm_rescan_has_equal(struct folio *folio, u64 hash)
+{
+	unsigned long pfn = pksm_unstable_other(hash, folio_pfn(folio));
+	struct folio *other = NULL;
+	bool similar = false;
+
+	if (pfn != PKSM_END)
+		other = pksm_get_tracked(pfn);
+	if (other) {
+		similar = pksm_pages_similar(folio_page(folio, 0),
+					     pfn_to_page(pfn));
+		folio_put(other);
+	}
+	return similar;
 }
 
 /* The page is locked, and a reference on it is held. */
@@ -105,24 +149,29 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	if (result == PKSM_UNFIT) {
 		pksm_unstable_unlink(pfn, item);
 		pksm_queue_drop(folio_page(folio, 0), item);
+		pksm_rescan_done++;
 		return;
 	}
-	if (result != PKSM_MERGED) {
-		pksm_rescan_later(pfn, item);
+	if (result != PKSM_MERGED || !pksm_no_foreign_reference(folio))
 		return;
-	}
 
 	/* In this order: a write from now on is told, or its page is read after. */
 	pksm_rescan_set(item, 0, PKSM_WATCHED);
 	if (!pksm_watch(folio)) {
-		pksm_rescan_later(pfn, item);
+		pksm_rescan_unwatch(item);
 		return;
 	}
+	pksm_rescan_done++;
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	hash = pksm_hash_page(folio_page(folio, 0));
 	trace_pksm_hash(pfn, hash);
 	if (pksm_unstable_holds(READ_ONCE(item->state), hash ^ domain)) {
 		trace_pksm_rescan(pfn, true, age);
+		if (pksm_rescan_has_equal(folio, hash ^ domain)) {
+			pksm_unstable_unlink(pfn, item);
+			pksm_queue_add(pfn, item, 0, age);
+			return;
+		}
 		if (age)
 			pksm_rescan_set(item, PKSM_AGE_MASK,
 					(age - 1) << PKSM_AGE_SHIFT);
@@ -176,8 +225,10 @@ void pksm_rescan(unsigned int budget)
 {
 	lockdep_assert_held(&pksm_mutex);
 	/* Pages in the LRU batches have one reference more. */
-	if (!pksm_rescan_bucket)
+	if (!pksm_rescan_bucket) {
 		lru_add_drain_all();
+		pksm_rescan_done = 0;
+	}
 	while (pksm_rescan_bucket < pksm_nr_buckets()) {
 		if (!budget--)
 			return;
@@ -186,7 +237,13 @@ void pksm_rescan(unsigned int budget)
 	pksm_rescan_bucket = 0;
 	pksm_full_scans++;
 	pksm_rescan_wanted = false;
+	if (pksm_rescan_done)
+		pksm_rescan_backoff = 0;
+	else if (pksm_rescan_backoff < PKSM_MAX_RESCAN_BACKOFF)
+		pksm_rescan_backoff++;
 	/* Those that came behind the pass, or could not be had. */
 	if (pksm_nr_class(PKSM_CLASS_UNSHARED))
-		pksm_rescan_want();
+		pksm_rescan_again();
+	else
+		pksm_rescan_backoff = 0;
 }
