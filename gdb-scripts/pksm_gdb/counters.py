@@ -52,26 +52,24 @@ def _profit(sharing: int, zero: int, sharers: int, nodes: int) -> int:
     return (sharing + zero) * memory.PAGE_SIZE - records
 
 
-def _cpu_usecs() -> int:
-    daemon = kernel.variable("pksmd_task")
-    if not daemon:
-        return 0
-    return kernel.member(daemon, "struct task_struct", "se.sum_exec_runtime") // 1000
+def mappings(member: str) -> int:
+    """Return the sum over all CPUs of what rmap counts; see struct pksm_mappings."""
+    at = kernel.offset("struct pksm_mappings", member)
+    return sum(
+        kernel.number(where + at, signed=True) for _, where in kernel.percpu("pksm_mappings")
+    )
 
 
-def _sharing() -> int:
-    """Return what pksm_nr_sharing() does: rmap counts, each CPU for itself."""
-    struct = "struct pksm_mappings"
-    found = 0
-    for _, where in kernel.percpu("pksm_mappings"):
-        found += kernel.number(where + kernel.offset(struct, "ptes"), signed=True)
-        found -= kernel.number(where + kernel.offset(struct, "pages"), signed=True)
-    return max(found, 0)
+def mappings_walked(snapshot: Snapshot) -> dict[str, int]:
+    """Return what rmap should have counted, by the members of struct pksm_mappings."""
+    found = [len(snapshot.tables.of(pfn)) for pfn in snapshot.stable]
+    return {"ptes": sum(found), "pages": sum(1 for number in found if number)}
 
 
 def shown() -> dict[str, int]:
     """Return what the files of sysfs would say now, by the same rules."""
-    sharing = _sharing()
+    # As pksm_nr_sharing() has it.
+    sharing = max(mappings("ptes") - mappings("pages"), 0)
     zero = int(kernel.symbol("ksm_zero_pages")["counter"])
     sharers = kernel.variable("pksm_nr_sharers")
     nodes = kernel.variable("pksm_nr_nodes")
@@ -83,7 +81,7 @@ def shown() -> dict[str, int]:
         "stable_nodes": nodes,
         "stable_items": nodes + sharers,
         "general_profit": _profit(sharing, zero, sharers, nodes),
-        "cpu_usecs": _cpu_usecs(),
+        "cpu_usecs": kernel.variable("pksm_cpu_nsecs") // 1000,
     }
     values |= {name: classes_sum(kinds) for name, kinds in CLASS_COUNTERS.items()}
     values |= {name: event_sum(kind) for name, kind in EVENTS.items()}

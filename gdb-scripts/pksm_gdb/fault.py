@@ -82,8 +82,10 @@ class FaultGuide(FaultBase):
             Stage("hook", code.entries("pksm_add_new_anon_page"), self.in_fault, self._show_hook),
             Stage("broken off", code.entries("__pksm_add_broken_off"), self.in_fault,
                   self._show_broken_off),
-            Stage("swap hook", code.entries("pksm_add_moved_page"), self.in_fault,
+            Stage("swap hook", code.entries("__pksm_add_swapped_in"), self.in_fault,
                   self._show_swap_hook),
+            Stage("taken in", code.entries("pksm_add_moved_page"), self.in_fault,
+                  self._show_taken_in),
             Stage("set_pte", [where for where in code.inlined("set_pte")
                               if code.blocks_at(where)[-1] in PTE_BODIES],
                   self._at_set_pte, self._show_set_pte),
@@ -302,9 +304,20 @@ class FaultGuide(FaultBase):
 
     def _show_swap_hook(self) -> None:
         pfn = memory.page_to_pfn(code.argument(0))
+        tracked = "PKSM has tracked it all the time, in the swap cache."
+        if not memory.read_page(pfn).has("pksm"):
+            tracked = "PKSM does not track it (any more)."
+        self.say(
+            "__pksm_add_swapped_in",
+            f"The hook: a page has come back from swap. {tracked}",
+            [("page", show.page(pfn)), ("record before", show.record_of(pfn))],
+        )
+
+    def _show_taken_in(self) -> None:
+        pfn = memory.page_to_pfn(code.argument(0))
         self.say(
             "pksm_add_moved_page",
-            "The hook: PKSM takes the page in that has come back from swap.",
+            "PKSM takes the page in.",
             [("page", show.page(pfn)), ("record before", show.record_of(pfn))],
         )
 
@@ -355,9 +368,16 @@ class FaultGuide(FaultBase):
     def _show_written(self) -> None:
         pfn = memory.page_to_pfn(code.argument(0))
         watched = record.read_record(pfn).page_class == record.WATCHED
-        sentence = "PKSM is told of the write, but does not watch the page: nothing happens."
-        if watched:
+        if code.called_by() == "__pksm_add_swapped_in":
+            sentence = "Its PTE may be writable, but PKSM does not watch it: nothing happens."
+            if watched:
+                sentence = (
+                    "PKSM watches the page, but its PTE may be writable: it counts as written to."
+                )
+        elif watched:
             sentence = "PKSM watches the page, and is told of the write: its hash is outdated."
+        else:
+            sentence = "PKSM is told of the write, but does not watch the page: nothing happens."
         facts = [("page", show.page(pfn)), ("record before", show.record_of(pfn))]
         self.say("__pksm_page_written", sentence, facts)
 

@@ -12,7 +12,8 @@ import gdb
 
 from . import code, command, kernel, memory, record, tasks, ways
 
-# Whom pksm_add_moved_page() works for, besides migration.
+# Whom pksm_add_moved_page() works for, besides migration. The first of them tells
+# __pksm_page_written() of pages that are tracked still.
 MOVERS = {
     "__pksm_add_swapped_in": "swapin", "pksm_sweep_page": "sweep", "pksm_sweep": "sweep",
     "pksm_intake_pte": "sweep",
@@ -125,7 +126,9 @@ class Trace:
         """Remember a page that comes to a hook."""
         task = tasks.current()
         pfn = memory.page_to_pfn(code.argument(0))
-        word = MOVERS.get(code.called_by(), hook.word) if hook.function == MOVED else hook.word
+        word = hook.word
+        if hook.function == MOVED or word == WRITE:
+            word = MOVERS.get(code.called_by(), word)
         if self._process not in (None, task.comm, str(task.pid)):
             return
         page = memory.read_page(pfn)
@@ -277,7 +280,8 @@ the calling functions know it (else -), and the page's record before -> after.
 The hooks: enter (pksm_add_new_anon_page; for the copy of a merged page
 __pksm_add_broken_off); move, swapin and sweep (all of them pksm_add_moved_page: by
 migration, from swap, or a page that was there before PKSM was started or might have
-it); write (__pksm_page_written: to a page that was watched); leave
+it; swapin also for a page that was watched and comes back to where it may be written
+to); write (__pksm_page_written: to a page that was watched); leave
 (pksm_del_anon_page); drop (pksm_forget: pksmd or migration lets it go);
 broken (__pksm_page_broken: the page is the merged one); and merge (what became of
 an attempt, pksm_merge_with_...). stop: the same, but the guest stops at each,

@@ -171,13 +171,18 @@ def counts(snapshot: Snapshot) -> Iterator[Finding]:
     others = {
         "stable_nodes": ("pksm_nr_nodes", "the stable index has"),
         "rmap_items": ("pksm_nr_sharers", "the lists of sharers have"),
-        "pages_sharing": ("pages_sharing", "the PTEs beyond the first are"),
         "zero_pages": ("ksm_zero_pages", "the PTEs that PKSM pointed at the zero page are"),
     }
     for name, (what, said) in others.items():
         noted, found = shown[name], walked[name]
         excuse = sharers_excuse(noted, found) if name == "rmap_items" else HAND
         yield from _same(what, noted, said, found, excuse)
+    for member, found in counters.mappings_walked(snapshot).items():
+        what = f"the sum of pksm_mappings.{member}"
+        said = "the PTEs of merged pages are"
+        if member == "pages":
+            said = "the merged pages that a PTE maps are"
+        yield from _same(what, counters.mappings(member), said, found)
     for mm, found in snapshot.zero_ptes().items():
         noted = kernel.member(mm, "struct mm_struct", "ksm_zero_pages.counter", signed=True)
         what = f"mm->ksm_zero_pages of {snapshot.names[mm]}"

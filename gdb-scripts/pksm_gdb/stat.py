@@ -40,13 +40,16 @@ def laws(snapshot: Snapshot, shown: dict[str, int], walked: dict[str, int]) -> I
         classes,
         len(snapshot.flagged),
     )
-    ptes = sum(len(snapshot.tables.of(pfn)) for pfn in snapshot.stable)
-    unmapped = sum(1 for pfn in snapshot.stable if not snapshot.tables.of(pfn))
+    mapped = counters.mappings_walked(snapshot)
+    unmapped = len(snapshot.stable) - mapped["pages"]
     yield _equal(
         "pages_shared + pages_sharing = PTEs of merged pages + merged pages without a PTE",
         shown["pages_shared"] + shown["pages_sharing"],
-        ptes + unmapped,
+        mapped["ptes"] + unmapped,
     )
+    for member, text in (("ptes", "PTEs of merged pages"), ("pages", "merged pages with a PTE")):
+        noted = counters.mappings(member)
+        yield _equal(f"{text} = what rmap has counted", mapped[member], noted)
     dead = len(snapshot.dead)
     yield _equal(
         "stable_nodes = pages_shared + nodes whose page was freed",
@@ -84,9 +87,10 @@ class PksmStat(command.Command):
 
 The first column is what the files in /sys/kernel/mm/pksm say, computed from
 the kernel's variables; the second is found by walking records, nodes and page
-tables. +watched, which is no file, are those of pages_unshared that are watched. Then a line for each conservation law: ok, or BROKEN with both sides.
-The command fails when one is broken, unless the guest was stopped in the
-middle of a change that explains it."""
+tables. +watched, which is no file, are those of pages_unshared that are watched.
+Then a line for each conservation law: ok, or BROKEN with both sides. The command
+fails when one is broken, unless the guest was stopped in the middle of a change
+that explains it."""
 
     NAME = "stat"
 

@@ -392,9 +392,14 @@ class Guest:
         return [SurveyedFile.parse(payload) for payload in found]
 
     def _send_now(self, process: Process, data: bytes) -> bool:
-        """Begin *process* by the frame *data*, if that can be done without waiting."""
+        """Begin *process* by the frame *data*, if that can be done without waiting.
+
+        Raises GuestGone when the guest has ended.
+        """
         with self._write_lock, self._changed:
-            if self._over or not self.booted or self._room < len(data):
+            if not self.alive:
+                raise GuestGone("the guest has ended")
+            if not self.booted or self._room < len(data):
                 return False
             self._processes[process.channel] = process
             self._room -= len(data)

@@ -111,6 +111,16 @@ def watch(guest: Guest) -> None:
     guest.set_pksm("rescan_seconds", 0)
 
 
+def await_swap_out(guest: Guest) -> None:
+    """Wait until the swap device has everything, and no batch of the LRU's has a reference."""
+    limit = time.monotonic() + ORDER_SECONDS
+    while not re.search(r"^nr_writeback 0$", guest.read_file("/proc/vmstat"), re.M):
+        assert time.monotonic() < limit, "the swap device does not get ready"
+        time.sleep(0.01)
+    # This empties the batches. What is in the swap cache, stays there.
+    guest.write_file("/proc/sys/vm/drop_caches", "1")
+
+
 def interrupt(guest: Guest) -> None:
     """Stop a guest that runs under gdb, as Ctrl-C does: gdb's script goes on."""
     os.kill(guest.pid, signal.SIGINT)

@@ -122,6 +122,12 @@ def corruptions(held: Held) -> Sequence[Corruption]:
         Corruption("pksm_nr_nodes", "pksm_nr_nodes + 3", "pksm_nr_nodes is .*, but the stable"),
         Corruption("pksm_nr_sharers", "0", "pksm_nr_sharers is 0, but the lists of sharers have"),
         Corruption(
+            "pksm_mappings.ptes", "700", "the sum of pksm_mappings.ptes is 700, but the PTEs of mer"
+        ),
+        Corruption(
+            "pksm_mappings.pages", "70", "the sum of pksm_mappings.pages is 70, but the merged pag"
+        ),
+        Corruption(
             "pksm_cpu.nr[PKSM_CLASS_UNSHARED]",
             "-3",
             r"the sum of pksm_cpu.nr\[PKSM_CLASS_UNSHARED\] is -3, but the records",

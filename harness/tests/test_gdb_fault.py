@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from lab import BootFresh
 from linux_um.guest import Guest
-from steplab import Pages, follow, names, stage, watch
+from steplab import Pages, await_swap_out, follow, names, stage, watch
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -45,6 +45,8 @@ def test_a_first_touch_is_followed_to_its_pte(guest: Guest) -> None:
 
 def test_the_cases_of_a_fault(guest: Guest) -> None:
     """Zero page, file, flags only, reuse, GUP and the kernel's access: each says why."""
+    # A write to a page that is watched is another case, see below.
+    guest.set_pksm("rescan_seconds", 0)
     pages = Pages(guest)
     pages.do("write 9 9")
     cases = [
@@ -109,10 +111,40 @@ def test_a_swap_in_is_followed(boot_fresh: BootFresh) -> None:
     assert names(steps)[:5] == [*TOP, "handle_pte_fault", "do_swap_page"]
     assert steps[3].facts["pte"].startswith("swap entry")
     assert names(steps)[-2:] == ["set_pte", "handle_mm_fault"]
-    # It is tracked now: it passed the hook, or had been in the swap cache all the time.
+    # It is tracked now, whether or not it had been in the swap cache all the time.
+    hook = stage(steps, "__pksm_add_swapped_in")
+    tracked = not hook.facts["record before"].startswith("untracked")
+    assert ("PKSM has tracked it all the time" in hook.sentence) == tracked
+    assert ("pksm_add_moved_page" in names(steps)) != tracked
     assert not steps[-1].facts["record after"].startswith("untracked")
     pfn = pages.answers()[-1].pfn
     assert steps[-1].facts["page"].startswith(f"pfn {pfn:#x},")
+    pages.finish()
+
+
+@pytest.mark.swap
+def test_a_watched_page_that_comes_back_from_swap(boot_fresh: BootFresh) -> None:
+    """Its PTE is writable now, so that nobody would be told of a write: it counts as one."""
+    guest = boot_fresh(swap="64M")
+    guest.set_pksm("rescan_seconds", 0)
+    pages = Pages(guest)
+    pages.order("write 1 5", "settle")
+    old = pages.answers()[0].pfn
+    watch(guest)
+    assert pages.do("pageout 1").pfn == 0
+    await_swap_out(guest)
+    (steps,) = follow(guest, pages, [f"pksm fault pagestep {pages.address(1):#x}"], "read 1")
+    assert names(steps) == [
+        *TOP, "handle_pte_fault", "do_swap_page", "folio_add_anon_rmap_ptes",
+        "__pksm_add_swapped_in", "__pksm_page_written", "set_pte", "handle_mm_fault",
+    ]  # fmt: skip
+    assert "PKSM has tracked it all the time" in stage(steps, "__pksm_add_swapped_in").sentence
+    written = stage(steps, "__pksm_page_written")
+    assert "it counts as written to" in written.sentence
+    assert written.facts["record before"].startswith("watched, in the unstable index")
+    end = steps[-1].facts
+    assert end["pte now"].startswith(f"pfn {old:#x} present write")
+    assert end["record after"].startswith("volatile, in the unstable index")
     pages.finish()
 
 

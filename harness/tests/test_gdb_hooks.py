@@ -85,7 +85,10 @@ def test_the_lines_are_what_the_counters_moved_by(guest: Guest, tmp_path: Path) 
     entered = sum(counts[word] for word in ("enter", "move", "swapin", "sweep"))
     moved = entered - counts["leave"] - counts["drop"]
     assert after[0] - before[0] == moved
-    assert after[1] - before[1] == counts["broken"] == PAGES
+    assert after[1] - before[1] == counts["broken"]
+    # Besides, data of the programs themselves may be merged, and broken.
+    broken_by = Counter(line.pid for line in lines if line.hook == "broken")
+    assert max(broken_by.values()) == PAGES
     merged = sum(1 for line in lines if line.hook == "merge" and line.state.endswith(": merged"))
     assert after[2] - before[2] == merged >= PAGES
     assert f"The trace is on: {len(lines)} lines" in text

@@ -15,6 +15,8 @@ from test_migrate import COMPACT, FILLER, ISLANDS
 pytestmark = pytest.mark.needs_pksm
 
 HOOK = "pksm_add_new_anon_page"
+# That of the copy of a merged page.
+BROKEN_OFF = "__pksm_add_broken_off"
 
 
 def at_hook(address: int, *, at: str = HOOK, label: str) -> str:
@@ -102,7 +104,7 @@ def test_a_merged_page_and_exec(guest: Guest) -> None:
     pages.order("write 1 5", "write 2 5", "settle")
     pages.answers()
     assert guest.pksm("pages_shared") >= 1
-    script = SAY_READY + at_hook(pages.address(2), label="merged")
+    script = SAY_READY + at_hook(pages.address(2), at=BROKEN_OFF, label="merged")
     script += f"tbreak get_arg_page\ncontinue\ntbreak {HOOK}\ncontinue\n"
     script += "echo begin exec\\n\npksm path --lines\necho end exec\\n\n"
     with gdblab.session(guest, script) as gdb:
@@ -112,6 +114,7 @@ def test_a_merged_page_and_exec(guest: Guest) -> None:
         text = gdb.finish()
     merged = section(text, "merged")
     assert "copy-on-write of a merged page: pagestep" in merged[0]
+    assert in_order(functions(merged[1:]), "do_wp_page", "wp_page_copy", BROKEN_OFF)
     assert f"writes to {pages.address(2):#x}" in merged[0]
     exec_path = section(text, "exec")
     assert exec_path[0].startswith("The way in: GUP, for exec's arguments")

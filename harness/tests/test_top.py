@@ -34,7 +34,7 @@ from test_machine import LAUNCHER, launch, start  # noqa: E402
 STEADY = ("pages_shared", "pages_sharing", "zero_pages", "rmap_items", "stable_nodes")
 # Wall-clock seconds until something has to be on the screen.
 SCREEN_SECONDS = 60.0
-KEY_DOWN = "\x1bOB"
+KEY_UP, KEY_DOWN = "\x1bOA", "\x1bOB"
 PROMPT = r"\(gdb\) "
 
 
@@ -436,14 +436,21 @@ def test_the_view_draws_and_quits(guest: Guest) -> None:
 @pytest.mark.needs_pksm
 def test_the_view_follows_the_size_of_the_terminal(guest: Guest) -> None:
     """With room the change of each counter is shown; without, the lines can be scrolled."""
+    *_, last = top_once(guest)["controls"]
     with closing(Screen(name_of(guest), "--interval", "0.1")) as screen:
         assert "change/s" not in screen.wait_for("pages_unshared")
         screen.resize(40, 130)
         screen.wait_for("change/s")
         screen.resize(9, 40)
         assert "stable_nodes" not in screen.wait_for("pages_new")
-        screen.send(KEY_DOWN * 18)
-        assert "pages_new" not in screen.wait_for("stable_nodes")
+        screen.send(KEY_DOWN)
+        screen.wait_for(r"\n +\npages_new")
+        # However many lines there are: it ends with the last one. What is on the screen
+        # may be half of what was there before.
+        screen.send(KEY_DOWN * 100)
+        screen.wait_for(rf"\A(?s:(?!.*pages_new).*)\n{last} .*\nq quit")
+        screen.send(KEY_UP * 100)
+        screen.wait_for(rf"(?s)\npages +count.*pages_new(?!.*{last})")
         screen.resize(24, 80)
         screen.wait_for(r"(?s)pages_new.*stable_nodes")
         screen.send("q")

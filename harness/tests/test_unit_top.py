@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import struct
 import sys
 import threading
 from collections.abc import Sequence
@@ -16,9 +18,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from linux_um import top, watch  # noqa: E402
+from linux_um.agent import Guest  # noqa: E402
 from linux_um.errors import SessionError  # noqa: E402
 from linux_um.outcome import GuestGone  # noqa: E402
-from linux_um.protocol import ProtocolError, SurveyedFile, survey_frame  # noqa: E402
+from linux_um.protocol import (  # noqa: E402
+    PROTOCOL_VERSION,
+    Frame,
+    ProtocolError,
+    SurveyedFile,
+    ToHost,
+    survey_frame,
+)
 from linux_um.top_screen import Glyphs, State, chart, compose, text_of  # noqa: E402
 
 RO, RW = 0o100444, 0o100644
@@ -383,6 +393,58 @@ def test_a_guest_without_a_place_for_the_socket_runs_all_the_same(tmp_path: Path
     server = watch.Watch(tmp_path / "there is no directory" / "watch")
     server.serve(FakeGuest())  # type: ignore[arg-type]
     server.close()
+
+
+class FakeMachine:
+    """A machine that only has a line, whose other end it keeps."""
+
+    def __init__(self) -> None:
+        self.line_in, self.says = os.pipe()
+        self.hears, self.line_out = os.pipe()
+        self.status: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while it runs."""
+        return self.status
+
+    def close(self) -> None:
+        """Close the ends of the line."""
+        for descriptor in (self.line_in, self.says, self.hears, self.line_out):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def survey_in_thread(guest: Guest) -> threading.Thread:
+    """Ask a guest that is to end; the thread ends when the guest is said to be gone."""
+
+    def ask() -> None:
+        with pytest.raises(GuestGone):
+            guest.survey(["/x"])
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_who_asks_a_guest_that_ends_is_told(tmp_path: Path) -> None:
+    """Whether the request came before the end, or after it."""
+    machine = FakeMachine()
+    guest = Guest(machine, tmp_path, timeout=10.0)  # type: ignore[arg-type]
+    hello = Frame(ToHost.HELLO, 0, struct.pack("<I", PROTOCOL_VERSION) + b"6.12")
+    os.write(machine.says, hello.encode())
+    guest.wait_boot(10.0)
+    early = survey_in_thread(guest)
+    assert os.read(machine.hears, 1 << 16)
+    # The kernel has ended, and its line: there would be room for a request.
+    machine.status = 0
+    os.close(machine.says)
+    machine.says = -1
+    guest._reader.join(10.0)
+    late = survey_in_thread(guest)
+    for thread in (early, late):
+        thread.join(10.0)
+        assert not thread.is_alive()
+    machine.close()
 
 
 # Frames

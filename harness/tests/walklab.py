@@ -18,7 +18,7 @@ from typing import Any
 import gdblab
 from lab import BootFresh
 from linux_um.paths import repo_root
-from steplab import READY, SAY_READY, Pages, watch
+from steplab import READY, SAY_READY, Pages, await_swap_out, watch
 
 WALKTHROUGH = repo_root() / "gdb-scripts" / "walkthrough.md"
 SCRIPTS = repo_root() / "gdb-scripts" / "walkthrough"
@@ -54,7 +54,7 @@ CAPTURES = (
     Capture("gup-path", 6, "populate 6"),
     Capture("kernel-path", 7, "kernel 7 1"),
     Capture("file-copy", 8, "file 8 1", file=True),
-    Capture("swap-in", 9, "read 9", before=("write 9 1", "pageout 9"), swap=True),
+    Capture("swap-in", 9, "read 9", before=("write 9 1", "settle", "pageout 9"), swap=True),
     Capture("fork-copy", 10, "child 10 2", before=("write 10 1",)),
     Capture("merge", 12, RUN, before=("write 11 1", "settle"), stopped=("write 12 1",)),
     Capture("merged-page", 12, before=("write 11 1", "write 12 1", "settle")),
@@ -83,6 +83,8 @@ def record(capture: Capture, boot_fresh: BootFresh) -> str:
     pages = Pages(guest)
     for order in capture.before:
         pages.do(order)
+    if capture.swap:
+        await_swap_out(guest)
     if capture.watch:
         watch(guest)
     if capture.stopped:
