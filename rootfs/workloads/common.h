@@ -218,6 +218,16 @@ int pin_page(struct pin *pin, void *page, const struct content *c);
  */
 uint64_t pin_check(struct pin *pin, const struct content *expected);
 
+/* ---- writes by others -------------------------------------------------- */
+
+/*
+ * XORs byte @off of each page of another process' region with @flip, by @how:
+ * "remote" (process_vm_writev), "ptrace" or "memfile" (/proc/PID/mem). The process
+ * must be a child for ptrace. Returns 0 or a negative errno.
+ */
+int foreign_flip(pid_t pid, uint64_t base, size_t pages, size_t off, uint8_t flip,
+		 const char *how);
+
 /* ---- worker processes ----------------------------------------------- */
 
 struct order {

@@ -25,11 +25,14 @@
 #define MAX_KIN		16	/* named a to p */
 #define PIPE_PAGES	16	/* slots of a pipe */
 
+#define FLIP		0x5a	/* what a poke XORs a byte with */
+
 enum { S_DUP = 1, S_UNIQUE };
 
 enum op {
 	OP_MAP, OP_FORK, OP_FILL, OP_POKE, OP_TOUCH, OP_VERIFY, OP_MOVE, OP_SWAP,
 	OP_SPLIT, OP_ADVISE, OP_LOCK, OP_UNLOCK, OP_PIN, OP_UNPIN, OP_UNMAP, OP_EXIT,
+	OP_EXPECT,
 };
 
 static struct {
@@ -111,6 +114,8 @@ static int do_fill(const char *how)
 			c.key = content_key(S_DUP, 1ULL << 40, number, 0);
 		else if (!strcmp(how, "unique"))
 			c.key = content_key(S_UNIQUE, me.index, i, me.generation);
+		else if (!strcmp(how, "thin"))	/* a page of its own, easy to compress */
+			c = (struct content){ 0, (uint16_t)(i % PAGE_BYTES), FLIP, 0 };
 		else if (strcmp(how, "zero"))
 			return -EINVAL;
 		me.shadow[i] = c;
@@ -119,8 +124,11 @@ static int do_fill(const char *how)
 	return 0;
 }
 
-/* One byte of each page; pages that already differ in one byte stay. */
-static int do_poke(size_t off)
+/*
+ * One byte of each page; pages that already differ in one byte stay. With @mine it
+ * is written here, otherwise another process is about to do that.
+ */
+static int do_poke(size_t off, bool mine)
 {
 	size_t i;
 
@@ -128,8 +136,9 @@ static int do_poke(size_t off)
 		if (me.shadow[i].flip && me.shadow[i].off != off)
 			return -EINVAL;
 		me.shadow[i].off = (uint16_t)off;
-		me.shadow[i].flip ^= 0x5a;
-		page_at(i)[off] ^= 0x5a;
+		me.shadow[i].flip ^= FLIP;
+		if (mine)
+			page_at(i)[off] ^= FLIP;
 	}
 	return 0;
 }
@@ -244,7 +253,10 @@ static void carry_out(const struct order *o, struct reply *r)
 		r->status = do_fill(o->text);
 		break;
 	case OP_POKE:
-		r->status = do_poke(o->value);
+		r->status = do_poke(o->value, true);
+		break;
+	case OP_EXPECT:
+		r->status = do_poke(o->value, false);
 		break;
 	case OP_TOUCH:
 		for (i = 0; i < opt.pages; i++)
@@ -499,6 +511,8 @@ static const struct {
 	{ "advise", OP_ADVISE, TEXT }, { "mlock", OP_LOCK, NO_ARG },
 	{ "munlock", OP_UNLOCK, NO_ARG }, { "pin", OP_PIN, NO_ARG }, { "unpin", OP_UNPIN, NO_ARG },
 	{ "unmap", OP_UNMAP, NO_ARG }, { "exit", OP_EXIT, NO_ARG },
+	{ "remote", OP_EXPECT, NUMBER }, { "ptrace", OP_EXPECT, NUMBER },
+	{ "memfile", OP_EXPECT, NUMBER },
 };
 
 static void kin_op(unsigned int who, const char *name, const char *arg, const char *word)
@@ -506,6 +520,7 @@ static void kin_op(unsigned int who, const char *name, const char *arg, const ch
 	struct order o = { 0 };
 	unsigned int child = 0;
 	size_t k;
+	int err;
 
 	for (k = 0; k < ARRAY_SIZE(ops); k++)
 		if (!strcmp(ops[k].name, name))
@@ -536,6 +551,11 @@ static void kin_op(unsigned int who, const char *name, const char *arg, const ch
 		kin[child].base = kin[who].base;
 	} else if (o.op == OP_EXIT) {
 		wait_gone(who);
+	} else if (o.op == OP_EXPECT) {
+		err = foreign_flip(kin[who].worker.pid, kin[who].base, opt.pages, o.value, FLIP,
+				   name);
+		if (err)
+			die(EXIT_ENV, "\"%s\": %s", word, strerror(-err));
 	}
 }
 
@@ -569,10 +589,12 @@ static void __noreturn usage(int status)
 		"\n"
 		"Processes are called a to p. X:OPERATION is for process X, OPERATION for all:\n"
 		"  X:new[=ADDRESS]  begins and maps a region      X:fork=Y   has a child\n"
-		"  fill=dup[:N]|same[:N]|unique|zero  poke=BYTE  touch  verify  unmap  exit\n"
+		"  fill=dup[:N]|same[:N]|unique|thin|zero  poke=BYTE  touch  verify  unmap  exit\n"
 		"  move[=ADDRESS]  swap (the halves of the region)  split (into a VMA for each page)\n"
 		"  advise=mergeable|unmergeable|dontneed|pageout  mlock  munlock\n"
 		"  pin  unpin (references of pipes)\n"
+		"  remote=BYTE  ptrace=BYTE  memfile=BYTE (a poke, by the first process: with\n"
+		"  process_vm_writev(), as a debugger, and by /proc/PID/mem)\n"
 		"and, in no process:\n"
 		"  settle  stat=NAME  set=CONTROL:VALUE  wait=CONDITION  sleep=MS  compact\n"
 		"  evict=GROUP (reclaim from a memory cgroup until nothing is left in memory)\n"
