@@ -111,7 +111,8 @@ def test_r43_one_entry_that_is_out_of_date_does_not_end_the_search(guest: Guest)
     """R43: of two equal pages in the index, pinned when they came, one has changed since.
 
     For half of them it is the older entry, for half the younger. A third process' page must
-    find the other.
+    find the other. What is pinned comes to the index once it was tried often enough, an hour
+    later.
     """
     report = pageops(
         guest, "@0:fill=dup", "@0:pin", "settle=10000", "@1:fill=dup", "@1:pin", "sleep=3600000",
@@ -121,6 +122,8 @@ def test_r43_one_entry_that_is_out_of_date_does_not_end_the_search(guest: Guest)
         procs=3, pages=64,
     )  # fmt: skip
     assert report["pinned"]["merged_ptes"] == 0
+    assert report["pinned"].counters["pages_unshared"] >= 2 * 64, "they are not in the index"
+    assert report["pinned"].counters["pages_volatile"] < 32, "some wait still"
     assert report["found"]["merged_ptes"] == 2 * 64
     assert report["found"]["merged_pages"] == 64
 
