@@ -12,6 +12,17 @@ from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
 
+TRACING = "/sys/kernel/tracing"
+INTAKE = "events/pksm/pksm_intake/enable"
+DELETE = "events/pksm/pksm_delete/enable"
+# Says how many pages entered, and how many of these were there already.
+ENTERED_TWICE = """
+match($0, /pfn=0x[0-9a-f]+/) { pfn = substr($0, RSTART, RLENGTH) }
+/ pksm_intake: / { entered++; twice += there[pfn]; there[pfn] = 1 }
+/ pksm_delete: / { there[pfn] = 0 }
+END { print entered + 0, twice + 0 }
+"""
+
 
 def json_of(guest: Guest, *argv: str) -> dict[str, Any]:
     """Run a program that has to succeed, and return its line of JSON."""
@@ -24,7 +35,8 @@ def json_of(guest: Guest, *argv: str) -> dict[str, Any]:
 def test_r44_a_page_whose_fault_lost_the_race_does_not_enter(guest: Guest) -> None:
     """R44: threads fault on the same page, and sleep for memory before they can map theirs.
 
-    Were the page of a lost fault handed in, it would be marked while it is free.
+    Were the page of a lost fault handed in, it would be marked while it is free, and enter
+    once more when it is used again.
     """
     ram_swap(guest, 48)
     group(guest)
@@ -32,11 +44,16 @@ def test_r44_a_page_whose_fault_lost_the_race_does_not_enter(guest: Guest) -> No
     before = settle(guest)
     guest.set_pksm("run", 0)
     known = tracked(counters(guest))
+    guest.sh(f"cd {TRACING} && echo 8192 > buffer_size_kb && echo 1 > {INTAKE} && echo 1 > {DELETE}")
     said = json_of(
         guest, "sh", "-c",
         f"echo $$ > {GROUP}/cgroup.procs; exec race --threads 4 --pages 2048 --rounds 3",
     )  # fmt: skip
+    guest.sh(f"cd {TRACING} && echo 0 > {INTAKE} && echo 0 > {DELETE}")
     assert said["extra_faults"] > 50, "hardly a fault was lost: the test tested nothing"
+    entered, twice = guest.sh(f"awk '{ENTERED_TWICE}' {TRACING}/trace").stdout.split()
+    assert int(entered) >= 2048
+    assert int(twice) == 0
     assert abs(tracked(counters(guest)) - known) < 64
     guest.set_pksm("run", 1)
     assert baseline(settle(guest)) == baseline(before)
