@@ -4,10 +4,24 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lab import GROUP, BootFresh, baseline, counters, group, pageops, ram_swap, settle, tracked
+from lab import (
+    GROUP,
+    WORKLOAD_SECONDS,
+    BootFresh,
+    baseline,
+    counters,
+    group,
+    pageops,
+    parse_report,
+    ram_swap,
+    settle,
+    tracked,
+)
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -80,6 +94,43 @@ def test_r45_the_anon_vma_of_those_who_have_gone_is_still_there(guest: Guest) ->
     assert report["all"]["merged_ptes"] == 4 * 256
     assert report["out"]["swapped"] > 2 * 256, "reclaim does not find the mappings"
     assert baseline(settle(guest)) == baseline(before)
+
+
+def anon_vmas_once(guest: Guest, ready: Callable[[], bool]) -> int:
+    """Return how many anon_vmas there are when the guest is ready, and nothing is pruned any more.
+
+    The number is exact where the cache is debugged.
+    """
+    guest.wait_for(ready, time.monotonic() + WORKLOAD_SECONDS, "pageops does not come that far")
+    time.sleep(2)
+    settle(guest)
+    return int(guest.read_file("/sys/kernel/slab/anon_vma/objects").split()[0])
+
+
+@pytest.mark.real_time
+@pytest.mark.regression("R45")
+def test_r45_the_engine_keeps_the_anon_vma_of_those_who_have_gone(boot_fresh: BootFresh) -> None:
+    """R45: as long as a page names it, and no longer.
+
+    What process 1 has was merged into the pages of process 0, which has gone. When it writes to
+    all of them these pages go as well, and the anon_vma with them.
+    """
+    guest = boot_fresh(append=["slub_debug=FZU,anon_vma"])
+    guest.set_pksm("settle_millisecs", 20)
+    # Host and guest tell each other by controls of the engine how far they are.
+    job = guest.start(
+        ["pageops", "--procs", "2", "--pages", "16", "@0:fill=dup", "settle", "@1:fill=dup",
+         "settle", "stat=all", "@0:exit", "set=rescan_seconds:19", "wait=settle_millisecs==21",
+         "@1:poke=1", "set=rescan_seconds:18", "wait=settle_millisecs==22", "verify"]
+    )  # fmt: skip
+    held = anon_vmas_once(guest, lambda: guest.pksm("rescan_seconds") == 19)
+    guest.set_pksm("settle_millisecs", 21)
+    left = anon_vmas_once(guest, lambda: guest.pksm("rescan_seconds") == 18)
+    guest.set_pksm("settle_millisecs", 22)
+    done = job.wait(WORKLOAD_SECONDS)
+    assert done.status == 0, done.stderr
+    assert parse_report(done.stdout)["all"]["merged_ptes"] == 2 * 16
+    assert held > left
 
 
 @pytest.mark.real_time
