@@ -5,8 +5,8 @@ Each number is either the marker ``regression("Rn")`` of tests, or it stands
 here with the reason why such a bug cannot come about in any profile, and with
 the symbols of the kernel's configuration that it would need.
 test_regressions.py sees to it that there is exactly one of the two, that the
-files named here are those where the marked tests are, and that the kernel
-really lacks these symbols.
+files named here are those where the marked tests are, that a mutant puts the
+bug back, and that the kernel really lacks these symbols.
 
 As a plug-in of pytest (``-p regressions``) this prints which markers the
 collected tests have.
@@ -146,7 +146,10 @@ REGRESSIONS = (
     ),
     tested("R50", "CONFIG_PKSM=n does not build", "build_without"),
     tested("R51", "run=2 and MADV_UNMERGEABLE do nothing", "madvise", "run_control"),
-    tested("R52", "counters updated without a lock drift", "churn", "counters", "intake"),
+    tested(
+        "R52", "counters updated without a lock drift",
+        "churn", "counters", "intake", "kernel_counters",
+    ),
 )  # fmt: skip
 
 

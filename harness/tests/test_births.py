@@ -38,14 +38,16 @@ def check(said: dict[str, Any]) -> None:
     assert said["merged_pages"] == PAGES, said
 
 
+@pytest.mark.regression("R49")
 @pytest.mark.parametrize("way", WAYS)
-def test_pages_born_this_way_enter_and_merge(guest: Guest, way: str) -> None:
+def test_r49_pages_born_this_way_enter_and_merge(guest: Guest, way: str) -> None:
     check(births(guest, way))
 
 
+@pytest.mark.regression("R49")
 @pytest.mark.swap
 @pytest.mark.parametrize("way", SWAP_WAYS)
-def test_pages_that_come_back_from_swap_enter_and_merge(boot_fresh: BootFresh, way: str) -> None:
+def test_r49_pages_that_come_back_from_swap_enter_and_merge(boot_fresh: BootFresh, way: str) -> None:
     guest = boot_fresh(swap="64M")
     group(guest)
     check(births(guest, way, in_group=True))

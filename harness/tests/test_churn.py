@@ -35,7 +35,8 @@ def test_random_steps_in_real_time(guest: Guest) -> None:
     assert baseline(after) == baseline(before)
 
 
-def test_counters_are_sane_at_any_moment_of_a_churn(guest: Guest) -> None:
+@pytest.mark.regression("R52")
+def test_r52_counters_are_sane_at_any_moment_of_a_churn(guest: Guest) -> None:
     """R52: read in mid-work, no counter is negative and no page is shared by nobody."""
     job = guest.start(["churn", "--procs", "3", "--rounds", "100", "--pause-ms", "30"])
     job.close_stdin()

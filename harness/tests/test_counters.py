@@ -101,7 +101,8 @@ def test_mixed_contents_merge_exactly_as_far_as_they_are_alike(guest: Guest, see
     assert baseline(settle(guest)) == baseline(before)
 
 
-def test_counters_agree_with_the_page_map_while_pages_are_merged(guest: Guest) -> None:
+@pytest.mark.regression("R52")
+def test_r52_counters_agree_with_the_page_map_while_pages_are_merged(guest: Guest) -> None:
     """R52: pages_sharing is the number of PTEs beyond the first, whoever looks."""
     job = hold_memdup(guest, "--procs", "4", "--mib", "4", "--dup", "70", "--zero", "10")
     settle(guest)

@@ -62,7 +62,7 @@ def test_rewriting_one_process_leaves_every_byte_of_the_others(guest: Guest) -> 
 
 
 @pytest.mark.regression("R48")
-def test_a_page_broken_off_can_merge_again(guest: Guest) -> None:
+def test_r48_a_page_broken_off_can_merge_again(guest: Guest) -> None:
     """R48: a copy made by a write is a page like any other."""
     report = pageops(
         guest, "fill=dup", "settle", "stat=merged", "fill=dup:7", "stat=broken", "settle",

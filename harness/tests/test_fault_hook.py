@@ -46,7 +46,8 @@ def test_pages_made_by_get_user_pages_enter(guest: Guest) -> None:
     guest.set_pksm("run", 1)
 
 
-def test_untouched_memory_costs_nothing(guest: Guest) -> None:
+@pytest.mark.regression("R36")
+def test_r36_untouched_memory_costs_nothing(guest: Guest) -> None:
     """R36: a large mapping of which little is touched is not searched."""
     report = pageops(
         guest, "range=0-8", "fill=dup", "settle", "sleep=90000", "stat=before", "sleep=60000",
@@ -70,7 +71,7 @@ def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:
 
 
 @pytest.mark.regression("R49")
-def test_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> None:
+def test_r49_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> None:
     """R49: the zero page was mapped there; the write copies it."""
     report = pageops(
         guest, "touch=read", "stat=before", "fill=unique", "stat=after", procs=1, pages=PAGES
@@ -80,7 +81,7 @@ def test_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> No
 
 
 @pytest.mark.regression("R49")
-def test_pages_copied_after_a_fork_enter(guest: Guest) -> None:
+def test_r49_pages_copied_after_a_fork_enter(guest: Guest) -> None:
     """R49: parent and child hold different pages once one of them has written."""
     before = guest.pksm("pages_scanned")
     guest.run(["forkdup", "--depth", "1", "--fanout", "4", "--mib", "1", "--phases", "1"])
@@ -89,7 +90,7 @@ def test_pages_copied_after_a_fork_enter(guest: Guest) -> None:
 
 
 @pytest.mark.regression("R46")
-def test_pages_freed_and_born_again_between_looks_are_told_apart(guest: Guest) -> None:
+def test_r46_pages_freed_and_born_again_between_looks_are_told_apart(guest: Guest) -> None:
     """R46: the same frames, other contents, while the old ones still wait in the lists."""
     steps = []
     for number in range(20):

@@ -24,7 +24,7 @@ def test_wide_forks_keep_every_byte(guest: Guest) -> None:
 
 
 @pytest.mark.regression("R30")
-def test_a_fork_counts_the_pages_it_maps_as_well(guest: Guest) -> None:
+def test_r30_a_fork_counts_the_pages_it_maps_as_well(guest: Guest) -> None:
     """R30, R52: sharing is counted by PTE: a child that ends takes its share with it."""
     report = pageops(
         guest, "fill=dup", "@1:fill=zero", "settle", "stat=before", "fork", "stat=after", "verify",

@@ -118,7 +118,7 @@ def test_stock_ksm_has_no_such_line(boot_fresh: BootFresh) -> None:
     ],
     ids=lambda steps: "-".join(step.split(":")[-1].split("=")[0] for step in steps),
 )
-def test_mappings_that_come_and_go_are_counted(guest: Guest, steps: tuple[str, ...]) -> None:
+def test_r52_mappings_that_come_and_go_are_counted(guest: Guest, steps: tuple[str, ...]) -> None:
     """R52: fork, exit, copies, unmapping and migration; the sum never drifts."""
     before = settle(guest)
     pageops(guest, "fill=dup", "settle", *steps, procs=3, pages=200)
@@ -128,7 +128,7 @@ def test_mappings_that_come_and_go_are_counted(guest: Guest, steps: tuple[str, .
 
 
 @pytest.mark.regression("R52")
-def test_forks_and_exits_while_pages_become_merged_are_counted(guest: Guest) -> None:
+def test_r52_forks_and_exits_while_pages_become_merged_are_counted(guest: Guest) -> None:
     """R52: the moment in which a page becomes a merged one, seen from all sides."""
     guest.set_pksm("settle_millisecs", 0)
     for seed in range(3):

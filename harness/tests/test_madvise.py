@@ -31,7 +31,8 @@ def test_dontneed_gives_zeros_and_leaves_the_others(guest: Guest) -> None:
     assert report["again"]["merged_ptes"] == 3 * 128
 
 
-def test_dontneed_on_zero_pages_is_counted(guest: Guest) -> None:
+@pytest.mark.regression("R30")
+def test_r30_dontneed_on_zero_pages_is_counted(guest: Guest) -> None:
     """R30: zap of a PTE that the engine pointed at the zero page."""
     guest.set_pksm("use_zero_pages", 1)
     report = pageops(
@@ -59,7 +60,7 @@ def test_pageout_without_swap_changes_nothing(guest: Guest) -> None:
 
 
 @pytest.mark.regression("R51")
-def test_unmergeable_unmerges_at_once(guest: Guest) -> None:
+def test_r51_unmergeable_unmerges_at_once(guest: Guest) -> None:
     """R51: and only the process that asked."""
     report = pageops(
         guest, "madvise=mergeable", "fill=dup", "settle", "stat=merged", "@0:madvise=unmergeable",

@@ -54,7 +54,8 @@ def test_a_merged_page_that_moved_still_takes_in_duplicates(guest: Guest) -> Non
     assert report["joined"]["merged_ptes"] == 6 * ISLAND
 
 
-def test_pages_that_moved_before_they_were_merged_still_merge(boot_fresh: BootFresh) -> None:
+@pytest.mark.regression("R49")
+def test_r49_pages_that_moved_before_they_were_merged_still_merge(boot_fresh: BootFresh) -> None:
     """R49: migration does not lose track of a page.
 
     In more memory compaction is done before it comes to these pages.

@@ -22,7 +22,7 @@ def test_data_goes_through_a_reference_held_while_the_engine_runs(guest: Guest, 
 
 
 @pytest.mark.regression("R40")
-def test_pinned_pages_cost_little_while_they_wait(guest: Guest) -> None:
+def test_r40_pinned_pages_cost_little_while_they_wait(guest: Guest) -> None:
     """R40: the engine tries them again, but ever more rarely."""
     before = settle(guest)["pages_scanned"]
     guest.run(["pinpages", "--mode", "vmsplice", "--pages", "64"])

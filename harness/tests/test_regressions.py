@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Each of the bugs R1 to R52 has a test named after it, or a reason why it cannot be."""
+"""Each of the bugs R1 to R52 has a test named after it and a mutant, or cannot come about."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from regressions import COLLECTED, REGRESSIONS, Regression
-from linux_um import build
+from linux_um import build, mutants
 from linux_um.source import DEFAULT_KERNEL
 from linux_um.term import Term
 
 HERE = Path(__file__).resolve().parent
 LAST = 52
+TESTED = [row for row in REGRESSIONS if row.files]
 IMPOSSIBLE = [row for row in REGRESSIONS if row.reason]
 
 
@@ -57,6 +58,18 @@ def test_each_bug_is_tested_or_impossible_and_not_both(row: Regression) -> None:
     assert any(name in test.partition("::")[2] for test in tests), f"no name has {name}"
     files = {Path(test.partition("::")[0]).stem.removeprefix("test_") for test in tests}
     assert set(row.files) == files, "the table names other files"
+
+
+@pytest.mark.parametrize("row", TESTED, ids=[row.number for row in TESTED])
+def test_each_tested_bug_can_be_put_back(row: Regression) -> None:
+    """There is a mutant with it, and a file of the table has a test that has to kill it."""
+    killers = {
+        killer.partition("::")[0]
+        for mutant in mutants.load(HERE / "mutants")
+        if row.number in re.findall(r"\bR\d+\b", mutant.breaks)
+        for killer in mutant.killers
+    }
+    assert killers & {f"test_{file}.py" for file in row.files}, killers
 
 
 @pytest.mark.parametrize("row", IMPOSSIBLE, ids=[row.number for row in IMPOSSIBLE])

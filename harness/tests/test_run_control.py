@@ -46,7 +46,7 @@ def test_stopped_merged_pages_stay_merged(guest: Guest) -> None:
 
 
 @pytest.mark.regression("R51")
-def test_unmerging_everything_really_does(guest: Guest) -> None:
+def test_r51_unmerging_everything_really_does(guest: Guest) -> None:
     """R51, R9: no merged PTE remains, contents are intact, the metadata is gone."""
     report = pageops(
         guest, "fill=dup", "@3:fill=zero", "settle", "stat=merged", "set=run:2", "stat=unmerged",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Mutants without a kernel: their heads, choosing them, and what counts as killed."""
+"""Mutants without a guest: their patches, their heads, choosing them, and what counts as killed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import kconfig, mutants  # noqa: E402
-from linux_um.errors import EXIT_LAUNCHER, UsageError  # noqa: E402
+from linux_um import build, kconfig, mutants, patches  # noqa: E402
+from linux_um.errors import EXIT_LAUNCHER, PatchError, UsageError  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
+from linux_um.source import DEFAULT_KERNEL  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +44,22 @@ def test_every_mutant_of_the_repository_names_tests_that_exist() -> None:
             file, _, name = killer.partition("::")
             text = (HERE / file).read_text()
             assert not name or f"def {name.partition('[')[0]}(" in text, f"{each.name}: {killer}"
+
+
+def test_every_mutant_of_the_repository_fits_the_kernel(tmp_path: Path) -> None:
+    tree = build.ensure_tree("fast", DEFAULT_KERNEL, term=Term(quiet=True))
+    misfits = []
+    for each in mutants.load(HERE / "mutants"):
+        patch = patches.Patch(each.patch.name, each.patch.read_bytes())
+        directory = tmp_path / each.name
+        for name in patches.touched_files(patch.data):
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(tree / name, directory / name)
+        try:
+            patches.apply_patch(directory, patch)
+        except PatchError as error:
+            misfits.append(error.line())
+    assert not misfits
 
 
 def test_a_head_that_says_too_little_is_refused(tmp_path: Path) -> None:
