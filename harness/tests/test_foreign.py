@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Pages that are written to by another process than their own, and pages in zswap."""
+"""Pages that others write to or move than page faults do, and pages in zswap."""
 
 from __future__ import annotations
 
@@ -43,6 +43,44 @@ def test_a_foreign_write_to_a_watched_page_is_told(guest: Guest, way: str) -> No
     watched, told = report["watched"].counters, report["told"].counters
     assert told["pages_volatile"] - watched["pages_volatile"] >= PAGES
     assert report["merged"]["merged_ptes"] == 2 * PAGES
+
+
+@pytest.mark.needs_pksm
+def test_a_watched_page_that_userfaultfd_moves_is_told(guest: Guest) -> None:
+    """It is mapped writable where it comes to: nobody would be told of the next write."""
+    guest.set_pksm("rescan_seconds", 1)
+    report = kin(
+        guest, "a:new", "b:new", "fill=unique", "settle", "sleep=10000", "stat=watched",
+        "a:uffdmove", "stat=told", "verify", "a:fill=dup", "b:fill=dup", "sleep=400000",
+        "stat=merged", "verify", pages=PAGES,
+    )  # fmt: skip
+    watched, told = report["watched"].counters, report["told"].counters
+    assert told["pages_volatile"] - watched["pages_volatile"] >= PAGES
+    assert report["merged"]["merged_ptes"] == 2 * PAGES
+
+
+@pytest.mark.needs_pksm
+def test_a_zero_page_that_userfaultfd_moves_is_counted_no_more(guest: Guest) -> None:
+    """Where it comes to it is as if nobody had ever merged it."""
+    before = settle(guest)
+    report = kin(
+        guest, "a:new", "a:fill=zero", "settle", "stat=merged", "a:uffdmove", "stat=moved",
+        "verify", "a:poke=9", "verify", pages=PAGES,
+    )  # fmt: skip
+    merged, moved = report["merged"].counters, report["moved"].counters
+    assert merged["zero_pages"] - before["zero_pages"] >= PAGES
+    assert merged["zero_pages"] - moved["zero_pages"] == PAGES
+    assert baseline(settle(guest)) == baseline(before)
+
+
+@pytest.mark.needs_pksm
+def test_userfaultfd_does_not_move_a_merged_page(guest: Guest) -> None:
+    """It is not the process' own to give away: EBUSY, as with KSM."""
+    done = guest.run(
+        ["kin", "--pages", "4", "a:new", "b:new", "fill=dup", "settle", "a:uffdmove"], check=False
+    )
+    assert done.status == 3
+    assert "busy" in done.stderr.lower()
 
 
 def zswapped(guest: Guest) -> int:

@@ -228,6 +228,12 @@ uint64_t pin_check(struct pin *pin, const struct content *expected);
 int foreign_flip(pid_t pid, uint64_t base, size_t pages, size_t off, uint8_t flip,
 		 const char *how);
 
+/*
+ * Moves pages of this process by UFFDIO_MOVE to a place that is mapped and empty.
+ * Returns 0 or a negative errno: -EBUSY for a page that others have as well.
+ */
+int uffd_move(void *to, void *from, size_t bytes);
+
 /* ---- worker processes ----------------------------------------------- */
 
 struct order {

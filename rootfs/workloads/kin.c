@@ -32,7 +32,7 @@ enum { S_DUP = 1, S_UNIQUE };
 enum op {
 	OP_MAP, OP_FORK, OP_FILL, OP_POKE, OP_TOUCH, OP_VERIFY, OP_MOVE, OP_SWAP,
 	OP_SPLIT, OP_ADVISE, OP_LOCK, OP_UNLOCK, OP_PIN, OP_UNPIN, OP_UNMAP, OP_EXIT,
-	OP_EXPECT,
+	OP_EXPECT, OP_UFFD,
 };
 
 static struct {
@@ -154,6 +154,21 @@ static int move_to(char *from, size_t size, uint64_t addr, char **to)
 	return *to == MAP_FAILED ? -errno : 0;
 }
 
+/* Each page is handed over to another mapping, which becomes the region. */
+static int do_uffd(void)
+{
+	char *to = mmap(NULL, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int err;
+
+	if (to == MAP_FAILED)
+		return -errno;
+	err = uffd_move(to, me.base, bytes());
+	munmap(err ? to : me.base, bytes());
+	if (!err)
+		me.base = to;
+	return err;
+}
+
 /* The halves of the region change places: each address gets another's page. */
 static int do_swap(void)
 {
@@ -267,6 +282,9 @@ static void carry_out(const struct order *o, struct reply *r)
 		break;
 	case OP_MOVE:
 		r->status = move_to(me.base, bytes(), o->value, &me.base);
+		break;
+	case OP_UFFD:
+		r->status = do_uffd();
 		break;
 	case OP_SWAP:
 		r->status = do_swap();
@@ -512,7 +530,7 @@ static const struct {
 	{ "munlock", OP_UNLOCK, NO_ARG }, { "pin", OP_PIN, NO_ARG }, { "unpin", OP_UNPIN, NO_ARG },
 	{ "unmap", OP_UNMAP, NO_ARG }, { "exit", OP_EXIT, NO_ARG },
 	{ "remote", OP_EXPECT, NUMBER }, { "ptrace", OP_EXPECT, NUMBER },
-	{ "memfile", OP_EXPECT, NUMBER },
+	{ "memfile", OP_EXPECT, NUMBER }, { "uffdmove", OP_UFFD, NO_ARG },
 };
 
 static void kin_op(unsigned int who, const char *name, const char *arg, const char *word)
@@ -590,7 +608,7 @@ static void __noreturn usage(int status)
 		"Processes are called a to p. X:OPERATION is for process X, OPERATION for all:\n"
 		"  X:new[=ADDRESS]  begins and maps a region      X:fork=Y   has a child\n"
 		"  fill=dup[:N]|same[:N]|unique|thin|zero  poke=BYTE  touch  verify  unmap  exit\n"
-		"  move[=ADDRESS]  swap (the halves of the region)  split (into a VMA for each page)\n"
+		"  move[=ADDRESS]  uffdmove (by UFFDIO_MOVE)  swap (the halves of the region)  split (into a VMA for each page)\n"
 		"  advise=mergeable|unmergeable|dontneed|pageout  mlock  munlock\n"
 		"  pin  unpin (references of pipes)\n"
 		"  remote=BYTE  ptrace=BYTE  memfile=BYTE (a poke, by the first process: with\n"
