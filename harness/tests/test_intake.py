@@ -99,9 +99,11 @@ def test_r45_the_anon_vma_of_those_who_have_gone_is_still_there(guest: Guest) ->
 def anon_vmas_once(guest: Guest, ready: Callable[[], bool]) -> int:
     """Return how many anon_vmas there are when the guest is ready, and nothing is pruned any more.
 
-    The number is exact where the cache is debugged.
+    The number is exact where the cache is debugged. Compaction empties the batches of the LRU,
+    which hold pages.
     """
     guest.wait_for(ready, time.monotonic() + WORKLOAD_SECONDS, "pageops does not come that far")
+    guest.write_file("/proc/sys/vm/compact_memory", "1")
     time.sleep(2)
     settle(guest)
     return int(guest.read_file("/sys/kernel/slab/anon_vma/objects").split()[0])
@@ -112,16 +114,21 @@ def anon_vmas_once(guest: Guest, ready: Callable[[], bool]) -> int:
 def test_r45_the_engine_keeps_the_anon_vma_of_those_who_have_gone(boot_fresh: BootFresh) -> None:
     """R45: as long as a page names it, and no longer.
 
-    What process 1 has was merged into the pages of process 0, which has gone. When it writes to
-    all of them these pages go as well, and the anon_vma with them.
+    What the last process has was merged into the pages of four others, which have gone. When it
+    writes to all of them these pages go as well, and the four anon_vmas with them.
     """
     guest = boot_fresh(append=["slub_debug=FZU,anon_vma"])
     guest.set_pksm("settle_millisecs", 20)
+    owned = [
+        step for who in range(4)
+        for step in (f"@{who}:range={4 * who}-{4 * who + 4}", f"@{who}:fill=dup")
+    ]  # fmt: skip
     # Host and guest tell each other by controls of the engine how far they are.
     job = guest.start(
-        ["pageops", "--procs", "2", "--pages", "16", "@0:fill=dup", "settle", "@1:fill=dup",
-         "settle", "stat=all", "@0:exit", "set=rescan_seconds:19", "wait=settle_millisecs==21",
-         "@1:poke=1", "set=rescan_seconds:18", "wait=settle_millisecs==22", "verify"]
+        ["pageops", "--procs", "5", "--pages", "16", *owned, "settle", "@4:fill=dup", "settle",
+         "stat=all", *(f"@{who}:exit" for who in range(4)), "set=rescan_seconds:19",
+         "wait=settle_millisecs==21", "@4:poke=1", "set=rescan_seconds:18",
+         "wait=settle_millisecs==22", "verify"]
     )  # fmt: skip
     held = anon_vmas_once(guest, lambda: guest.pksm("rescan_seconds") == 19)
     guest.set_pksm("settle_millisecs", 21)
@@ -130,7 +137,8 @@ def test_r45_the_engine_keeps_the_anon_vma_of_those_who_have_gone(boot_fresh: Bo
     done = job.wait(WORKLOAD_SECONDS)
     assert done.status == 0, done.stderr
     assert parse_report(done.stdout)["all"]["merged_ptes"] == 2 * 16
-    assert held > left
+    # Something else may have come or gone meanwhile.
+    assert held - left >= 3
 
 
 @pytest.mark.real_time
