@@ -25,9 +25,13 @@ def test_wide_forks_keep_every_byte(guest: Guest) -> None:
 
 @pytest.mark.regression("R30")
 def test_r30_a_fork_counts_the_pages_it_maps_as_well(guest: Guest) -> None:
-    """R30, R52: sharing is counted by PTE: a child that ends takes its share with it."""
+    """R30, R52: sharing is counted by PTE: a child that ends takes its share with it.
+
+    The first fork is for the pages of the program's own that it writes to when it forks.
+    """
     report = pageops(
-        guest, "fill=dup", "@1:fill=zero", "settle", "stat=before", "fork", "stat=after", "verify",
+        guest, "fill=dup", "@1:fill=zero", "settle", "fork", "stat=before", "fork", "stat=after",
+        "verify",
         procs=3, pages=128,
     )  # fmt: skip
     before, after = report["before"].counters, report["after"].counters
