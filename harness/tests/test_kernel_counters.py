@@ -118,8 +118,13 @@ def test_stock_ksm_has_no_such_line(boot_fresh: BootFresh) -> None:
     ],
     ids=lambda steps: "-".join(step.split(":")[-1].split("=")[0] for step in steps),
 )
-def test_r52_mappings_that_come_and_go_are_counted(guest: Guest, steps: tuple[str, ...]) -> None:
-    """R52: fork, exit, copies, unmapping and migration; the sum never drifts."""
+def test_r52_mappings_that_come_and_go_are_counted(
+    guest: Guest, held: Process, steps: tuple[str, ...]
+) -> None:
+    """R52: fork, exit, copies, unmapping and migration; the sum never drifts.
+
+    Others hold merged pages: a sum that is too small cannot hide below zero.
+    """
     before = settle(guest)
     pageops(guest, "fill=dup", "settle", *steps, procs=3, pages=200)
     after = settle(guest)
@@ -128,7 +133,9 @@ def test_r52_mappings_that_come_and_go_are_counted(guest: Guest, steps: tuple[st
 
 
 @pytest.mark.regression("R52")
-def test_r52_forks_and_exits_while_pages_become_merged_are_counted(guest: Guest) -> None:
+def test_r52_forks_and_exits_while_pages_become_merged_are_counted(
+    guest: Guest, held: Process
+) -> None:
     """R52: the moment in which a page becomes a merged one, seen from all sides."""
     guest.set_pksm("settle_millisecs", 0)
     for seed in range(3):
