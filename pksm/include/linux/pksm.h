@@ -38,6 +38,7 @@ void pksm_add_new_anon_page(struct page *page,
 void pksm_del_anon_page(struct page *page);
 void __pksm_add_broken_off(struct page *page, struct pksm_rmap_item *rmap_item);
 void __pksm_add_swapped_in(struct folio *folio);
+void __pksm_add_split_off(struct page *page);
 void __pksm_page_broken(struct folio *folio);
 void __pksm_page_unmapped(struct folio *folio);
 void __pksm_page_written(struct page *page);
@@ -64,7 +65,7 @@ pksm_rmap_item(struct folio *folio, struct vm_area_struct *vma)
 {
 	if (!static_branch_unlikely(&pksm_intake_key))
 		return NULL;
-	if (!(vma->vm_flags & VM_MERGEABLE) || folio_test_large(folio))
+	if (!(vma->vm_flags & VM_MERGEABLE))
 		return NULL;
 	return __pksm_rmap_item(&folio->page);
 }
@@ -123,6 +124,19 @@ static inline void pksm_add_swapped_in(struct folio *folio)
 {
 	if (static_branch_unlikely(&pksm_intake_key))
 		__pksm_add_swapped_in(folio);
+}
+
+/**
+ * pksm_add_split_off - take a page in that was a part of a large folio
+ * @folio: the large folio, about to be split
+ * @page: the page, the first of its own folio now, with its reference count frozen
+ *
+ * Context: Interrupts are off. Never sleeps.
+ */
+static inline void pksm_add_split_off(struct folio *folio, struct page *page)
+{
+	if (unlikely(PagePKSM(&folio->page)))
+		__pksm_add_split_off(page);
 }
 
 /**
@@ -223,6 +237,10 @@ static inline void pksm_add_copied_folio(struct folio *folio,
 }
 
 static inline void pksm_add_swapped_in(struct folio *folio)
+{
+}
+
+static inline void pksm_add_split_off(struct folio *folio, struct page *page)
 {
 }
 

@@ -262,8 +262,8 @@ static void pksm_add_newborn(struct page *page, struct pksm_rmap_item *item,
 
 /**
  * pksm_add_new_anon_page - take a new anonymous page in
- * @page: the page: new, of order 0, not yet on the LRU and not yet in a page
- *	table, so that nobody else writes its flags
+ * @page: the page, or the first of a large folio: new, not yet on the LRU and not
+ *	yet in a page table, so that nobody else writes its flags
  * @rmap_item: its record, from pksm_rmap_item()
  * @anon_vma: that of its VMA; the engine finds it again through the folio
  *
@@ -336,7 +336,7 @@ void __pksm_add_swapped_in(struct folio *folio)
 	struct pksm_rmap_item *item;
 
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
-	if (folio_test_large(folio) || folio_test_ksm(folio))
+	if (folio_test_ksm(folio))
 		return;
 	if (PagePKSM(page)) {
 		/* It may be mapped writable now, and nobody would be told. */
@@ -350,19 +350,30 @@ void __pksm_add_swapped_in(struct folio *folio)
 		pksm_add_moved_page(page, item, false);
 }
 
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/**
+ * __pksm_add_split_off - a page of a large folio that is tracked becomes its own
+ * @page: the page, the first of its folio now, with its reference count frozen
+ *
+ * Context: Interrupts are off. Takes no lock and never sleeps.
+ */
+void __pksm_add_split_off(struct page *page)
+{
+	struct pksm_rmap_item *item = __pksm_rmap_item(page);
+
+	if (READ_ONCE(item->state) & PKSM_LIVE) {
+		__SetPagePKSM(page);
+		/* It is in the index, and not really watched: see large.c. */
+		__pksm_page_written(page);
+	} else if (static_branch_likely(&pksm_intake_key)) {
+		pksm_add_newborn(page, item, 0);
+	}
+}
+#endif
+
 /* === the free path === */
 
-/**
- * pksm_del_anon_page - forget a page that is being freed
- * @page: the page, with PG_pksm set and no reference left; page->mapping is
- *	still there
- *
- * The hook of the free path. The record dies at once; whatever it is linked
- * to is left to pksmd.
- *
- * Context: Any, hard interrupts included. Takes no lock and never sleeps.
- */
-void pksm_del_anon_page(struct page *page)
+static void pksm_del_page(struct page *page)
 {
 	struct pksm_rmap_item *item = __pksm_rmap_item(page);
 	struct pksm_stable_node *node;
@@ -394,6 +405,26 @@ void pksm_del_anon_page(struct page *page)
 		   pksm_level(old) >= PKSM_LATE_LEVEL) {
 		this_cpu_inc(pksm_cpu.stranded);
 		pksm_kick();
+	}
+}
+
+/**
+ * pksm_del_anon_page - forget a page that is being freed
+ * @page: the page, or the first of a large folio, with PG_pksm set and no reference
+ *	left; page->mapping is still there
+ *
+ * The hook of the free path. The record dies at once; whatever it is linked
+ * to is left to pksmd.
+ *
+ * Context: Any, hard interrupts included. Takes no lock and never sleeps.
+ */
+void pksm_del_anon_page(struct page *page)
+{
+	unsigned long i, nr = compound_nr(page);
+
+	for (i = 0; i < nr; i++) {
+		if (PagePKSM(page + i))
+			pksm_del_page(page + i);
 	}
 }
 
@@ -504,11 +535,11 @@ struct folio *pksm_get_tracked(unsigned long pfn)
 
 	if (!page)
 		return NULL;
-	/* Tracked pages have order 0; a tail page has no references. */
-	folio = (struct folio *)page;
+	folio = page_folio(page);
 	if (!folio_try_get(folio))
 		return NULL;
-	if (unlikely(!PagePKSM(page))) {
+	/* It may have become a part of another folio just before that. */
+	if (unlikely(page_folio(page) != folio || !PagePKSM(page))) {
 		folio_put(folio);
 		return NULL;
 	}

@@ -314,6 +314,7 @@ void pksm_queue_changed(unsigned long pfn, struct pksm_rmap_item *item,
 void pksm_queue_collect(void);
 bool pksm_queue_settle(struct pksm_rmap_item *item);
 void pksm_queue_drop(struct page *page, struct pksm_rmap_item *item);
+void pksm_queue_hurry(struct pksm_rmap_item *item);
 void pksm_queue_run(unsigned int budget);
 bool pksm_queue_ripe(bool *turned);
 void pksm_queue_note(struct pksm_queue_mark *mark);
@@ -401,6 +402,26 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 /* match.c */
 bool pksm_pages_similar(struct page *page1, struct page *page2);
 void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
+
+/* large.c */
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+void pksm_large_wanted(struct folio *folio, unsigned long pfn);
+void pksm_large_forget(struct folio *folio);
+void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item);
+#else
+static inline void pksm_large_wanted(struct folio *folio, unsigned long pfn)
+{
+}
+
+static inline void pksm_large_forget(struct folio *folio)
+{
+}
+
+static inline void pksm_consider_large(struct folio *folio,
+				       struct pksm_rmap_item *item)
+{
+}
+#endif
 
 /* watch.c */
 bool pksm_watch(struct folio *folio);

@@ -151,6 +151,15 @@ static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
 			       age);
 }
 
+/* Only many equal pages are worth splitting a large folio: this is one of them. */
+static enum pksm_result pksm_try_large(struct folio *folio, struct folio *kfolio,
+				       unsigned long pfn)
+{
+	if (pksm_pages_similar(folio_page(folio, 0), pfn_to_page(pfn)))
+		pksm_large_wanted(kfolio, pfn);
+	return PKSM_DIFFERS;
+}
+
 /* Both pages are locked. */
 static enum pksm_result pksm_try_candidate(struct folio *folio,
 					   struct folio *kfolio,
@@ -203,7 +212,9 @@ static enum pksm_result pksm_try_unstable(struct folio *folio,
 			folio_put(kfolio);
 			continue;
 		}
-		if (folio_trylock(kfolio)) {
+		if (folio_test_large(kfolio)) {
+			one = pksm_try_large(folio, kfolio, pfn);
+		} else if (folio_trylock(kfolio)) {
 			one = pksm_try_candidate(folio, kfolio, kitem, key,
 						 differed);
 			folio_unlock(kfolio);
@@ -301,6 +312,11 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	if (READ_ONCE(item->state) & PKSM_STABLE) {
 		/* It was freed just now, and a stable page moved here. */
 		pksm_queue_settle(item);
+		folio_put(folio);
+		return;
+	}
+	if (folio_test_large(folio)) {
+		pksm_consider_large(folio, item);
 		folio_put(folio);
 		return;
 	}

@@ -478,6 +478,32 @@ void pksm_queue_drop(struct page *page, struct pksm_rmap_item *item)
 	pksm_forget(page, item);
 }
 
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/**
+ * pksm_queue_hurry - let the turn of a page come early
+ * @item: its record
+ *
+ * It is moved by pksm_queue_untangle(), as a page that was born in the frame of one
+ * that had to wait for long.
+ *
+ * Context: pksm_mutex held, and a reference on the page.
+ */
+void pksm_queue_hurry(struct pksm_rmap_item *item)
+{
+	u32 old;
+
+	lockdep_assert_held(&pksm_mutex);
+	do {
+		old = READ_ONCE(item->state);
+		if (pksm_where(old) != PKSM_LIST ||
+		    pksm_level(old) < PKSM_LATE_LEVEL)
+			return;
+	} while (!pksm_item_set(item, old, (old & ~PKSM_LEVEL_MASK) |
+					   (1U << PKSM_LEVEL_SHIFT)));
+	this_cpu_inc(pksm_cpu.stranded);
+}
+#endif
+
 #ifdef CONFIG_PKSM_DEBUG
 /**
  * pksm_queue_for_each - visit every record that waits
@@ -528,9 +554,11 @@ static void pksm_forget_popped(unsigned long pfn, struct pksm_rmap_item *item)
 	while (pksm_queue_settle(item)) {
 		folio = pksm_get_tracked(pfn);
 		if (folio) {
+			if (folio_test_large(folio) && folio_pfn(folio) == pfn)
+				pksm_large_forget(folio);
 			/* Not if a stable page has just moved there. */
 			if (pksm_queue_settle(item))
-				pksm_queue_drop(folio_page(folio, 0), item);
+				pksm_queue_drop(pfn_to_page(pfn), item);
 			folio_put(folio);
 			return;
 		}

@@ -192,7 +192,8 @@ static void pksm_rescan_page(unsigned long pfn)
 
 	if (!folio)
 		return;
-	if (folio_trylock(folio)) {
+	/* Large ones are never unwatched for long: see large.c. */
+	if (!folio_test_large(folio) && folio_trylock(folio)) {
 		/* It may be another page by now: then it will be reaped. */
 		state = READ_ONCE(item->state);
 		if (!(state & (PKSM_REBORN | PKSM_STABLE)))

@@ -162,7 +162,7 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 	struct pksm_rmap_item *newitem;
 	struct pksm_stable_node *node;
 
-	if (folio_test_large(folio) || !folio_test_anon(newfolio))
+	if (folio_test_hugetlb(folio) || !folio_test_anon(newfolio))
 		return;
 	/* One that is not tracked: the sweep may have passed its new frame. */
 	if (!PagePKSM(page) && folio_test_ksm(folio))

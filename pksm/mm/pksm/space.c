@@ -19,42 +19,56 @@
 
 /* === one address space === */
 
-/* Large pages do not enter. */
+/* The page table lock is held: the folio stays mapped, and so in use. */
+static void pksm_intake_folio(struct folio *folio)
+{
+	struct page *page = folio_page(folio, 0);
+	struct pksm_rmap_item *item;
+
+	if (!folio_test_anon(folio) || folio_test_ksm(folio) || PagePKSM(page))
+		return;
+	/* Who holds the lock is about to swap it, to move it, or to copy it. */
+	if (!folio_trylock(folio))
+		return;
+	item = __pksm_rmap_item(page);
+	if (item && !PagePKSM(page))
+		pksm_add_moved_page(page, item, false);
+	folio_unlock(folio);
+}
+
 static int pksm_intake_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
 			   struct mm_walk *walk)
 {
-	pmd_t entry = pmdp_get_lockless(pmd);
+	spinlock_t *ptl = pmd_trans_huge_lock(pmd, walk->vma);
+	struct page *page;
+	pmd_t entry;
 
+	if (ptl) {
+		page = pmd_present(*pmd) ?
+		       vm_normal_page_pmd(walk->vma, addr, *pmd) : NULL;
+		if (page)
+			pksm_intake_folio(page_folio(page));
+		spin_unlock(ptl);
+	}
+	entry = pmdp_get_lockless(pmd);
 	if (!pmd_present(entry) || pmd_trans_huge(entry) || pmd_devmap(entry))
 		walk->action = ACTION_CONTINUE;
 	cond_resched();
 	return 0;
 }
 
-/* The page table lock is held: the page stays mapped, and so in use. */
+/* The page table lock is held. */
 static int pksm_intake_pte(pte_t *pte, unsigned long addr, unsigned long next,
 			   struct mm_walk *walk)
 {
-	struct pksm_rmap_item *item;
 	pte_t entry = ptep_get(pte);
-	struct folio *folio;
 	struct page *page;
 
 	if (!pte_present(entry))
 		return 0;
 	page = vm_normal_page(walk->vma, addr, entry);
-	if (!page || !PageAnon(page) || PagePKSM(page))
-		return 0;
-	folio = page_folio(page);
-	if (folio_test_large(folio) || folio_test_ksm(folio))
-		return 0;
-	/* Who holds the lock is about to swap it, to move it, or to copy it. */
-	if (!folio_trylock(folio))
-		return 0;
-	item = __pksm_rmap_item(page);
-	if (item && !PagePKSM(page))
-		pksm_add_moved_page(page, item, false);
-	folio_unlock(folio);
+	if (page)
+		pksm_intake_folio(page_folio(page));
 	return 0;
 }
 

@@ -73,8 +73,8 @@ unsigned long pksm_sweep_timeout(void)
 /* Something that only looks like an anonymous page is found out further down. */
 static bool pksm_sweep_wants(struct page *page)
 {
-	return PageAnon(page) && !PagePKSM(page) && !page_has_type(page) &&
-	       !PageCompound(page);
+	return !PageTail(page) && PageAnon(page) && !PagePKSM(page) &&
+	       !page_has_type(page);
 }
 
 /*

@@ -220,6 +220,40 @@ TRACE_EVENT(pksm_prune,
 );
 
 /**
+ * pksm_split - a large folio has enough pages that others are equal to
+ * @pfn: page frame number of its first page
+ * @nr: how many pages it has
+ * @matched: how many of them have an equal
+ * @err: 0 when it was split, or why it could not be
+ *
+ * Context: Process context, pksm_mutex held.
+ */
+TRACE_EVENT(pksm_split,
+
+	TP_PROTO(unsigned long pfn, unsigned int nr, unsigned int matched,
+		 int err),
+
+	TP_ARGS(pfn, nr, matched, err),
+
+	TP_STRUCT__entry(
+		__field(unsigned long, pfn)
+		__field(unsigned int, nr)
+		__field(unsigned int, matched)
+		__field(int, err)
+	),
+
+	TP_fast_assign(
+		__entry->pfn = pfn;
+		__entry->nr = nr;
+		__entry->matched = matched;
+		__entry->err = err;
+	),
+
+	TP_printk("pfn=0x%lx nr=%u matched=%u err=%d", __entry->pfn,
+		  __entry->nr, __entry->matched, __entry->err)
+);
+
+/**
  * pksm_unmerge - a process gets its own copy of a merged page, or of a zero page
  * @mm: its address space
  * @addr: where

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PKSM: large folios.
+ *
+ * A large folio is worth more than a few pages saved, so it is split for many equal
+ * pages only. It enters by the record of its first page, which stays in the queues:
+ * whenever its time comes, each page of the folio is read and looked for. Those that
+ * have an equal (elsewhere, in the same folio, or the zero page) are counted, and
+ * when they are enough the folio is split; its pages are then pages like any other.
+ *
+ * When they are not, the other records join the unstable index, so that the pages
+ * are found by those that come later, of other large folios for instance. Each of
+ * these is noted in the record of the page that it found, and when these notes have
+ * become enough, the folio's turn comes early.
+ *
+ * Its PTEs, or its PMD, are not write-protected, so nobody tells of writes. It is
+ * read again in intervals that double, therefore, up to the longest there is.
+ *
+ * In the record of a page of a large folio, other than the first, PKSM_WATCHED means
+ * only that a pass over the index is to leave it alone; and an age of 1 that it has
+ * an equal. Its page has PG_pksm. When the folio is freed, so are they; when somebody
+ * splits it, each of them is told that its page was written to, and goes to a queue.
+ */
+#define pr_fmt(fmt) "pksm: " fmt
+
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/sched.h>
+
+#include <trace/events/pksm.h>
+
+#include "internal.h"
+
+/* How many pages of a folio must have an equal for it to be split, in per cent. */
+#define PKSM_SPLIT_PERCENT	50U
+
+/* After it was read, a folio waits for 13 to 26 seconds by default, then longer. */
+#define PKSM_LARGE_LEVEL	6U
+
+/* How many pages of the unstable index are compared with one. */
+#define PKSM_LARGE_CANDIDATES	4U
+
+static bool pksm_enough(struct folio *folio, unsigned int nr)
+{
+	return nr * 100 >= folio_nr_pages(folio) * PKSM_SPLIT_PERCENT;
+}
+
+/* Take a record out of the index, if it is there; a dead one may be in a queue. */
+static void pksm_large_unlink(unsigned long pfn, struct pksm_rmap_item *item)
+{
+	u32 old = READ_ONCE(item->state);
+
+	if (pksm_where(old) != PKSM_INDEX)
+		return;
+	pksm_unstable_unlink(pfn, item);
+	while (!pksm_item_set(item, old, (old & PKSM_LIVE) | PKSM_NONE))
+		old = READ_ONCE(item->state);
+}
+
+/* A record that waits in a queue, dead, is left alone until next time. */
+static void pksm_large_insert(struct page *page, u64 hash, bool matched)
+{
+	struct pksm_rmap_item *item = __pksm_rmap_item(page);
+	u32 old;
+
+	if (pksm_where(READ_ONCE(item->state)) != PKSM_NONE)
+		return;
+	pksm_unstable_insert(page_to_pfn(page), item, hash, matched);
+	do {
+		old = READ_ONCE(item->state);
+	} while (!pksm_item_set(item, old, old | PKSM_WATCHED));
+	SetPagePKSM(page);
+}
+
+/* Is there an equal of this page? */
+static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash)
+{
+	unsigned int tries = PKSM_LARGE_CANDIDATES;
+	struct pksm_stable_node *node = NULL;
+	unsigned long pfn = PKSM_END;
+	bool similar = false;
+
+	while ((node = pksm_stable_next(hash, node))) {
+		if (pksm_node_alive(node))
+			return true;
+	}
+	while (!similar && tries--) {
+		struct folio *other;
+
+		pfn = pksm_unstable_next(hash, pfn);
+		if (pfn == PKSM_END)
+			break;
+		other = pksm_get_tracked(pfn);
+		if (!other)
+			continue;
+		similar = pksm_pages_similar(page, pfn_to_page(pfn));
+		if (similar && other != folio && folio_test_large(other))
+			pksm_large_wanted(other, pfn);
+		folio_put(other);
+	}
+	return similar;
+}
+
+/* Read all pages. Returns how many of them have an equal. */
+static unsigned int pksm_large_read(struct folio *folio, u64 domain)
+{
+	unsigned long i, nr = folio_nr_pages(folio);
+	unsigned int nr_matched = 0;
+
+	/* First of all, so that none is found by what it was before. */
+	for (i = 1; i < nr; i++)
+		pksm_large_unlink(folio_pfn(folio) + i,
+				  __pksm_rmap_item(folio_page(folio, i)));
+	for (i = 0; i < nr; i++) {
+		struct page *page = folio_page(folio, i);
+		u64 hash = pksm_hash_page(page);
+		bool matched;
+
+		pksm_count_event(PKSM_EVENT_SCANNED);
+		trace_pksm_hash(page_to_pfn(page), hash);
+		matched = (hash == pksm_zero_hash() &&
+			   READ_ONCE(pksm_use_zero_pages)) ||
+			  pksm_large_match(folio, page, hash ^ domain);
+		nr_matched += matched;
+		if (i)
+			pksm_large_insert(page, hash ^ domain, matched);
+		cond_resched();
+	}
+	return nr_matched;
+}
+
+/**
+ * pksm_large_wanted - somebody is equal to a page of a large folio
+ * @folio: the folio, of which a reference is held
+ * @pfn: the page; not the first of the folio
+ *
+ * Context: pksmd, pksm_mutex held.
+ */
+void pksm_large_wanted(struct folio *folio, unsigned long pfn)
+{
+	struct pksm_rmap_item *item = pksm_item(pfn);
+	unsigned long i, nr = folio_nr_pages(folio);
+	u32 old = READ_ONCE(item->state);
+	unsigned int wanted = 0;
+
+	lockdep_assert_held(&pksm_mutex);
+	if (pksm_where(old) != PKSM_INDEX || pksm_age(old))
+		return;
+	while (!pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
+		old = READ_ONCE(item->state);
+	for (i = 1; i < nr; i++) {
+		item = __pksm_rmap_item(folio_page(folio, i));
+		old = READ_ONCE(item->state);
+		wanted += pksm_where(old) == PKSM_INDEX && pksm_age(old);
+	}
+	if (pksm_enough(folio, wanted))
+		pksm_queue_hurry(__pksm_rmap_item(folio_page(folio, 0)));
+}
+
+/**
+ * pksm_large_forget - stop tracking all pages of a large folio but the first
+ * @folio: the folio, of which a reference is held
+ *
+ * Context: Process context, pksm_mutex held.
+ */
+void pksm_large_forget(struct folio *folio)
+{
+	unsigned long i, nr = folio_nr_pages(folio);
+
+	lockdep_assert_held(&pksm_mutex);
+	for (i = 1; i < nr; i++) {
+		struct page *page = folio_page(folio, i);
+		struct pksm_rmap_item *item = __pksm_rmap_item(page);
+
+		pksm_large_unlink(page_to_pfn(page), item);
+		if (PagePKSM(page))
+			pksm_forget(page, item);
+	}
+}
+
+/* Returns true when the folio is split now. */
+static bool pksm_large_try(struct folio *folio, u64 domain)
+{
+	unsigned long nr = folio_nr_pages(folio), pfn = folio_pfn(folio);
+	unsigned int matched;
+	int err;
+
+	matched = pksm_large_read(folio, domain);
+	if (!pksm_enough(folio, matched))
+		return false;
+	err = split_folio(folio);
+	trace_pksm_split(pfn, nr, matched, err);
+	return !err;
+}
+
+/**
+ * pksm_consider_large - deal with a large folio whose time has come
+ * @folio: the folio, of which a reference is held
+ * @item: the record of its first page, popped from its queue and still marked
+ *	PKSM_LIST
+ *
+ * Context: pksmd, pksm_mutex held. May sleep.
+ */
+void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
+{
+	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
+	unsigned long pfn = folio_pfn(folio);
+	enum pksm_result result;
+	bool split = false;
+	u64 domain;
+
+	lockdep_assert_held(&pksm_mutex);
+	if (folio_trylock(folio)) {
+		result = pksm_folio_survey(folio, &domain);
+		if (result == PKSM_UNFIT) {
+			pksm_large_forget(folio);
+			pksm_queue_drop(folio_page(folio, 0), item);
+			folio_unlock(folio);
+			return;
+		}
+		if (result == PKSM_MERGED && domain != PKSM_NO_DOMAIN &&
+		    !folio_test_swapcache(folio)) {
+			split = pksm_large_try(folio, domain);
+			level = max(level, PKSM_LARGE_LEVEL);
+		}
+		folio_unlock(folio);
+	}
+	pksm_queue_add(pfn, item,
+		       split ? 0 : min(level, PKSM_NR_LEVELS - 1), 0);
+}
