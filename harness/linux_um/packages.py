@@ -97,6 +97,8 @@ STAGES: dict[str, tuple[Need, ...]] = {
         # ksm_tests, of the kernel's own selftests, is linked with it statically.
         Need("libnuma-dev", _any_file("/usr/lib/x86_64-linux-gnu/libnuma.a", "/usr/lib64/libnuma.a",
                                       "/usr/lib/libnuma.a")),
+        # objtool, without which no file of the x86-64 kernel is compiled.
+        Need("libelf-dev", _any_file("/usr/include/libelf.h")),
     ),
     "gdb": (Need("gdb", _program("gdb")),),
     "lint": (

@@ -110,7 +110,8 @@ REGRESSIONS = (
     tested("R30", "zero-page accounting across zap and fork", "fork", "madvise", "zero_and_swapin"),
     impossible(
         "R31", "both candidates inside the same THP",
-        "UML has no transparent huge pages", "TRANSPARENT_HUGEPAGE",
+        "UML has no transparent huge pages; test_large.py compiles what is about them",
+        "TRANSPARENT_HUGEPAGE",
     ),
     impossible(
         "R32", "THP split zero-maps subpages behind the engine's back",

@@ -39,6 +39,15 @@ CONFIG_FTRACE=y
 CONFIG_UPROBES=y
 CONFIG_UPROBE_EVENTS=y
 """
+# Nor has it large folios.
+LARGE = ("mm/huge_memory.c", "mm/khugepaged.c")
+FOR_LARGE = """\
+CONFIG_64BIT=y
+CONFIG_SHMEM=y
+CONFIG_COMPACTION=y
+CONFIG_TRANSPARENT_HUGEPAGE=y
+# CONFIG_CPU_MITIGATIONS is not set
+"""
 # Other files with what <linux/ksm.h> declares.
 USERS = ("fs/proc/task_mmu.c", "kernel/sys.c", "mm/madvise.c", "mm/migrate.c")
 
@@ -50,6 +59,15 @@ class Make32(Make):
         """Return the command that makes *targets*."""
         words = super().command(targets)
         return ["ARCH=i386" if word == "ARCH=um" else word for word in words]
+
+
+class Make64(Make):
+    """The kernel's make for 64-bit x86."""
+
+    def command(self, targets: Sequence[str]) -> list[str]:
+        """Return the command that makes *targets*."""
+        words = super().command(targets)
+        return ["ARCH=x86_64" if word == "ARCH=um" else word for word in words]
 
 
 def recipe_of(request: pytest.FixtureRequest) -> build.Recipe:
@@ -97,7 +115,7 @@ def test_r50_without_pksm_every_hook_compiles_to_nothing(
 ) -> None:
     """R50: with CONFIG_KSM off, and with stock KSM."""
     recipe = recipe_of(request)
-    names = sorted({*hooked(recipe), *USERS} - {UPROBES})
+    names = sorted({*hooked(recipe), *USERS} - {UPROBES, *LARGE})
     assert len(names) > len(USERS) + 10
     if wish == "classic":
         names.append("mm/ksm.c")
@@ -118,3 +136,16 @@ def test_r50_without_pksm_the_hook_that_uml_has_not_compiles_to_nothing(
     fragments = [FOR_UPROBES, WISHES[wish]]
     (compiled,) = compile_objects(recipe, Make32, f"without-{wish}-32", fragments, [UPROBES])
     assert not wanted_of_engine(compiled)
+
+
+@pytest.mark.regression("R50")
+@pytest.mark.parametrize("wish", WISHES)
+def test_r50_without_pksm_the_hooks_of_large_folios_compile_to_nothing(
+    request: pytest.FixtureRequest, wish: str
+) -> None:
+    """R50: large folios are split and made of small pages."""
+    recipe = recipe_of(request)
+    assert set(hooked(recipe)).issuperset(LARGE)
+    fragments = [FOR_LARGE, WISHES[wish]]
+    for compiled in compile_objects(recipe, Make64, f"without-{wish}-64", fragments, LARGE):
+        assert not wanted_of_engine(compiled), compiled.name

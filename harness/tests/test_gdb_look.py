@@ -317,7 +317,7 @@ MISTAKES = (
     ("pksm page hold0:{untouched}", "has no page at {untouched}: the PTE is empty"),
     ("pksm page hold0:0x300000000", "has no page table for 0x300000000: nothing was touched"),
     ("pksm page 2:0", "is a kernel thread and has no address space"),
-    ("pksm page &pksm_mutex", "'struct mutex *' is no page; give a page frame number"),
+    ("pksm page &pksm_mutex", "mutex *' is no page; give a page frame number"),
     ("pksm page nonsense", 'No symbol "nonsense"'),
     ("pksm page (struct page *)1", "0x1 is not the address of a struct page"),
     ("pksm page", "which page? Give a pfn"),

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Large folios, which User-Mode Linux does not have: the engine and its hooks compile for x86-64.
 
-With transparent huge pages, memory of devices, NUMA balancing and hardware poison, each
-of which brings code that no other build compiles.
+With transparent huge pages, NUMA balancing and hardware poison, each of which brings
+code that no other build compiles.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
 
 import pytest
 from linux_um import paths
-from linux_um.make import Make
-from test_build_without import compile_objects, hooked, recipe_of
+from test_build_without import LARGE, Make64, compile_objects, hooked, recipe_of
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -22,8 +20,6 @@ WISHES = """\
 CONFIG_64BIT=y
 CONFIG_SMP=y
 CONFIG_NUMA=y
-CONFIG_ACPI=y
-CONFIG_X86_64_ACPI_NUMA=y
 CONFIG_NUMA_BALANCING=y
 CONFIG_BLOCK=y
 CONFIG_SWAP=y
@@ -36,6 +32,7 @@ CONFIG_MEMCG=y
 CONFIG_USERFAULTFD=y
 CONFIG_COMPACTION=y
 CONFIG_MIGRATION=y
+CONFIG_X86_MCE=y
 CONFIG_MEMORY_FAILURE=y
 CONFIG_TRANSPARENT_HUGEPAGE=y
 CONFIG_PERF_EVENTS=y
@@ -49,27 +46,16 @@ CONFIG_PKSM=y
 CONFIG_PKSM_DEBUG=y
 # CONFIG_CPU_MITIGATIONS is not set
 """
-# What is compiled here only.
-LARGE = ("mm/pksm/large.c", "mm/huge_memory.c", "mm/khugepaged.c")
 # Calls of each other that a THP kernel has to have.
 CALLS = {
     "mm/huge_memory.o": ("pksm_add_new_anon_page", "__pksm_add_split_off"),
-    "mm/khugepaged.o": ("pksm_add_new_anon_page",),
+    "mm/khugepaged.o": ("__pksm_add_collapsed", "__pksm_page_unmapped"),
     "mm/pksm/match.o": ("pksm_consider_large", "pksm_large_wanted"),
-    "mm/pksm/large.o": ("split_huge_page_to_list_to_order",),
+    "mm/pksm/large.o": ("split_folio_to_list",),
 }
 
 
-class Make64(Make):
-    """The kernel's make for x86-64."""
-
-    def command(self, targets: Sequence[str]) -> list[str]:
-        """Return the command that makes *targets*."""
-        words = super().command(targets)
-        return ["ARCH=x86_64" if word == "ARCH=um" else word for word in words]
-
-
-def test_r31_r32_what_is_about_large_folios_compiles(request: pytest.FixtureRequest) -> None:
+def test_what_is_about_large_folios_compiles(request: pytest.FixtureRequest) -> None:
     """The engine, every file with a hook, and each finds in the other what it calls."""
     recipe = recipe_of(request)
     engine = {f"mm/pksm/{path.name}" for path in (paths.overlay_dir() / "mm/pksm").glob("*.c")}

@@ -39,6 +39,7 @@ void pksm_del_anon_page(struct page *page);
 void __pksm_add_broken_off(struct page *page, struct pksm_rmap_item *rmap_item);
 void __pksm_add_swapped_in(struct folio *folio);
 void __pksm_add_split_off(struct page *page);
+void __pksm_add_collapsed(struct folio *folio, struct pksm_rmap_item *rmap_item);
 void __pksm_page_broken(struct folio *folio);
 void __pksm_page_unmapped(struct folio *folio);
 void __pksm_page_written(struct page *page);
@@ -127,6 +128,22 @@ static inline void pksm_add_swapped_in(struct folio *folio)
 }
 
 /**
+ * pksm_add_collapsed_folio - take a large folio in that khugepaged has made
+ * @folio: the folio, as for pksm_add_new_anon_folio()
+ * @vma: where it is about to be mapped
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+static inline void pksm_add_collapsed_folio(struct folio *folio,
+					    struct vm_area_struct *vma)
+{
+	struct pksm_rmap_item *rmap_item = pksm_rmap_item(folio, vma);
+
+	if (rmap_item)
+		__pksm_add_collapsed(folio, rmap_item);
+}
+
+/**
  * pksm_add_split_off - take a page in that was a part of a large folio
  * @folio: the large folio, about to be split
  * @page: the page, the first of its own folio now, with its reference count frozen
@@ -147,7 +164,7 @@ static inline void pksm_add_split_off(struct folio *folio, struct page *page)
  */
 static inline void pksm_page_unmapped(struct folio *folio)
 {
-	if (static_branch_unlikely(&pksm_intake_key) && folio_test_ksm(folio))
+	if (static_branch_unlikely(&pksm_count_key) && folio_test_ksm(folio))
 		__pksm_page_unmapped(folio);
 }
 
@@ -172,7 +189,8 @@ static inline void pksm_page_written(struct folio *folio)
  */
 static inline bool pksm_page_watched(struct page *page)
 {
-	return unlikely(PagePKSM(page)) && __pksm_page_watched(page);
+	return unlikely(PagePKSM(page)) && !PageCompound(page) &&
+	       __pksm_page_watched(page);
 }
 
 /**
@@ -237,6 +255,11 @@ static inline void pksm_add_copied_folio(struct folio *folio,
 }
 
 static inline void pksm_add_swapped_in(struct folio *folio)
+{
+}
+
+static inline void pksm_add_collapsed_folio(struct folio *folio,
+					    struct vm_area_struct *vma)
 {
 }
 

@@ -152,15 +152,8 @@ static bool pksm_indexed(u32 state)
 	       (PKSM_LIVE | PKSM_INDEX);
 }
 
-/**
- * pksm_unstable_insert - add a page
- * @pfn: its page frame number
- * @item: its record, not linked; a reference on the page is held
- * @hash: its hash
- * @age: its age, at most PKSM_MAX_AGE
- */
-void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
-			  u64 hash, u32 age)
+static void pksm_unstable_link(unsigned long pfn, struct pksm_rmap_item *item,
+			       u64 hash, u32 bits)
 {
 	u32 *bucket = pksm_bucket(pksm_tag(hash));
 	u32 old;
@@ -171,10 +164,37 @@ void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
 	do {
 		old = READ_ONCE(item->state);
 		VM_WARN_ON_ONCE(old & PKSM_STABLE);
-	} while (!pksm_item_set(item, old, PKSM_LIVE | PKSM_INDEX |
-				(age << PKSM_AGE_SHIFT) |
+	} while (!pksm_item_set(item, old, PKSM_LIVE | PKSM_INDEX | bits |
 				(pksm_tag(hash) << PKSM_HASH_SHIFT)));
+}
+
+/**
+ * pksm_unstable_insert - add a page
+ * @pfn: its page frame number
+ * @item: its record, not linked; a reference on the page is held
+ * @hash: its hash
+ * @age: its age, at most PKSM_MAX_AGE
+ */
+void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
+			  u64 hash, u32 age)
+{
+	pksm_unstable_link(pfn, item, hash, age << PKSM_AGE_SHIFT);
 	pksm_rescan_want();
+}
+
+/**
+ * pksm_unstable_insert_watched - add a page that needs no second look
+ * @pfn: as for pksm_unstable_insert()
+ * @item: as for pksm_unstable_insert()
+ * @hash: its hash
+ * @age: its age, at most PKSM_MAX_AGE
+ */
+void pksm_unstable_insert_watched(unsigned long pfn,
+				  struct pksm_rmap_item *item, u64 hash,
+				  u32 age)
+{
+	pksm_unstable_link(pfn, item, hash, PKSM_WATCHED |
+					    (age << PKSM_AGE_SHIFT));
 }
 
 /*

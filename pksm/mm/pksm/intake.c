@@ -361,13 +361,30 @@ void __pksm_add_split_off(struct page *page)
 {
 	struct pksm_rmap_item *item = __pksm_rmap_item(page);
 
-	if (READ_ONCE(item->state) & PKSM_LIVE) {
+	u32 old = READ_ONCE(item->state);
+
+	if (old & PKSM_LIVE) {
+		/* It has not changed: that is not what its age says there. */
+		while (!pksm_item_set(item, old, old & ~PKSM_AGE_MASK))
+			old = READ_ONCE(item->state);
 		__SetPagePKSM(page);
 		/* It is in the index, and not really watched: see large.c. */
 		__pksm_page_written(page);
 	} else if (static_branch_likely(&pksm_intake_key)) {
 		pksm_add_newborn(page, item, 0);
 	}
+}
+
+/**
+ * __pksm_add_collapsed - take a large folio in that khugepaged has made
+ * @folio: see pksm_add_collapsed_folio()
+ * @rmap_item: the record of its first page, from pksm_rmap_item()
+ *
+ * Context: Process context, page table lock held. Never sleeps.
+ */
+void __pksm_add_collapsed(struct folio *folio, struct pksm_rmap_item *rmap_item)
+{
+	pksm_add_newborn(folio_page(folio, 0), rmap_item, PKSM_MAX_AGE);
 }
 #endif
 
@@ -422,7 +439,8 @@ void pksm_del_anon_page(struct page *page)
 {
 	unsigned long i, nr = compound_nr(page);
 
-	for (i = 0; i < nr; i++) {
+	pksm_del_page(page);
+	for (i = 1; i < nr; i++) {
 		if (PagePKSM(page + i))
 			pksm_del_page(page + i);
 	}

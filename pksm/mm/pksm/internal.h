@@ -335,6 +335,9 @@ bool pksm_hash_alike(u64 hash1, u64 hash2);
 unsigned long pksm_nr_buckets(void);
 void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
 			  u64 hash, u32 age);
+void pksm_unstable_insert_watched(unsigned long pfn,
+				  struct pksm_rmap_item *item, u64 hash,
+				  u32 age);
 void pksm_unstable_unlink(unsigned long pfn, struct pksm_rmap_item *item);
 unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
 unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn);
@@ -401,7 +404,8 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 
 /* match.c */
 bool pksm_pages_similar(struct page *page1, struct page *page2);
-void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
+bool pksm_node_full(struct folio *kfolio, struct folio *folio);
+unsigned int pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);
 
 /* large.c */
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE

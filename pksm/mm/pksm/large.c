@@ -16,6 +16,10 @@
  * Its PTEs, or its PMD, are not write-protected, so nobody tells of writes. It is
  * read again in intervals that double, therefore, up to the longest there is.
  *
+ * khugepaged makes a large folio even of pages that were all but one the zero page
+ * before. Such a folio enters with the highest age, and for its zeroes alone it is not
+ * split: each would undo what the other has done, for ever.
+ *
  * In the record of a page of a large folio, other than the first, PKSM_WATCHED means
  * only that a pass over the index is to leave it alone; and an age of 1 that it has
  * an equal. Its page has PG_pksm. When the folio is freed, so are they; when somebody
@@ -55,36 +59,38 @@ static void pksm_large_unlink(unsigned long pfn, struct pksm_rmap_item *item)
 	pksm_unstable_unlink(pfn, item);
 	while (!pksm_item_set(item, old, (old & PKSM_LIVE) | PKSM_NONE))
 		old = READ_ONCE(item->state);
+	cond_resched();
 }
 
 /* A record that waits in a queue, dead, is left alone until next time. */
 static void pksm_large_insert(struct page *page, u64 hash, bool matched)
 {
 	struct pksm_rmap_item *item = __pksm_rmap_item(page);
-	u32 old;
 
 	if (pksm_where(READ_ONCE(item->state)) != PKSM_NONE)
 		return;
-	pksm_unstable_insert(page_to_pfn(page), item, hash, matched);
-	do {
-		old = READ_ONCE(item->state);
-	} while (!pksm_item_set(item, old, old | PKSM_WATCHED));
+	pksm_unstable_insert_watched(page_to_pfn(page), item, hash, matched);
 	SetPagePKSM(page);
 }
 
-/* Is there an equal of this page? */
-static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash)
+/* Nobody needs to find this page: it is known again when the folio is split. */
+static void pksm_large_leave_out(struct page *page)
 {
-	unsigned int tries = PKSM_LARGE_CANDIDATES;
+	if (PagePKSM(page))
+		pksm_forget(page, __pksm_rmap_item(page));
+}
+
+/* Is there an equal of this page? @nr: how many may be, in the index, up to a few. */
+static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
+			     unsigned int *nr)
+{
 	struct pksm_stable_node *node = NULL;
 	unsigned long pfn = PKSM_END;
-	bool similar = false;
+	bool matched = false;
 
-	while ((node = pksm_stable_next(hash, node))) {
-		if (pksm_node_alive(node))
-			return true;
-	}
-	while (!similar && tries--) {
+	while (!matched && (node = pksm_stable_next(hash, node)))
+		matched = pksm_node_alive(node);
+	for (*nr = 0; *nr < PKSM_LARGE_CANDIDATES; ++*nr) {
 		struct folio *other;
 
 		pfn = pksm_unstable_next(hash, pfn);
@@ -93,16 +99,46 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash)
 		other = pksm_get_tracked(pfn);
 		if (!other)
 			continue;
-		similar = pksm_pages_similar(page, pfn_to_page(pfn));
-		if (similar && other != folio && folio_test_large(other))
-			pksm_large_wanted(other, pfn);
+		if (pksm_pages_similar(page, pfn_to_page(pfn))) {
+			matched = true;
+			if (other != folio && folio_test_large(other))
+				pksm_large_wanted(other, pfn);
+		}
 		folio_put(other);
 	}
-	return similar;
+	return matched;
 }
 
-/* Read all pages. Returns how many of them have an equal. */
-static unsigned int pksm_large_read(struct folio *folio, u64 domain)
+/*
+ * Read a page, and put its record into the index, but for that of the first page,
+ * of one more of many that are equal, and of a page of zeroes, which nobody looks
+ * for. Returns whether it has an equal.
+ */
+static bool pksm_large_read_page(struct folio *folio, unsigned long i,
+				 u64 domain, bool zeroes)
+{
+	struct page *page = folio_page(folio, i);
+	u64 hash = pksm_hash_page(page);
+	unsigned int nr;
+	bool matched;
+
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	trace_pksm_hash(page_to_pfn(page), hash);
+	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
+		if (i)
+			pksm_large_leave_out(page);
+		return zeroes;
+	}
+	matched = pksm_large_match(folio, page, hash ^ domain, &nr);
+	if (i && nr < PKSM_LARGE_CANDIDATES)
+		pksm_large_insert(page, hash ^ domain, matched);
+	else if (i)
+		pksm_large_leave_out(page);
+	return matched;
+}
+
+/* Read all pages. Returns how many of them have an equal; @zeroes: those count. */
+static unsigned int pksm_large_read(struct folio *folio, u64 domain, bool zeroes)
 {
 	unsigned long i, nr = folio_nr_pages(folio);
 	unsigned int nr_matched = 0;
@@ -112,18 +148,7 @@ static unsigned int pksm_large_read(struct folio *folio, u64 domain)
 		pksm_large_unlink(folio_pfn(folio) + i,
 				  __pksm_rmap_item(folio_page(folio, i)));
 	for (i = 0; i < nr; i++) {
-		struct page *page = folio_page(folio, i);
-		u64 hash = pksm_hash_page(page);
-		bool matched;
-
-		pksm_count_event(PKSM_EVENT_SCANNED);
-		trace_pksm_hash(page_to_pfn(page), hash);
-		matched = (hash == pksm_zero_hash() &&
-			   READ_ONCE(pksm_use_zero_pages)) ||
-			  pksm_large_match(folio, page, hash ^ domain);
-		nr_matched += matched;
-		if (i)
-			pksm_large_insert(page, hash ^ domain, matched);
+		nr_matched += pksm_large_read_page(folio, i, domain, zeroes);
 		cond_resched();
 	}
 	return nr_matched;
@@ -179,13 +204,13 @@ void pksm_large_forget(struct folio *folio)
 }
 
 /* Returns true when the folio is split now. */
-static bool pksm_large_try(struct folio *folio, u64 domain)
+static bool pksm_large_try(struct folio *folio, u64 domain, bool zeroes)
 {
 	unsigned long nr = folio_nr_pages(folio), pfn = folio_pfn(folio);
 	unsigned int matched;
 	int err;
 
-	matched = pksm_large_read(folio, domain);
+	matched = pksm_large_read(folio, domain, zeroes);
 	if (!pksm_enough(folio, matched))
 		return false;
 	err = split_folio(folio);
@@ -203,6 +228,7 @@ static bool pksm_large_try(struct folio *folio, u64 domain)
  */
 void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 {
+	u32 age = pksm_age(READ_ONCE(item->state));
 	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
 	unsigned long pfn = folio_pfn(folio);
 	enum pksm_result result;
@@ -211,7 +237,9 @@ void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 
 	lockdep_assert_held(&pksm_mutex);
 	if (folio_trylock(folio)) {
-		result = pksm_folio_survey(folio, &domain);
+		result = folio_test_hwpoison(folio) ||
+			 folio_test_has_hwpoisoned(folio) ?
+			 PKSM_UNFIT : pksm_folio_survey(folio, &domain);
 		if (result == PKSM_UNFIT) {
 			pksm_large_forget(folio);
 			pksm_queue_drop(folio_page(folio, 0), item);
@@ -220,11 +248,12 @@ void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 		}
 		if (result == PKSM_MERGED && domain != PKSM_NO_DOMAIN &&
 		    !folio_test_swapcache(folio)) {
-			split = pksm_large_try(folio, domain);
+			split = pksm_large_try(folio, domain, !age);
 			level = max(level, PKSM_LARGE_LEVEL);
 		}
 		folio_unlock(folio);
 	}
 	pksm_queue_add(pfn, item,
-		       split ? 0 : min(level, PKSM_NR_LEVELS - 1), 0);
+		       split ? 0 : min(level, PKSM_NR_LEVELS - 1),
+		       split ? 0 : age);
 }

@@ -43,11 +43,14 @@
 bool pksm_pages_similar(struct page *page1, struct page *page2)
 {
 	const size_t step = PAGE_SIZE / 4 + 128;
-	char *addr1 = kmap_local_page(page1);
-	char *addr2 = kmap_local_page(page2);
+	char *addr1, *addr2;
 	bool similar = true;
 	size_t at;
 
+	if (PageHWPoison(page1) || PageHWPoison(page2))
+		return false;
+	addr1 = kmap_local_page(page1);
+	addr2 = kmap_local_page(page2);
 	for (at = 0; similar && at < PAGE_SIZE; at += step)
 		similar = !memcmp(addr1 + at, addr2 + at, 64);
 	kunmap_local(addr2);
@@ -55,8 +58,14 @@ bool pksm_pages_similar(struct page *page1, struct page *page2)
 	return similar;
 }
 
-/* Would the stable page be mapped too often with the mappings of another? */
-static bool pksm_node_full(struct folio *kfolio, struct folio *folio)
+/**
+ * pksm_node_full - would a page be mapped too often with the mappings of another?
+ * @kfolio: the page, of which a reference is held
+ * @folio: the other
+ *
+ * Return: true when it would; it may be otherwise a moment later.
+ */
+bool pksm_node_full(struct folio *kfolio, struct folio *folio)
 {
 	return folio_mapcount(kfolio) + folio_mapcount(folio) >
 	       READ_ONCE(pksm_max_page_sharing);
@@ -290,8 +299,9 @@ static enum pksm_result pksm_try(struct folio *folio,
  * back into a queue, or gives the page up.
  *
  * Context: pksmd, pksm_mutex held. May sleep.
+ * Return: How many pages it was.
  */
-void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
+unsigned int pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 {
 	u32 age = pksm_age(READ_ONCE(item->state));
 	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
@@ -307,18 +317,21 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	if (!folio) {
 		/* Being freed, or its reference count is frozen. */
 		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1), age);
-		return;
+		return 1;
 	}
 	if (READ_ONCE(item->state) & PKSM_STABLE) {
 		/* It was freed just now, and a stable page moved here. */
 		pksm_queue_settle(item);
 		folio_put(folio);
-		return;
+		return 1;
 	}
 	if (folio_test_large(folio)) {
+		unsigned int nr = folio_nr_pages(folio);
+
+		VM_WARN_ON_ONCE_FOLIO(folio_pfn(folio) != pfn, folio);
 		pksm_consider_large(folio, item);
 		folio_put(folio);
-		return;
+		return nr;
 	}
 	locked = folio_trylock(folio);
 	if (locked)
@@ -330,6 +343,10 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	 */
 	if (result == PKSM_BUSY && hashed && level == PKSM_NR_LEVELS)
 		result = PKSM_DIFFERS;
+	/* Somebody holds it still, who may never give it back to a page table. */
+	if (result == PKSM_BUSY && level == PKSM_NR_LEVELS && locked &&
+	    !folio_mapped(folio))
+		result = PKSM_UNFIT;
 
 	switch (result) {
 	case PKSM_MERGED:
@@ -354,4 +371,5 @@ void pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	if (locked)
 		folio_unlock(folio);
 	folio_put(folio);
+	return 1;
 }

@@ -13,7 +13,7 @@
 
 #include "internal.h"
 
-/* Large pages are never merged, nor tracked: do not look into them. */
+/* Large folios are never merged. Their pages are not counted. */
 static int pksm_stat_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
 			 struct mm_walk *walk)
 {
@@ -41,7 +41,7 @@ static int pksm_stat_pte(pte_t *pte, unsigned long addr, unsigned long next,
 		if (is_migration_entry(swp))
 			page = pfn_swap_entry_to_page(swp);
 	}
-	if (!page)
+	if (!page || PageCompound(page))
 		return 0;
 	if (folio_test_ksm(page_folio(page)))
 		stat->merging_pages++;

@@ -45,6 +45,7 @@ static bool pksm_shares(struct anon_vma *anon_vma, pgoff_t index,
 		shares = pksm_shares_one(avc->vma, folio, index);
 		if (shares)
 			break;
+		cond_resched();
 	}
 	anon_vma_unlock_read(anon_vma);
 	return shares;

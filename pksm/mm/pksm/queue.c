@@ -278,7 +278,7 @@ bool pksm_queue_ripe(bool *turned)
 
 /**
  * pksm_queue_run - work off ripe pages
- * @budget: how many records to look at, at most
+ * @budget: how many pages to look at, at most; one large folio may be more
  *
  * Context: pksmd, pksm_mutex held. May sleep.
  */
@@ -302,7 +302,7 @@ void pksm_queue_run(unsigned int budget)
 			pksm_queue_add(pfn, item, pksm_level(state),
 				       pksm_age(state));
 		else
-			pksm_consider(pfn, item);
+			budget -= min(budget, pksm_consider(pfn, item) - 1);
 	}
 }
 
@@ -339,6 +339,10 @@ bool pksm_queue_passed(const struct pksm_queue_mark *mark)
 	for (level = 0; level < PKSM_NR_NOTED_LEVELS; level++) {
 		const struct pksm_queue *queue = &pksm_queues[level];
 		long ahead = queue->turns - mark->turns[level];
+
+		/* It may have been emptied otherwise, and does not turn then. */
+		if (!pksm_queue_waits(queue) && queue->ripe == PKSM_END)
+			continue;
 
 		/* A queue does not turn while something is ripe. */
 		if (ahead < 0 || (!ahead && queue->ripe != PKSM_END))

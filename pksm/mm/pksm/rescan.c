@@ -118,21 +118,27 @@ static void pksm_rescan_unwatch(struct pksm_rmap_item *item)
 	} while (!pksm_item_set(item, old, old & ~PKSM_WATCHED));
 }
 
-/* Is there another page in the index that may be equal? Both are told apart by memcmp. */
+/*
+ * Is there another page in the index with which this one can be merged, as far as
+ * can be told? If that is wrong the page is back soon, for nothing.
+ */
 static bool pksm_rescan_has_equal(struct folio *folio, u64 hash)
 {
 	unsigned long pfn = pksm_unstable_other(hash, folio_pfn(folio));
 	struct folio *other = NULL;
-	bool similar = false;
+	bool equal = false;
 
 	if (pfn != PKSM_END)
 		other = pksm_get_tracked(pfn);
 	if (other) {
-		similar = pksm_pages_similar(folio_page(folio, 0),
-					     pfn_to_page(pfn));
+		equal = !folio_test_large(other) &&
+			pksm_no_foreign_reference(other) &&
+			!pksm_node_full(other, folio) &&
+			pksm_pages_similar(folio_page(folio, 0),
+					   folio_page(other, 0));
 		folio_put(other);
 	}
-	return similar;
+	return equal;
 }
 
 /* The page is locked, and a reference on it is held. */
@@ -167,9 +173,13 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	trace_pksm_hash(pfn, hash);
 	if (pksm_unstable_holds(READ_ONCE(item->state), hash ^ domain)) {
 		trace_pksm_rescan(pfn, true, age);
-		if (pksm_rescan_has_equal(folio, hash ^ domain)) {
+		if (domain != PKSM_NO_DOMAIN &&
+		    pksm_rescan_has_equal(folio, hash ^ domain)) {
+			/* At once, but not again and again. */
 			pksm_unstable_unlink(pfn, item);
-			pksm_queue_add(pfn, item, 0, age);
+			pksm_queue_add(pfn, item,
+				       age ? pksm_age_level(age) : 0,
+				       min(age + 1, PKSM_MAX_AGE));
 			return;
 		}
 		if (age)

@@ -165,7 +165,8 @@ bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 		     pgoff_t index)
 {
 	unsigned long addr = vma_address(vma, index, 1);
-	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	/* mremap() and mprotect() clear a PTE for a moment, under its lock. */
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 
 	if (addr == -EFAULT || !page_vma_mapped_walk(&pvmw))
 		return false;

@@ -8,11 +8,10 @@
  * not make the PTE writable without such a fault. Who writes to a page by other
  * means than a PTE has a reference on it, and then it is not watched.
  *
- * That is a TLB flush and, perhaps, a fault: too much for a page that keeps
- * changing. There a dirty PTE serves as a hint: it was cleaned when the page was
- * last found changed, so that one which is dirty again saves reading the page. A
- * CPU may write through a TLB entry that it filled before, which makes no PTE
- * dirty; a page that was cleaned and looks clean is read, therefore.
+ * That may cost a fault, too much for a page that keeps changing. There a dirty PTE
+ * serves as a hint: it was cleaned when the page was last found changed, so that one
+ * which is dirty again saves reading the page. A page that looks clean is read, since
+ * a write may have come by other means than a PTE.
  */
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
@@ -22,12 +21,23 @@
 #include "../internal.h"
 #include "internal.h"
 
+/**
+ * struct pksm_protect - one attempt to write-protect a page
+ * @nr: number of PTEs that are write-protected now
+ * @failed: one could not be
+ */
+struct pksm_protect {
+	unsigned int nr;
+	bool failed;
+};
+
 static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 			   unsigned long addr, void *arg)
 {
-	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	/* A PTE that is none just for a moment, under its lock, is waited for. */
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
+	struct pksm_protect *protect = arg;
 	struct mmu_notifier_range range;
-	bool *failed = arg;
 	pte_t pte;
 
 	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
@@ -36,20 +46,22 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 	while (page_vma_mapped_walk(&pvmw)) {
 		pte = ptep_get(pvmw.pte);
 		if (!pte_present(pte)) {
-			*failed = true;
+			protect->failed = true;
 			continue;
 		}
 		flush_cache_page(vma, pvmw.address, pte_pfn(pte));
 		pte = ptep_clear_flush(vma, pvmw.address, pvmw.pte);
 		/* Who holds a reference may write, whatever the PTE says. */
-		if (!pksm_no_foreign_reference(folio))
-			*failed = true;
-		else
+		if (!pksm_no_foreign_reference(folio)) {
+			protect->failed = true;
+		} else {
 			pte = pte_wrprotect(pte);
+			protect->nr++;
+		}
 		set_pte_at(vma->vm_mm, pvmw.address, pvmw.pte, pte);
 	}
 	mmu_notifier_invalidate_range_end(&range);
-	return !*failed;
+	return !protect->failed;
 }
 
 /**
@@ -63,17 +75,18 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
  */
 bool pksm_watch(struct folio *folio)
 {
-	bool failed = false;
+	struct pksm_protect protect = { };
 	struct rmap_walk_control rwc = {
 		.rmap_one = pksm_watch_one,
-		.arg = &failed,
+		.arg = &protect,
 		.anon_lock = folio_lock_anon_vma_read,
 	};
 
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
 	VM_WARN_ON_ONCE_FOLIO(folio_test_ksm(folio), folio);
 	rmap_walk(folio, &rwc);
-	return !failed;
+	/* Writable PTEs are exclusive: one that is mapped more often has none. */
+	return !protect.failed && protect.nr == folio_mapcount(folio);
 }
 
 static bool pksm_clean_one(struct folio *folio, struct vm_area_struct *vma,
@@ -81,7 +94,7 @@ static bool pksm_clean_one(struct folio *folio, struct vm_area_struct *vma,
 {
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
 	bool *dirty = arg;
-	pte_t old, pte;
+	pte_t pte;
 
 	while (page_vma_mapped_walk(&pvmw)) {
 		pte = ptep_get(pvmw.pte);
@@ -90,9 +103,13 @@ static bool pksm_clean_one(struct folio *folio, struct vm_area_struct *vma,
 		*dirty = true;
 		/* Reclaim must not believe that it may drop the page. */
 		folio_mark_dirty(folio);
-		old = ptep_modify_prot_start(vma, pvmw.address, pvmw.pte);
-		ptep_modify_prot_commit(vma, pvmw.address, pvmw.pte, old,
-					pte_mkclean(old));
+		/*
+		 * With the TLB flushed: reclaim takes a clean PTE as proof that no
+		 * CPU can write without walking the page table first.
+		 */
+		flush_cache_page(vma, pvmw.address, pte_pfn(pte));
+		pte = ptep_clear_flush(vma, pvmw.address, pvmw.pte);
+		set_pte_at(vma->vm_mm, pvmw.address, pvmw.pte, pte_mkclean(pte));
 	}
 	return true;
 }
