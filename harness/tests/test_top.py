@@ -408,7 +408,10 @@ def test_the_view_draws_and_quits(guest: Guest) -> None:
     assert sharing > 0
     with closing(Screen(name_of(guest), "--interval", "0.1")) as screen:
         screen.wait_for(rf"{name_of(guest)} .*\n?.*PKSM running")
-        text = screen.wait_for(rf"pages_sharing +{sharing} +[\d.]+ KiB")
+        text = screen.wait_for(r"pages_sharing +\d+ +[\d.]+ KiB")
+        shown = re.search(r"pages_sharing +(\d+)", text)
+        # A page of the agent's may have come or gone meanwhile.
+        assert shown is not None and abs(int(shown.group(1)) - sharing) < 8, (sharing, text)
         for name in guest.sh("ls /sys/kernel/mm/pksm").stdout.split():
             assert re.search(rf"\b{name} ", text), name
         screen.wait_for(r"settle_millisecs +200\b")
