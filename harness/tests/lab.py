@@ -203,8 +203,15 @@ def tracked(now: Counters) -> int:
 
 
 def pagestat(guest: Guest, *options: str) -> dict[str, int]:
-    """Return what the page map says; "--all" when nothing else is given."""
-    done = guest.run(["pagestat", *(options or ("--all",))], check=False)
+    """Return what the page map says; "--all" when nothing else is given.
+
+    A page of the agent's may come or go while it is looked at: what is really wrong
+    is so each time.
+    """
+    for _ in range(LOOKS):
+        done = guest.run(["pagestat", *(options or ("--all",))], check=False)
+        if done.status != 1:
+            break
     assert done.status == 0, f"pagestat: status {done.status}: {done.stderr}{done.stdout}"
     return {k: v for k, v in json.loads(done.stdout).items() if isinstance(v, int)}
 

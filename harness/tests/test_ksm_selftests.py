@@ -88,7 +88,14 @@ def test_ksm_functional_tests_give_the_same_results(both: tuple[Guest, Guest]) -
         "test_prctl", "test_prctl_fork_exec", "test_prctl_unmerge",
     ):  # fmt: skip
         assert stock[name].startswith("ok"), done[1].stdout
-    assert pksm == stock, f"PKSM:\n{done[0].stdout}\nKSM:\n{done[1].stdout}"
+    # Where stock KSM is too slow for a test ("No pages got merged") that has no result.
+    same = {name: result for name, result in stock.items() if result != "none"}
+    better = {name: pksm[name] for name in stock.keys() - same.keys()}
+    assert pksm.keys() == stock.keys()
+    assert {name: pksm[name] for name in same} == same, (
+        f"PKSM:\n{done[0].stdout}\nKSM:\n{done[1].stdout}"
+    )
+    assert all(result == "none" or result.startswith("ok") for result in better.values()), better
     assert done[0].status == done[1].status
 
 
