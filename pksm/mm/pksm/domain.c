@@ -150,7 +150,8 @@ static void pksm_survey_vma(struct vm_area_struct *vma,
 static bool pksm_survey_one(struct folio *folio, struct vm_area_struct *vma,
 			    unsigned long addr, void *arg)
 {
-	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	/* A PTE that is none just for a moment, under its lock, is waited for. */
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 	struct pksm_survey *survey = arg;
 	u64 domain;
 

@@ -301,24 +301,25 @@ unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn)
 }
 
 /**
- * pksm_unstable_other - is there another page that may be equal?
+ * pksm_unstable_peek - look for pages that may be equal
  * @hash: the hash looked for
- * @pfn: a page with that hash, in the index
+ * @pfn: what the last call returned, still in the index; PKSM_END to begin
  *
- * Leaves the bucket as it is.
+ * Unlike pksm_unstable_next() it leaves the bucket as it is.
  *
  * Return: The page frame number of a page whose hash may be @hash, or PKSM_END.
  */
-unsigned long pksm_unstable_other(u64 hash, unsigned long pfn)
+unsigned long pksm_unstable_peek(u64 hash, unsigned long pfn)
 {
-	u32 next = *pksm_bucket(pksm_tag(hash));
+	u32 next;
 
 	lockdep_assert_held(&pksm_mutex);
+	next = pfn == PKSM_END ? *pksm_bucket(pksm_tag(hash)) :
+				 pksm_item(pfn)->next;
 	while (next != PKSM_END) {
 		struct pksm_rmap_item *item = pksm_item(next);
 
-		if (next != pfn &&
-		    pksm_unstable_holds(READ_ONCE(item->state), hash))
+		if (pksm_unstable_holds(READ_ONCE(item->state), hash))
 			break;
 		next = item->next;
 	}

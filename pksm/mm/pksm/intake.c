@@ -303,17 +303,18 @@ void __pksm_add_broken_off(struct page *page, struct pksm_rmap_item *rmap_item)
  *	back from swap, or it was there before the engine was started
  * @item: its record
  * @stable: migration copied a stable page to it
+ * @age: its age, at most PKSM_MAX_AGE
  *
  * Context: Process context. Takes no lock and never sleeps.
  */
 void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
-			 bool stable)
+			 bool stable, u32 age)
 {
 	bool push;
 
 	VM_WARN_ON_ONCE_PAGE(PagePKSM(page), page);
-	trace_pksm_intake(page_to_pfn(page), 0, stable);
-	push = pksm_revive(item, stable, 0);
+	trace_pksm_intake(page_to_pfn(page), age, stable);
+	push = pksm_revive(item, stable, age);
 	SetPagePKSM(page);
 	if (push)
 		pksm_push_new(page_to_pfn(page), item);
@@ -347,7 +348,7 @@ void __pksm_add_swapped_in(struct folio *folio)
 	smp_rmb();
 	item = __pksm_rmap_item(page);
 	if (item)
-		pksm_add_moved_page(page, item, false);
+		pksm_add_moved_page(page, item, false, 0);
 }
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE

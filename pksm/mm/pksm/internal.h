@@ -276,7 +276,7 @@ void pksm_kick(void);
 struct pksm_rmap_item *pksm_item(unsigned long pfn);
 bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new);
 void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
-			 bool stable);
+			 bool stable, u32 age);
 void pksm_forget(struct page *page, struct pksm_rmap_item *item);
 struct folio *pksm_get_tracked(unsigned long pfn);
 bool pksm_intake_pending(void);
@@ -341,7 +341,7 @@ void pksm_unstable_insert_watched(unsigned long pfn,
 void pksm_unstable_unlink(unsigned long pfn, struct pksm_rmap_item *item);
 unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
 unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn);
-unsigned long pksm_unstable_other(u64 hash, unsigned long pfn);
+unsigned long pksm_unstable_peek(u64 hash, unsigned long pfn);
 bool pksm_unstable_holds(u32 state, u64 hash);
 bool pksm_unstable_note_dead(u32 state);
 bool pksm_unstable_dead(void);
@@ -403,6 +403,13 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 					  const struct pksm_key *key);
 
 /* match.c */
+
+/*
+ * How many pages of the unstable index are tried. There may be any number with
+ * equal contents, as long as something keeps them from being merged.
+ */
+#define PKSM_MAX_CANDIDATES	8U
+
 bool pksm_pages_similar(struct page *page1, struct page *page2);
 bool pksm_node_full(struct folio *kfolio, struct folio *folio);
 unsigned int pksm_consider(unsigned long pfn, struct pksm_rmap_item *item);

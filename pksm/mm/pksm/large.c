@@ -17,8 +17,9 @@
  * read again in intervals that double, therefore, up to the longest there is.
  *
  * khugepaged makes a large folio even of pages that were all but one the zero page
- * before. Such a folio enters with the highest age, and for its zeroes alone it is not
- * split: each would undo what the other has done, for ever.
+ * before. Such a folio enters with the highest age, and is split for more than half of
+ * its pages only, and not for zeroes, nor for equals in other large folios: each would
+ * undo what the other has done, for ever.
  *
  * In the record of a page of a large folio, other than the first, PKSM_WATCHED means
  * only that a pass over the index is to leave it alone; and an age of 1 that it has
@@ -44,9 +45,10 @@
 /* How many pages of the unstable index are compared with one. */
 #define PKSM_LARGE_CANDIDATES	4U
 
-static bool pksm_enough(struct folio *folio, unsigned int nr)
+/* One that khugepaged has made needs one page more: so many it does not make again. */
+static bool pksm_enough(struct folio *folio, unsigned int nr, bool fresh)
 {
-	return nr * 100 >= folio_nr_pages(folio) * PKSM_SPLIT_PERCENT;
+	return (nr + fresh) * 100 > folio_nr_pages(folio) * PKSM_SPLIT_PERCENT;
 }
 
 /* Take a record out of the index, if it is there; a dead one may be in a queue. */
@@ -80,9 +82,13 @@ static void pksm_large_leave_out(struct page *page)
 		pksm_forget(page, __pksm_rmap_item(page));
 }
 
-/* Is there an equal of this page? @nr: how many may be, in the index, up to a few. */
+/*
+ * Is there an equal of this page, with which it could be merged? A page of another
+ * large folio may do for one that is fresh: that one may be split then as well.
+ * @nr: how many may be equal, in the index, up to a few.
+ */
 static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
-			     unsigned int *nr)
+			     bool fresh, unsigned int *nr)
 {
 	struct pksm_stable_node *node = NULL;
 	unsigned long pfn = PKSM_END;
@@ -100,9 +106,13 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
 		if (!other)
 			continue;
 		if (pksm_pages_similar(page, pfn_to_page(pfn))) {
-			matched = true;
-			if (other != folio && folio_test_large(other))
+			bool large = other != folio && folio_test_large(other);
+
+			if (large)
 				pksm_large_wanted(other, pfn);
+			matched |= other == folio ||
+				   (pksm_no_foreign_reference(other) &&
+				    (fresh || !large));
 		}
 		folio_put(other);
 	}
@@ -115,7 +125,7 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
  * for. Returns whether it has an equal.
  */
 static bool pksm_large_read_page(struct folio *folio, unsigned long i,
-				 u64 domain, bool zeroes)
+				 u64 domain, bool fresh)
 {
 	struct page *page = folio_page(folio, i);
 	u64 hash = pksm_hash_page(page);
@@ -127,9 +137,9 @@ static bool pksm_large_read_page(struct folio *folio, unsigned long i,
 	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		if (i)
 			pksm_large_leave_out(page);
-		return zeroes;
+		return fresh;
 	}
-	matched = pksm_large_match(folio, page, hash ^ domain, &nr);
+	matched = pksm_large_match(folio, page, hash ^ domain, fresh, &nr);
 	if (i && nr < PKSM_LARGE_CANDIDATES)
 		pksm_large_insert(page, hash ^ domain, matched);
 	else if (i)
@@ -137,8 +147,8 @@ static bool pksm_large_read_page(struct folio *folio, unsigned long i,
 	return matched;
 }
 
-/* Read all pages. Returns how many of them have an equal; @zeroes: those count. */
-static unsigned int pksm_large_read(struct folio *folio, u64 domain, bool zeroes)
+/* Read all pages. Returns how many of them have an equal. */
+static unsigned int pksm_large_read(struct folio *folio, u64 domain, bool fresh)
 {
 	unsigned long i, nr = folio_nr_pages(folio);
 	unsigned int nr_matched = 0;
@@ -148,7 +158,7 @@ static unsigned int pksm_large_read(struct folio *folio, u64 domain, bool zeroes
 		pksm_large_unlink(folio_pfn(folio) + i,
 				  __pksm_rmap_item(folio_page(folio, i)));
 	for (i = 0; i < nr; i++) {
-		nr_matched += pksm_large_read_page(folio, i, domain, zeroes);
+		nr_matched += pksm_large_read_page(folio, i, domain, fresh);
 		cond_resched();
 	}
 	return nr_matched;
@@ -169,7 +179,8 @@ void pksm_large_wanted(struct folio *folio, unsigned long pfn)
 	unsigned int wanted = 0;
 
 	lockdep_assert_held(&pksm_mutex);
-	if (pksm_where(old) != PKSM_INDEX || pksm_age(old))
+	if (pksm_where(old) != PKSM_INDEX || (old & PKSM_REBORN) ||
+	    pksm_age(old))
 		return;
 	while (!pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
 		old = READ_ONCE(item->state);
@@ -178,8 +189,9 @@ void pksm_large_wanted(struct folio *folio, unsigned long pfn)
 		old = READ_ONCE(item->state);
 		wanted += pksm_where(old) == PKSM_INDEX && pksm_age(old);
 	}
-	if (pksm_enough(folio, wanted))
-		pksm_queue_hurry(__pksm_rmap_item(folio_page(folio, 0)));
+	item = __pksm_rmap_item(folio_page(folio, 0));
+	if (pksm_enough(folio, wanted, !pksm_age(READ_ONCE(item->state))))
+		pksm_queue_hurry(item);
 }
 
 /**
@@ -204,14 +216,14 @@ void pksm_large_forget(struct folio *folio)
 }
 
 /* Returns true when the folio is split now. */
-static bool pksm_large_try(struct folio *folio, u64 domain, bool zeroes)
+static bool pksm_large_try(struct folio *folio, u64 domain, bool fresh)
 {
 	unsigned long nr = folio_nr_pages(folio), pfn = folio_pfn(folio);
 	unsigned int matched;
 	int err;
 
-	matched = pksm_large_read(folio, domain, zeroes);
-	if (!pksm_enough(folio, matched))
+	matched = pksm_large_read(folio, domain, fresh);
+	if (!pksm_enough(folio, matched, fresh))
 		return false;
 	err = split_folio(folio);
 	trace_pksm_split(pfn, nr, matched, err);

@@ -14,12 +14,6 @@
 
 #include "internal.h"
 
-/*
- * How many pages of the unstable index are tried. There may be any number with
- * equal contents, as long as something keeps them from being merged.
- */
-#define PKSM_MAX_CANDIDATES	8U
-
 /* Without memory for the engine's records a page waits for 26 seconds at most. */
 #define PKSM_NOMEM_LEVEL	6U
 

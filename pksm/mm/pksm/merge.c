@@ -110,7 +110,8 @@ bool pksm_no_foreign_reference(struct folio *folio)
 }
 
 /*
- * May pages of this VMA be merged at all, or just now? If so, its mmap_lock is held
+ * May pages of this VMA be merged at all, or just now? It may not even map the page,
+ * but be that of a relative by fork. If so, its mmap_lock is held
  * for reading, and is to be released by pksm_vma_done().
  */
 static bool pksm_vma_fit(struct vm_area_struct *vma, bool *unfit)
@@ -184,8 +185,13 @@ static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 	struct pksm_freeze *freeze = arg;
 	struct mmu_notifier_range range;
+	bool unfit = false;
 
-	if (!pksm_vma_fit(vma, &freeze->unfit)) {
+	if (!pksm_vma_fit(vma, &unfit)) {
+		if (!page_vma_mapped_walk(&pvmw))
+			return true;
+		page_vma_mapped_walk_done(&pvmw);
+		freeze->unfit |= unfit;
 		freeze->failed = true;
 		return false;
 	}
@@ -366,12 +372,17 @@ static bool pksm_merge_one(struct folio *folio, struct vm_area_struct *vma,
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
 	struct pksm_merge *merge = arg;
 	struct mmu_notifier_range range;
-	bool go_on = true;
+	bool go_on = true, unfit = false;
 
 	if (!merge->node && mm_forbids_zeropage(vma->vm_mm))
 		return true;
-	if (!pksm_vma_fit(vma, &merge->unfit))
+	if (!pksm_vma_fit(vma, &unfit)) {
+		if (unfit && page_vma_mapped_walk(&pvmw)) {
+			page_vma_mapped_walk_done(&pvmw);
+			merge->unfit = true;
+		}
 		return true;
+	}
 	pksm_start_mmu_notifier(&range, vma, addr);
 	if (page_vma_mapped_walk(&pvmw)) {
 		if (pksm_merge_mm_fit(vma->vm_mm, merge) &&

@@ -120,22 +120,32 @@ static void pksm_rescan_unwatch(struct pksm_rmap_item *item)
 
 /*
  * Is there another page in the index with which this one can be merged, as far as
- * can be told? If that is wrong the page is back soon, for nothing.
+ * can be told? If that is wrong the page will be back, for nothing.
  */
 static bool pksm_rescan_has_equal(struct folio *folio, u64 hash)
 {
-	unsigned long pfn = pksm_unstable_other(hash, folio_pfn(folio));
-	struct folio *other = NULL;
+	unsigned int tries = PKSM_MAX_CANDIDATES;
+	unsigned long pfn = PKSM_END;
 	bool equal = false;
 
-	if (pfn != PKSM_END)
+	while (!equal && tries--) {
+		struct folio *other;
+
+		pfn = pksm_unstable_peek(hash, pfn);
+		if (pfn == PKSM_END)
+			break;
+		if (pfn == folio_pfn(folio))
+			continue;
 		other = pksm_get_tracked(pfn);
-	if (other) {
+		if (!other)
+			continue;
 		equal = !folio_test_large(other) &&
 			pksm_no_foreign_reference(other) &&
 			!pksm_node_full(other, folio) &&
 			pksm_pages_similar(folio_page(folio, 0),
-					   folio_page(other, 0));
+					   folio_page(other, 0)) &&
+			pages_identical(folio_page(folio, 0),
+					folio_page(other, 0));
 		folio_put(other);
 	}
 	return equal;
@@ -149,6 +159,9 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	enum pksm_result result;
 	u64 domain, hash;
 
+	/* A page that is held for long is to cost nothing. */
+	if (!folio_test_swapcache(folio) && !pksm_no_foreign_reference(folio))
+		return;
 	result = pksm_folio_fit(folio);
 	if (result == PKSM_MERGED)
 		result = pksm_folio_survey(folio, &domain);
@@ -173,13 +186,13 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	trace_pksm_hash(pfn, hash);
 	if (pksm_unstable_holds(READ_ONCE(item->state), hash ^ domain)) {
 		trace_pksm_rescan(pfn, true, age);
-		if (domain != PKSM_NO_DOMAIN &&
+		/* At once; but later each time, and not again and again. */
+		if (domain != PKSM_NO_DOMAIN && age < PKSM_MAX_AGE &&
 		    pksm_rescan_has_equal(folio, hash ^ domain)) {
-			/* At once, but not again and again. */
 			pksm_unstable_unlink(pfn, item);
 			pksm_queue_add(pfn, item,
 				       age ? pksm_age_level(age) : 0,
-				       min(age + 1, PKSM_MAX_AGE));
+				       age + 1);
 			return;
 		}
 		if (age)

@@ -161,6 +161,7 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 	struct page *newpage = folio_page(newfolio, 0);
 	struct pksm_rmap_item *newitem;
 	struct pksm_stable_node *node;
+	u32 age = 0;
 
 	if (folio_test_hugetlb(folio) || !folio_test_anon(newfolio))
 		return;
@@ -172,13 +173,16 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 
 	node = pksm_folio_node(folio);
 	if (!node) {
+		/* Whether khugepaged has made it stays of interest. */
+		if (folio_test_large(folio) && PagePKSM(page))
+			age = pksm_age(READ_ONCE(__pksm_rmap_item(page)->state));
 		/* The gate is closed for good when all RCU readers are done. */
 		rcu_read_lock();
 		newitem = NULL;
 		if (static_branch_unlikely(&pksm_intake_key))
 			newitem = __pksm_rmap_item(newpage);
 		if (newitem)
-			pksm_add_moved_page(newpage, newitem, false);
+			pksm_add_moved_page(newpage, newitem, false, age);
 		rcu_read_unlock();
 		return;
 	}
@@ -190,7 +194,7 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 	VM_WARN_ON_ONCE_FOLIO(node->pfn != folio_pfn(folio), folio);
 	WRITE_ONCE(node->pfn, folio_pfn(newfolio));
 	pksm_forget(page, __pksm_rmap_item(page));
-	pksm_add_moved_page(newpage, newitem, true);
+	pksm_add_moved_page(newpage, newitem, true, 0);
 	/*
 	 * The new folio has had the mapping for a while. That the node points
 	 * to it must be seen before the old folio loses the mapping, or the

@@ -32,7 +32,7 @@ static void pksm_intake_folio(struct folio *folio)
 		return;
 	item = __pksm_rmap_item(page);
 	if (item && !PagePKSM(page))
-		pksm_add_moved_page(page, item, false);
+		pksm_add_moved_page(page, item, false, 0);
 	folio_unlock(folio);
 }
 

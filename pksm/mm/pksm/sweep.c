@@ -100,7 +100,7 @@ static bool pksm_sweep_page(struct page *page)
 	if (pksm_sweep_wants(page) && !folio_test_ksm(folio)) {
 		item = __pksm_rmap_item(page);
 		if (item)
-			pksm_add_moved_page(page, item, false);
+			pksm_add_moved_page(page, item, false, 0);
 	}
 	folio_unlock(folio);
 out:

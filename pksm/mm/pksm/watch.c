@@ -86,7 +86,8 @@ bool pksm_watch(struct folio *folio)
 	VM_WARN_ON_ONCE_FOLIO(folio_test_ksm(folio), folio);
 	rmap_walk(folio, &rwc);
 	/* Writable PTEs are exclusive: one that is mapped more often has none. */
-	return !protect.failed && protect.nr == folio_mapcount(folio);
+	return !protect.failed && protect.nr &&
+	       protect.nr == folio_mapcount(folio);
 }
 
 static bool pksm_clean_one(struct folio *folio, struct vm_area_struct *vma,

@@ -307,7 +307,7 @@ void pksm_test_state_forget(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, pksm_test_life_of(pksm_test_state(test, 0)),
 			PKSM_LIST);
 	/* It may be taken in again, and is where it was. */
-	pksm_add_moved_page(env->page[0], env->item[0], false);
+	pksm_add_moved_page(env->page[0], env->item[0], false, 0);
 	KUNIT_EXPECT_EQ(test, pksm_test_life_of(pksm_test_state(test, 0)),
 			PKSM_TEST_ALIVE_IN_LIST);
 	pksm_queue_collect();
@@ -378,7 +378,7 @@ void pksm_test_state_stable_moves_in(struct kunit *test)
 	pksm_unstable_insert(pksm_test_pfn(test, 2), env->item[2], hash, 0);
 	pksm_test_gone(test, 2);
 	for (nr = 0; nr < 3; nr++)
-		pksm_add_moved_page(env->page[nr], env->item[nr], true);
+		pksm_add_moved_page(env->page[nr], env->item[nr], true, 0);
 	/* It is not new. */
 	KUNIT_EXPECT_FALSE(test, pksm_test_alone() && pksm_intake_pending());
 	KUNIT_EXPECT_EQ(test, pksm_test_state(test, 0), PKSM_LIVE | PKSM_STABLE);
