@@ -46,6 +46,21 @@ def test_a_foreign_write_to_a_watched_page_is_told(guest: Guest, way: str) -> No
 
 
 @pytest.mark.needs_pksm
+@pytest.mark.parametrize("way", ["ptrace", "memfile"])
+def test_a_forced_write_to_a_watched_page_that_is_read_only_is_told(
+    guest: Guest, way: str
+) -> None:
+    """A debugger writes through a PTE that nobody else could write through."""
+    guest.set_pksm("rescan_seconds", 1)
+    report = kin(
+        guest, "a:new", "a:fill=unique", "a:protect=ro", "settle", "sleep=10000", "stat=watched",
+        f"a:{way}=7", "stat=told", "verify", pages=PAGES,
+    )  # fmt: skip
+    watched, told = report["watched"].counters, report["told"].counters
+    assert told["pages_volatile"] - watched["pages_volatile"] >= PAGES
+
+
+@pytest.mark.needs_pksm
 def test_a_watched_page_that_userfaultfd_moves_is_told(guest: Guest) -> None:
     """It is mapped writable where it comes to: nobody would be told of the next write."""
     guest.set_pksm("rescan_seconds", 1)

@@ -32,7 +32,7 @@ enum { S_DUP = 1, S_UNIQUE };
 enum op {
 	OP_MAP, OP_FORK, OP_FILL, OP_POKE, OP_TOUCH, OP_VERIFY, OP_MOVE, OP_SWAP,
 	OP_SPLIT, OP_ADVISE, OP_LOCK, OP_UNLOCK, OP_PIN, OP_UNPIN, OP_UNMAP, OP_EXIT,
-	OP_EXPECT, OP_UFFD,
+	OP_EXPECT, OP_UFFD, OP_PROTECT,
 };
 
 static struct {
@@ -152,6 +152,14 @@ static int move_to(char *from, size_t size, uint64_t addr, char **to)
 		return -errno;
 	*to = mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);
 	return *to == MAP_FAILED ? -errno : 0;
+}
+
+static int do_protect(const char *how)
+{
+	if (strcmp(how, "ro") && strcmp(how, "rw"))
+		return -EINVAL;
+	return mprotect(me.base, bytes(), PROT_READ | (strcmp(how, "ro") ? PROT_WRITE : 0)) ?
+	       -errno : 0;
 }
 
 /* Each page is handed over to another mapping, which becomes the region. */
@@ -285,6 +293,9 @@ static void carry_out(const struct order *o, struct reply *r)
 		break;
 	case OP_UFFD:
 		r->status = do_uffd();
+		break;
+	case OP_PROTECT:
+		r->status = do_protect(o->text);
 		break;
 	case OP_SWAP:
 		r->status = do_swap();
@@ -531,6 +542,7 @@ static const struct {
 	{ "unmap", OP_UNMAP, NO_ARG }, { "exit", OP_EXIT, NO_ARG },
 	{ "remote", OP_EXPECT, NUMBER }, { "ptrace", OP_EXPECT, NUMBER },
 	{ "memfile", OP_EXPECT, NUMBER }, { "uffdmove", OP_UFFD, NO_ARG },
+	{ "protect", OP_PROTECT, TEXT },
 };
 
 static void kin_op(unsigned int who, const char *name, const char *arg, const char *word)
@@ -609,7 +621,7 @@ static void __noreturn usage(int status)
 		"  X:new[=ADDRESS]  begins and maps a region      X:fork=Y   has a child\n"
 		"  fill=dup[:N]|same[:N]|unique|thin|zero  poke=BYTE  touch  verify  unmap  exit\n"
 		"  move[=ADDRESS]  uffdmove (by UFFDIO_MOVE)  swap (the halves of the region)  split (into a VMA for each page)\n"
-		"  advise=mergeable|unmergeable|dontneed|pageout  mlock  munlock\n"
+		"  advise=mergeable|unmergeable|dontneed|pageout  protect=ro|rw  mlock  munlock\n"
 		"  pin  unpin (references of pipes)\n"
 		"  remote=BYTE  ptrace=BYTE  memfile=BYTE (a poke, by the first process: with\n"
 		"  process_vm_writev(), as a debugger, and by /proc/PID/mem)\n"

@@ -20,6 +20,10 @@
 int main(int argc, char **argv)
 {
 	prog_start("mergectl");
+	if (argc == 2 && !strcmp(argv[1], "--help")) {
+		puts("usage: mergectl 0|1 COMMAND ARG...");
+		return 0;
+	}
 	if (argc < 3 || (strcmp(argv[1], "0") && strcmp(argv[1], "1"))) {
 		fputs("usage: mergectl 0|1 COMMAND ARG...\n", stderr);
 		return EXIT_USAGE;

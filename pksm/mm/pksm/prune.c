@@ -116,7 +116,8 @@ static void pksm_prune_list(struct pksm_stable_node *node, struct folio *folio)
 	}
 	if (node->nr_sharers > folio_mapcount(folio))
 		pksm_drop_repeated(node);
-	trace_pksm_prune(folio_pfn(folio), before, node->nr_sharers);
+	if (node->nr_sharers != before)
+		trace_pksm_prune(folio_pfn(folio), before, node->nr_sharers);
 }
 
 /**

@@ -27,6 +27,12 @@ int main(int argc, char **argv)
 	for (i = 0; i < sizeof(programs) / sizeof(programs[0]); i++)
 		if (!strcmp(programs[i].name, name))
 			return programs[i].main(argc, argv);
+	if (!strcmp(name, "workloads")) {
+		puts("Each of these is a name of this program:");
+		for (i = 0; i < sizeof(programs) / sizeof(programs[0]); i++)
+			puts(programs[i].name);
+		return 0;
+	}
 	fprintf(stderr, "%s: no such workload\n", name);
 	return 127;
 }
