@@ -18,7 +18,7 @@ from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_argu
 from .options import add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
-from .shell import attach, on_terminal
+from .shell import Streams, attach, on_terminal
 from .source import DEFAULT_KERNEL
 from .term import Term
 
@@ -189,9 +189,10 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
     words = ["./linux-um", "run", *run_arguments(options), *extra, "--", *command]
     options = replace(options, repeat=shlex.join(words))
     status = -1
+    streams = Streams()
     try:
         with boot(options, term=term) as guest:
-            status = attach(guest, command, timeout=limit)
+            status = attach(guest, command, streams, timeout=limit)
             guest.result = {"status": status, "command": shlex.join(command)}
             if status != 0:
                 guest.keep = True
@@ -201,6 +202,7 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
         if status == 0 and error.exit_status == EXIT_TAINT:
             term.info("the command itself succeeded; --allow-taint would let this pass")
         raise
+    streams.check()
     return status
 
 
@@ -209,6 +211,7 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
     options = boot_options(arguments, "boot", DEFAULT_TIMEOUT)
     repeat = shlex.join(["./linux-um", "boot", *run_arguments(options)])
     interactive = on_terminal()
+    streams = Streams()
     try:
         with boot(replace(options, repeat=repeat), term=term) as guest:
             _banner(guest, options, term, interactive)
@@ -216,6 +219,7 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
             status = attach(
                 guest,
                 ["sh", "-l"],
+                streams,
                 timeout=None,
                 env=environment,
                 cwd="/root",
@@ -225,12 +229,14 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
     except GuestGone:
         # Typed in the shell: as good a way to leave as any.
         term.info("the guest has powered off")
+        streams.check()
         return 0
     except LinuxUmError as error:
         _show_report(error)
         raise
     if interactive:
         term.info("the guest has powered off")
+    streams.check()
     return status
 
 

@@ -103,6 +103,55 @@ def test_streams_are_kept_apart_and_the_status_is_the_commands(runs: Path) -> No
     assert b"Linux version" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        (">/dev/full", "standard output: No space left on device"),
+        (">&-", "standard output: Bad file descriptor"),
+    ],
+    ids=["full", "closed"],
+)
+@pytest.mark.parametrize(
+    ("words", "script"),
+    [(["run", "--", "echo", "out"], b""), (["run", "--", "yes"], b""), (["boot"], b"echo out\n")],
+    ids=["run", "endless", "boot"],
+)
+def test_output_that_is_lost_is_an_error(
+    runs: Path, words: list[str], script: bytes, where: str, reason: str
+) -> None:
+    """It ends the command, and is status 125 and one line that says why."""
+    command = ["sh", "-c", f'exec "$@" {where}', "sh", *LAUNCHER, *words]
+    done = subprocess.run(
+        command, input=script, stderr=subprocess.PIPE, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 125, done.stderr
+    assert done.stderr.decode().splitlines()[-1] == f"linux-um: cannot write to {reason}"
+    assert b"run directory" not in done.stderr
+
+
+def test_errors_that_are_lost_are_an_error_too(runs: Path) -> None:
+    """What cannot be shown on standard error is still in the status."""
+    with open("/dev/full", "wb") as full:
+        for script, status in (("echo out", 0), ("echo err >&2", 125)):
+            done = subprocess.run(
+                [*LAUNCHER, "run", "--", "sh", "-c", script],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=full,
+                timeout=LIMIT, check=False,
+            )  # fmt: skip
+            assert done.returncode == status
+
+
+def test_a_reader_that_has_enough_is_no_error(runs: Path) -> None:
+    """A closed pipe ends the command by SIGPIPE, and nothing is said."""
+    launcher = start("run", "--", "yes")
+    assert launcher.stdout is not None and launcher.stderr is not None
+    assert launcher.stdout.readline() == b"y\n"
+    launcher.stdout.close()
+    with launcher.stderr as errors:
+        assert b"cannot write" not in errors.read()
+    assert launcher.wait(LIMIT) == 128 + signal.SIGPIPE
+
+
 def test_statuses_are_a_shells(guest: Guest) -> None:
     """A signal gives 128 + N, an unknown program 127, a file that is none 126."""
     assert guest.sh("kill -9 $$", check=False).status == 128 + 9
