@@ -37,7 +37,8 @@ TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [PYT
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
 describes itself by: {sys.executable} -m pytest --help
 
-  --profile PROFILE  fast (PKSM, the default) or ksm (stock KSM)
+  --profile PROFILE  fast (PKSM, the default), debug (fast with the kernel's own
+                     checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)
   --kernel VERSION   kernel version (default {DEFAULT_KERNEL})
   {MUTANTS} [PATTERN...]
                      run the tests against the broken kernels of
