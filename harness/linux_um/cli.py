@@ -3,7 +3,7 @@
 
 Each module of commands has ``add_parsers(subparsers)``; a command's parser
 sets ``handler`` to a function ``(argparse.Namespace, Term) -> int`` whose
-result is the exit status.
+result is the exit status. The parser itself is ``parser`` in the namespace.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import FrameType
 from . import bench, commands_build, commands_gdb, commands_run, commands_top
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
 from .options import check_series
+from .outcome import EXIT_GONE, EXIT_TAINT
 from .term import PROGRAM, Term
 
 Handler = Callable[[argparse.Namespace, Term], int]
@@ -85,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Build, boot and test a User-Mode Linux kernel with PKSM.",
         epilog="Set-up that is missing (packages, kernel source, patches, build, rootfs) is done "
-        "by whatever command needs it. Exit status: the command's own; 124 time-out, "
+        "by whatever command needs it. Exit status: the command's own; "
+        f"{EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, "
+        f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, "
         "125 launcher or host error, 126 the guest did not boot, 134 panic.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
@@ -94,6 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands_top.add_parsers(subparsers)
     bench.add_parsers(subparsers)
     commands_build.add_parsers(subparsers)
+    for command in subparsers.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -104,14 +109,13 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     try:
-        parser = build_parser()
-        arguments, unknown = parser.parse_known_args(argv)
+        arguments, unknown = build_parser().parse_known_args(argv)
         if hasattr(arguments, "kernel"):
             check_series(arguments.kernel)
         if hasattr(arguments, "pytest_arguments"):
             arguments.pytest_arguments = unknown
         elif unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         handler: Handler = arguments.handler
         status = handler(arguments, term)
         _flush_stdout()
