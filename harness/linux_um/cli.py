@@ -3,20 +3,23 @@
 
 Each module of commands has ``add_parsers(subparsers)``; a command's parser
 sets ``handler`` to a function ``(argparse.Namespace, Term) -> int`` whose
-result is the exit status.
+result is the exit status. The parser itself is ``parser`` in the namespace.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
 from . import bench, commands_build, commands_gdb, commands_run, commands_top
-from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError
+from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
 from .options import check_series
+from .outcome import EXIT_GONE, EXIT_TAINT
 from .term import PROGRAM, Term
 
 Handler = Callable[[argparse.Namespace, Term], int]
@@ -42,13 +45,50 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
     raise _Terminated(number)
 
 
+def _open_closed_streams() -> None:
+    """Occupy the standard streams that are closed, so that no other file becomes one of them.
+
+    Reading or writing them still fails with EBADF.
+    """
+    for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, mode), True)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))
+
+
+def _flush_stdout() -> None:
+    """Write what print() has left behind. Raises OutputError when it is lost."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            # Nothing is left to be flushed at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _drop_stderr() -> None:
+    """Forget messages that cannot be written, or Python ends with a status of its own."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser: argparse.ArgumentParser = _Parser(
         prog=PROGRAM,
         description="Build, boot and test a User-Mode Linux kernel with PKSM.",
         epilog="Set-up that is missing (packages, kernel source, patches, build, rootfs) is done "
-        "by whatever command needs it. Exit status: the command's own; 124 time-out, "
+        "by whatever command needs it. Exit status: the command's own; "
+        f"{EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, "
+        f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, "
         "125 launcher or host error, 126 the guest did not boot, 134 panic.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
@@ -57,25 +97,29 @@ def build_parser() -> argparse.ArgumentParser:
     commands_top.add_parsers(subparsers)
     bench.add_parsers(subparsers)
     commands_build.add_parsers(subparsers)
+    for command in subparsers.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command and return the exit status."""
+    _open_closed_streams()
     term = Term()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     try:
-        parser = build_parser()
-        arguments, unknown = parser.parse_known_args(argv)
+        arguments, unknown = build_parser().parse_known_args(argv)
         if hasattr(arguments, "kernel"):
             check_series(arguments.kernel)
         if hasattr(arguments, "pytest_arguments"):
             arguments.pytest_arguments = unknown
         elif unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         handler: Handler = arguments.handler
-        return handler(arguments, term)
+        status = handler(arguments, term)
+        _flush_stdout()
+        return status
     except LinuxUmError as error:
         term.error(error.line())
         return error.exit_status
@@ -85,3 +129,5 @@ def main(argv: Sequence[str]) -> int:
     except _Terminated as end:
         term.error(f"ended by {signal.Signals(end.number).name}")
         return 128 + end.number
+    finally:
+        _drop_stderr()

@@ -18,7 +18,7 @@ from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_argu
 from .options import add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
-from .shell import attach, on_terminal
+from .shell import Streams, attach, on_terminal
 from .source import DEFAULT_KERNEL
 from .term import Term
 
@@ -37,7 +37,8 @@ TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [PYT
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
 describes itself by: {sys.executable} -m pytest --help
 
-  --profile PROFILE  fast (PKSM, the default) or ksm (stock KSM)
+  --profile PROFILE  fast (PKSM, the default), debug (fast with the kernel's own
+                     checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)
   --kernel VERSION   kernel version (default {DEFAULT_KERNEL})
   {MUTANTS} [PATTERN...]
                      run the tests against the broken kernels of
@@ -137,7 +138,7 @@ def add_machine_options(
         "--allow-taint", action="store_true", help="let an oops or WARN in the log pass"
     )
     parser.add_argument(
-        "--keep", action="store_true", help="keep the run directory of a run that went well"
+        "--keep", action="store_true", help="keep the run directory also when the guest went well"
     )
     parser.add_argument(
         "--keep-core",
@@ -189,18 +190,19 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
     words = ["./linux-um", "run", *run_arguments(options), *extra, "--", *command]
     options = replace(options, repeat=shlex.join(words))
     status = -1
+    streams = Streams()
     try:
         with boot(options, term=term) as guest:
-            status = attach(guest, command, timeout=limit)
+            status = attach(guest, command, streams, timeout=limit)
             guest.result = {"status": status, "command": shlex.join(command)}
             if status != 0:
-                guest.keep = True
                 guest.result["outcome"] = "fail"
     except LinuxUmError as error:
         _show_report(error)
         if status == 0 and error.exit_status == EXIT_TAINT:
             term.info("the command itself succeeded; --allow-taint would let this pass")
         raise
+    streams.check()
     return status
 
 
@@ -209,6 +211,7 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
     options = boot_options(arguments, "boot", DEFAULT_TIMEOUT)
     repeat = shlex.join(["./linux-um", "boot", *run_arguments(options)])
     interactive = on_terminal()
+    streams = Streams()
     try:
         with boot(replace(options, repeat=repeat), term=term) as guest:
             _banner(guest, options, term, interactive)
@@ -216,6 +219,7 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
             status = attach(
                 guest,
                 ["sh", "-l"],
+                streams,
                 timeout=None,
                 env=environment,
                 cwd="/root",
@@ -225,12 +229,14 @@ def boot_command(arguments: argparse.Namespace, term: Term) -> int:
     except GuestGone:
         # Typed in the shell: as good a way to leave as any.
         term.info("the guest has powered off")
+        streams.check()
         return 0
     except LinuxUmError as error:
         _show_report(error)
         raise
     if interactive:
         term.info("the guest has powered off")
+    streams.check()
     return status
 
 

@@ -71,6 +71,10 @@ class SessionError(LinuxUmError):
     """A gdb session cannot begin, or gdb is not what it takes."""
 
 
+class OutputError(LinuxUmError):
+    """What a program in the guest writes cannot be passed on."""
+
+
 class BootError(LinuxUmError):
     """The guest ended or fell silent before its agent answered."""
 

@@ -81,12 +81,21 @@ class BootOptions:
     keep_core: bool = False
 
 
+def _host_dir(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
 def parse_share(text: str) -> tuple[str, str]:
     """Return the directories of ``DIR`` or ``DIR:GUESTPATH``. Raises UsageError."""
     host, colon, guest = text.rpartition(":")
     if not colon or not guest.startswith("/"):
+        if colon and not _host_dir(text).is_dir() and _host_dir(host).is_dir():
+            raise UsageError(
+                f"--share {text}: the GUESTPATH {guest!r} is not absolute",
+                f"write --share {host}:/{guest or 'PATH'}",
+            )
         host, guest = text, DEFAULT_SHARE
-    path = Path(host).expanduser().absolute()
+    path = _host_dir(host)
     if not path.is_dir():
         raise UsageError(f"--share {text}: {path} is not a directory", "name one that exists")
     return str(path), guest

@@ -10,6 +10,8 @@ from pathlib import Path
 from . import paths
 from .errors import ConfigError, UsageError
 
+# The profile of `test --mutants`, which is not for anything else.
+MUTANT_PROFILE = "mutant"
 REQUEST_NAME = "requested.config"
 
 Make = Callable[[Sequence[str], Mapping[str, str]], None]
@@ -33,7 +35,8 @@ def fragments(profile: str) -> list[Path]:
     """
     path = paths.config_dir() / f"{profile}.config"
     if profile == "base" or not path.is_file():
-        raise UsageError(f"there is no profile {profile!r}", f"use one of: {', '.join(profiles())}")
+        known = ", ".join(name for name in profiles() if name != MUTANT_PROFILE)
+        raise UsageError(f"there is no profile {profile!r}", f"use one of: {known}")
     extends = _EXTENDS.search(path.read_text())
     if extends is None:
         return [paths.config_dir() / "base.config", path]

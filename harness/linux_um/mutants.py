@@ -28,13 +28,14 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import kconfig
 from .errors import EXIT_LAUNCHER, LinuxUmError, UsageError
 from .options import DEFAULT_PROFILE
 from .paths import cache_root, ensure_dir, lock, repo_root
 from .term import Term
 
 # What mutants of the default profile are built as.
-MUTANT_PROFILE = "mutant"
+MUTANT_PROFILE = kconfig.MUTANT_PROFILE
 # The directory of the cache that belongs to this module.
 PLACE = "mutant"
 # What of the repository a kernel is built from and tested by.

@@ -22,7 +22,8 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
         "--profile",
         default=os.environ.get("LINUX_UM_PROFILE", DEFAULT_PROFILE),
         metavar="NAME",
-        help="kernel configuration: fast (PKSM, the default) or ksm (stock KSM)",
+        help="kernel configuration: fast (PKSM, the default), debug (fast with the kernel's own "
+        "checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)",
     )
     parser.add_argument(
         "--kernel",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -12,10 +13,11 @@ import threading
 import time
 import tty
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from .agent import Guest, Process
+from .errors import OutputError
 from .protocol import STDIN_WINDOW
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
@@ -25,11 +27,14 @@ _LOOK_FOR_CREDIT = 0.002
 
 
 class _Output:
-    """Passes output on to a descriptor, and ends the program when that is closed."""
+    """Passes output on to a descriptor, and ends the program when that takes no more."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor = descriptor
+        self.name = name
         self.closed = threading.Event()
+        # Why output is lost; None when nobody wants it any more.
+        self.error: OSError | None = None
 
     def __call__(self, data: bytes) -> None:
         view = memoryview(data)
@@ -38,8 +43,37 @@ class _Output:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [], _LOOK)
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    self.error = error
                 self.closed.set()
+
+
+class Streams:
+    """The launcher's standard output and error, as what a program writes gets there."""
+
+    def __init__(self) -> None:
+        self.out = _Output(_STDOUT, "standard output")
+        self.err = _Output(_STDERR, "standard error")
+
+    @property
+    def closed(self) -> bool:
+        """Whether one of them takes no more."""
+        return self.out.closed.is_set() or self.err.closed.is_set()
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether one of them was a terminal that has gone."""
+        return any(
+            output.error is not None and output.error.errno == errno.EIO
+            for output in (self.out, self.err)
+        )
+
+    def check(self) -> None:
+        """Raise OutputError when output was lost; a closed pipe is no loss."""
+        for output in (self.out, self.err):
+            if output.error is not None:
+                raise OutputError(f"cannot write to {output.name}: {output.error.strerror}")
 
 
 def _window() -> tuple[int, int]:
@@ -59,7 +93,9 @@ def _raw_terminal() -> Iterator[None]:
         tty.setraw(_STDIN, termios.TCSANOW)
         yield
     finally:
-        termios.tcsetattr(_STDIN, termios.TCSAFLUSH, before)
+        # A terminal that has hung up has no mode to go back to.
+        with suppress(termios.error):
+            termios.tcsetattr(_STDIN, termios.TCSAFLUSH, before)
 
 
 class _Wake:
@@ -97,6 +133,7 @@ class _Wake:
 def attach(
     guest: Guest,
     argv: Sequence[str],
+    streams: Streams,
     *,
     timeout: float | None,
     env: Mapping[str, str] | None = None,
@@ -106,18 +143,18 @@ def attach(
     """Run a program in the guest on our standard streams, and return its status.
 
     With *pty* our terminal becomes the program's, in raw mode: its size follows,
-    and Ctrl-C is the program's. *timeout* is in wall-clock seconds, None for no
-    limit. Raises what Process.wait() raises.
+    and Ctrl-C is the program's; when it hangs up we get SIGHUP. *timeout* is in
+    wall-clock seconds, None for no limit. Raises what Process.wait() raises; ask
+    *streams* afterwards whether output was lost.
     """
     wake = _Wake()
-    out, err = _Output(_STDOUT), _Output(_STDERR)
     process = guest.start(
         argv,
         env=env,
         cwd=cwd,
         window=_window() if pty else None,
-        on_stdout=out,
-        on_stderr=err,
+        on_stdout=streams.out,
+        on_stderr=streams.err,
         on_exit=wake.set,
     )
     try:
@@ -125,10 +162,10 @@ def attach(
             previous = signal.signal(signal.SIGWINCH, wake.on_winch)
             try:
                 with _raw_terminal():
-                    return _serve(guest, process, wake, (out, err), timeout, pty)
+                    return _serve(guest, process, wake, streams, timeout, pty)
             finally:
                 signal.signal(signal.SIGWINCH, previous)
-        return _serve(guest, process, wake, (out, err), timeout, pty)
+        return _serve(guest, process, wake, streams, timeout, pty)
     finally:
         wake.close()
 
@@ -137,7 +174,7 @@ def _serve(
     guest: Guest,
     process: Process,
     wake: _Wake,
-    outputs: Sequence[_Output],
+    streams: Streams,
     timeout: float | None,
     pty: bool,
 ) -> int:
@@ -159,8 +196,10 @@ def _serve(
         if wake.resized:
             wake.resized = False
             process.resize(*_window())
-        if not told and any(output.closed.is_set() for output in outputs):
+        if not told and streams.closed:
             told = True
+            if pty and streams.hung_up:
+                signal.raise_signal(signal.SIGHUP)
             process.signal(signal.SIGPIPE)
         if _STDIN in ready:
             data = _read_stdin(min(room, STDIN_WINDOW))
@@ -169,9 +208,8 @@ def _serve(
             else:
                 reading = False
                 if pty:
-                    process.signal(signal.SIGHUP)
-                else:
-                    process.close_stdin()
+                    signal.raise_signal(signal.SIGHUP)
+                process.close_stdin()
     # Raises when the guest is gone or the time is over.
     left = max(0.0, limit - time.monotonic()) if limit is not None else 5.0
     return process.wait(left, said=timeout).status

@@ -120,14 +120,14 @@ class Term:
         return f"{colour}{text}{_RESET}" if self.colour else text
 
     def write(self, text: str) -> None:
-        """Write *text* as it is; a closed pipe on the other side is not an error."""
+        """Write *text* as it is; that nobody can read it is not an error."""
         if self.quiet:
             return
         with self._lock:
             try:
                 self._stream.write(text)
                 self._stream.flush()
-            except (BrokenPipeError, ValueError):
+            except (OSError, ValueError):
                 self.quiet = True
 
     def write_line(self, text: str) -> None:

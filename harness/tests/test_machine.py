@@ -24,7 +24,7 @@ from linux_um.errors import GuestTimeout  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.outcome import CommandFailed, GuestOops  # noqa: E402
-from linux_um.paths import repo_root  # noqa: E402
+from linux_um.paths import repo_root, runs_root  # noqa: E402
 
 LAUNCHER = [str(repo_root() / "linux-um")]
 # Wall-clock seconds for one run of the launcher, on a busy host.
@@ -101,6 +101,55 @@ def test_streams_are_kept_apart_and_the_status_is_the_commands(runs: Path) -> No
     assert done.stdout == b"out\n"
     assert b"err\n" in done.stderr
     assert b"Linux version" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        (">/dev/full", "standard output: No space left on device"),
+        (">&-", "standard output: Bad file descriptor"),
+    ],
+    ids=["full", "closed"],
+)
+@pytest.mark.parametrize(
+    ("words", "script"),
+    [(["run", "--", "echo", "out"], b""), (["run", "--", "yes"], b""), (["boot"], b"echo out\n")],
+    ids=["run", "endless", "boot"],
+)
+def test_output_that_is_lost_is_an_error(
+    runs: Path, words: list[str], script: bytes, where: str, reason: str
+) -> None:
+    """It ends the command, and is status 125 and one line that says why."""
+    command = ["sh", "-c", f'exec "$@" {where}', "sh", *LAUNCHER, *words]
+    done = subprocess.run(
+        command, input=script, stderr=subprocess.PIPE, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 125, done.stderr
+    assert done.stderr.decode().splitlines()[-1] == f"linux-um: cannot write to {reason}"
+    assert b"run directory" not in done.stderr
+
+
+def test_errors_that_are_lost_are_an_error_too(runs: Path) -> None:
+    """What cannot be shown on standard error is still in the status."""
+    with open("/dev/full", "wb") as full:
+        for script, status in (("echo out", 0), ("echo err >&2", 125)):
+            done = subprocess.run(
+                [*LAUNCHER, "run", "--", "sh", "-c", script],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=full,
+                timeout=LIMIT, check=False,
+            )  # fmt: skip
+            assert done.returncode == status
+
+
+def test_a_reader_that_has_enough_is_no_error(runs: Path) -> None:
+    """A closed pipe ends the command by SIGPIPE, and nothing is said."""
+    launcher = start("run", "--", "yes")
+    assert launcher.stdout is not None and launcher.stderr is not None
+    assert launcher.stdout.readline() == b"y\n"
+    launcher.stdout.close()
+    with launcher.stderr as errors:
+        assert b"cannot write" not in errors.read()
+    assert launcher.wait(LIMIT) == 128 + signal.SIGPIPE
 
 
 def test_statuses_are_a_shells(guest: Guest) -> None:
@@ -347,6 +396,18 @@ def test_run_directory_is_kept_on_failure_only() -> None:
     assert (kept / "console.log").read_text().startswith("# kernel ")
 
 
+def test_a_commands_own_status_leaves_no_run_directory(runs: Path) -> None:
+    """When nothing else is wrong it goes; --keep keeps it, with the status in the result."""
+    name = f"no-such-program-{os.getpid()}"
+    for words, left in ((["run"], 0), (["run", "--keep"], 1)):
+        done = launch(*words, "--", name)
+        assert done.returncode == 127
+        assert len(list(runs_root().glob(f"*-{name}-*"))) == left
+    (kept,) = runs_root().glob(f"*-{name}-*")
+    result = json.loads((kept / "result.json").read_text())
+    assert (result["outcome"], result["status"]) == ("fail", 127)
+
+
 def test_time_out_in_a_test_raises_and_ends_the_guest() -> None:
     """GuestTimeout comes out of run(), and whatever is called next."""
     with pytest.raises(GuestTimeout):
@@ -386,6 +447,4 @@ def test_latest_points_at_the_newest_run(runs: Path) -> None:
     """The link leads to the last run that is still there."""
     done = launch("run", "--keep", "--", "true")
     assert done.returncode == 0
-    from linux_um.paths import runs_root
-
     assert (runs_root() / "latest" / "console.log").exists()

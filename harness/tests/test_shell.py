@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import re
+import signal
+import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +101,30 @@ def test_leaving_the_shell_powers_the_guest_off(shell: Any, leave: str) -> None:
     shell.expect(pexpect.EOF)
     shell.close()
     assert (shell.exitstatus, shell.signalstatus) == (0, None)
+
+
+@pytest.mark.parametrize("controlling", [True, False], ids=["controlling", "other"])
+def test_a_terminal_that_hangs_up_ends_the_run(tmp_path: Path, controlling: bool) -> None:
+    """As SIGHUP does, whether or not the kernel sends one; and nothing hides that."""
+    master, slave = pty.openpty()
+
+    def prepare() -> None:
+        os.setsid()
+        if controlling:
+            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    said = tmp_path / "stderr"
+    with said.open("wb") as errors:
+        launcher = subprocess.Popen(
+            [*LAUNCHER, "boot"], stdin=slave, stdout=slave, stderr=errors, preexec_fn=prepare
+        )
+    os.close(slave)
+    shown = b""
+    while re.search(PROMPT.encode(), shown) is None:
+        shown += os.read(master, 4096)
+    os.close(master)
+    assert launcher.wait(120) == 128 + signal.SIGHUP
+    assert said.read_text().splitlines()[-1] == "linux-um: ended by SIGHUP"
 
 
 def test_the_terminal_is_as_before_afterwards(tmp_path: Path) -> None:

@@ -106,6 +106,20 @@ def test_nonsense_on_the_command_line_is_status_125() -> None:
         assert result.stderr.splitlines()[-1].startswith("linux-um: ")
 
 
+def test_an_unknown_option_is_told_by_the_command_it_was_given_to() -> None:
+    result = launch("run", "--nosuch", "--", "true")
+    assert result.returncode == errors.EXIT_LAUNCHER
+    assert result.stderr.startswith("usage: linux-um run ")
+    last = result.stderr.splitlines()[-1]
+    assert last == "linux-um: unrecognized arguments: --nosuch; see linux-um run --help"
+
+
+def test_help_lists_the_exit_statuses() -> None:
+    for words in ((), ("run",)):
+        text = launch(*words, "--help").stdout.split("Exit status:")[1]
+        assert re.findall(r"\b\d{2,3}\b(?! \+)", text) == ["70", "71", "124", "125", "126", "134"]
+
+
 def test_no_colour_and_no_spinner_in_a_pipe() -> None:
     result = launch("build", "--profile", "none")
     assert "\033" not in result.stderr

@@ -227,6 +227,9 @@ def test_shares(tmp_path: Path) -> None:
     assert parse_share(str(odd)) == (str(odd), "/share")
     with pytest.raises(UsageError):
         parse_share(str(tmp_path / "missing"))
+    for relative in ("rel", "rel/deep", ""):
+        with pytest.raises(UsageError, match="GUESTPATH '.*' is not absolute"):
+            parse_share(f"{tmp_path}:{relative}")
 
 
 def test_run_uml_makes_the_command_line(tmp_path: Path) -> None:
