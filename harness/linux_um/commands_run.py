@@ -138,7 +138,7 @@ def add_machine_options(
         "--allow-taint", action="store_true", help="let an oops or WARN in the log pass"
     )
     parser.add_argument(
-        "--keep", action="store_true", help="keep the run directory of a run that went well"
+        "--keep", action="store_true", help="keep the run directory also when the guest went well"
     )
     parser.add_argument(
         "--keep-core",
@@ -196,7 +196,6 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
             status = attach(guest, command, streams, timeout=limit)
             guest.result = {"status": status, "command": shlex.join(command)}
             if status != 0:
-                guest.keep = True
                 guest.result["outcome"] = "fail"
     except LinuxUmError as error:
         _show_report(error)

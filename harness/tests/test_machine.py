@@ -24,7 +24,7 @@ from linux_um.errors import GuestTimeout  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.outcome import CommandFailed, GuestOops  # noqa: E402
-from linux_um.paths import repo_root  # noqa: E402
+from linux_um.paths import repo_root, runs_root  # noqa: E402
 
 LAUNCHER = [str(repo_root() / "linux-um")]
 # Wall-clock seconds for one run of the launcher, on a busy host.
@@ -396,6 +396,18 @@ def test_run_directory_is_kept_on_failure_only() -> None:
     assert (kept / "console.log").read_text().startswith("# kernel ")
 
 
+def test_a_commands_own_status_leaves_no_run_directory(runs: Path) -> None:
+    """When nothing else is wrong it goes; --keep keeps it, with the status in the result."""
+    name = f"no-such-program-{os.getpid()}"
+    for words, left in ((["run"], 0), (["run", "--keep"], 1)):
+        done = launch(*words, "--", name)
+        assert done.returncode == 127
+        assert len(list(runs_root().glob(f"*-{name}-*"))) == left
+    (kept,) = runs_root().glob(f"*-{name}-*")
+    result = json.loads((kept / "result.json").read_text())
+    assert (result["outcome"], result["status"]) == ("fail", 127)
+
+
 def test_time_out_in_a_test_raises_and_ends_the_guest() -> None:
     """GuestTimeout comes out of run(), and whatever is called next."""
     with pytest.raises(GuestTimeout):
@@ -435,6 +447,4 @@ def test_latest_points_at_the_newest_run(runs: Path) -> None:
     """The link leads to the last run that is still there."""
     done = launch("run", "--keep", "--", "true")
     assert done.returncode == 0
-    from linux_um.paths import runs_root
-
     assert (runs_root() / "latest" / "console.log").exists()
