@@ -282,7 +282,7 @@ def test_attach_leaves_the_guest_going_on(runs: Path, script: Script, tmp_path: 
     share = tmp_path / "share"
     share.mkdir()
     wait = "echo up; while [ ! -e /share/go ]; do sleep 0.1; done; exit 4"
-    launcher, run = background("--share", str(share), "--", "sh", "-c", wait)
+    launcher, run = background("--keep", "--share", str(share), "--", "sh", "-c", wait)
     name = script("lx-version", "print $lx_current().pid")
     for which in (run.name, str(run)):
         done = launch("gdb", "--attach", which, "--batch", name)
