@@ -291,6 +291,7 @@ def test_two_scans_after_the_start_everything_is_merged(guest: Guest) -> None:
     pksmd is made slow, so that somebody looks at the counter while it takes them in.
     """
     guest.set_pksm("max_cpu", 1)
+    guest.set_pksm("settle_millisecs", 0)
     write(guest, "run", 2)
     job = hold_memdup(
         guest, "--procs", "2", "--mib", "4", "--dup", "75", "--zero", "25", "--unique", "0",

@@ -98,8 +98,8 @@ def test_r1_an_address_space_without_a_process_is_no_trap(
 @pytest.mark.real_time
 def test_r2_r3_a_process_killed_while_it_is_unmerged_goes_in_peace(poisoned: Guest) -> None:
     """R2, R3: the engine is the last user of its address space, and lets it go in order."""
-    rounds = 8
-    report = race(poisoned, "kill", "--rounds", str(rounds), "--pages", "1024", timeout=SOON)
+    rounds = 10
+    report = race(poisoned, "kill", "--rounds", str(rounds), "--pages", "4096", timeout=SOON)
     assert report.raw["met"] >= rounds // 4, "none was killed in time: the test tested nothing"
 
 
@@ -107,8 +107,8 @@ def test_r2_r3_a_process_killed_while_it_is_unmerged_goes_in_peace(poisoned: Gue
 @pytest.mark.real_time
 def test_r4_no_process_waits_for_the_engine_to_end(poisoned: Guest) -> None:
     """R4: an exit takes no lock of the engine: one who frees memory by it must not wait."""
-    report = race(poisoned, "exits", "--pages", "4096", timeout=SOON)
-    assert report.raw["met"] >= 4
+    report = race(poisoned, "exits", "--pages", "8192", timeout=SOON)
+    assert report.raw["met"] >= 10
 
 
 @pytest.mark.regression("R4")
