@@ -54,6 +54,7 @@ static DEFINE_PER_CPU(struct pksm_mappings, pksm_mappings);
  * Context: Page table lock held.
  */
 void __pksm_rmap_lock(void)
+	__acquires(&pksm_turning_lock)
 {
 	spin_lock(&pksm_turning_lock);
 }
@@ -62,6 +63,7 @@ void __pksm_rmap_lock(void)
  * __pksm_rmap_unlock - see pksm_rmap_end()
  */
 void __pksm_rmap_unlock(void)
+	__releases(&pksm_turning_lock)
 {
 	spin_unlock(&pksm_turning_lock);
 }

@@ -120,7 +120,8 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		start = search.addr;
 		fault = handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
 					FAULT_FLAG_REMOTE, NULL);
-		trace_pksm_unmerge(vma->vm_mm, start, fault);
+		trace_pksm_unmerge(vma->vm_mm, start,
+				   (__force unsigned int)fault);
 		if (fault & VM_FAULT_OOM)
 			return -ENOMEM;
 		if (fault & (VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV |
