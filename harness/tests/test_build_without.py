@@ -52,22 +52,27 @@ CONFIG_TRANSPARENT_HUGEPAGE=y
 USERS = ("fs/proc/task_mmu.c", "kernel/sys.c", "mm/madvise.c", "mm/migrate.c")
 
 
-class Make32(Make):
-    """The kernel's make for 32-bit x86."""
+class OtherMake(Make):
+    """The kernel's make for another architecture than UML."""
+
+    arch = ""
 
     def command(self, targets: Sequence[str]) -> list[str]:
         """Return the command that makes *targets*."""
         words = super().command(targets)
-        return ["ARCH=i386" if word == "ARCH=um" else word for word in words]
+        return [f"ARCH={self.arch}" if word == "ARCH=um" else word for word in words]
 
 
-class Make64(Make):
-    """The kernel's make for 64-bit x86."""
+class Make32(OtherMake):
+    """For 32-bit x86."""
 
-    def command(self, targets: Sequence[str]) -> list[str]:
-        """Return the command that makes *targets*."""
-        words = super().command(targets)
-        return ["ARCH=x86_64" if word == "ARCH=um" else word for word in words]
+    arch = "i386"
+
+
+class Make64(OtherMake):
+    """For 64-bit x86."""
+
+    arch = "x86_64"
 
 
 def recipe_of(request: pytest.FixtureRequest) -> build.Recipe:
