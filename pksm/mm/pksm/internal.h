@@ -20,6 +20,7 @@
  * and read once more. If it still is what it was, it is *watched* from then on:
  * it need not be read again, since the next write to it is a page fault, which
  * says so. Once every page is merged or watched, pksmd has nothing to wait for.
+ * Large folios are another matter: see large.c.
  *
  * Life of a record
  * ----------------

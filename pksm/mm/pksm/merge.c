@@ -100,8 +100,8 @@ unsigned int pksm_max_page_sharing = 256;
  * pksm_no_foreign_reference - do only mappings and the caller hold references?
  * @folio: the page, of which the caller holds one
  *
- * Context: The PTE of a mapping was cleared and flushed, and its page table lock is
- * held since.
+ * Context: To be relied on, the PTE of a mapping must have been cleared and flushed,
+ * and its page table lock held since. Elsewhere it is a hint, at any time.
  * Return: true when they do.
  */
 bool pksm_no_foreign_reference(struct folio *folio)
