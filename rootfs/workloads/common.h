@@ -155,6 +155,14 @@ bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms);
  */
 bool script_op(const char *name, char *arg, uint64_t settle_s);
 
+/*
+ * Holds the engine at a moment: what is written to /sys/kernel/debug/pksm/hold. Ends
+ * the program where there is no such file, or such a moment.
+ */
+void hold_set(const char *text);
+/* Waits until a task has come there; false after @timeout_ms. */
+bool hold_wait(uint64_t timeout_ms);
+
 /* ---- the page map --------------------------------------------------- */
 
 /*

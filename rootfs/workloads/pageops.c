@@ -25,6 +25,7 @@ static struct {
 
 static struct worker *workers;
 static uint64_t *bases;
+static const char **background;	/* what each does that nobody waits for */
 static FILE *stats;
 static uint64_t total_wrong;
 /* The error that the operation is to end with, and whether it did. */
@@ -75,6 +76,46 @@ static void settle_pinned(unsigned int ms)
 	sleep_ms(ms);
 }
 
+/* POINT, POINT:NUMBER, or POINT:@K for the number of process K. */
+static void hold(const char *arg)
+{
+	const char *value = strchr(arg, ':');
+	char text[64];
+
+	if (!value) {
+		hold_set(arg);
+		return;
+	}
+	if (value[1] == '@')
+		snprintf(text, sizeof(text), "%.*s %d", (int)(value - arg), arg,
+			 workers[parse_number("hold", value + 2, 0, opt.procs - 1)].pid);
+	else
+		snprintf(text, sizeof(text), "%.*s %s", (int)(value - arg), arg, value + 1);
+	hold_set(text);
+}
+
+/* What a worker says to what it was told to do. */
+static void hear(unsigned int i, const char *word)
+{
+	worker_receive(&workers[i]);
+	total_wrong += workers[i].last.wrong;
+	bases[i] = workers[i].last.value[0];
+	if (workers[i].last.status == -EINVAL)
+		die(EXIT_USAGE, "process %u, %s: invalid argument", i, word);
+	if (workers[i].last.status)
+		refused(-workers[i].last.status, word);
+}
+
+/* Waits for what a worker was told to do in the background, if anything. */
+static void join(unsigned int i)
+{
+	const char *word = background[i];
+
+	background[i] = NULL;
+	if (word)
+		hear(i, word);
+}
+
 /* Operations that the parent carries out; false if @name is none of them. */
 static bool parent_op(const char *name, const char *arg)
 {
@@ -105,6 +146,14 @@ static bool parent_op(const char *name, const char *arg)
 			die(EXIT_USAGE, "wait: \"%s\" is not NAME OP NUMBER", arg);
 		if (!condition_wait(&cond, 1, opt.settle_s * 1000))
 			die(EXIT_ENV, "%s did not come within %" PRIu64 " s", arg, opt.settle_s);
+	} else if (!strcmp(name, "hold")) {
+		hold(arg);
+	} else if (!strcmp(name, "held")) {
+		if (!hold_wait(opt.settle_s * 1000))
+			die(EXIT_ENV, "nobody came to where the engine is to be held");
+	} else if (!strcmp(name, "join")) {
+		for (unsigned int i = 0; i < opt.procs; i++)
+			join(i);
 	} else if (!strcmp(name, "sleep")) {
 		sleep_ms((unsigned int)parse_number("sleep", arg, 0, 3600000));
 	} else if (!strcmp(name, "file")) {
@@ -140,6 +189,7 @@ static const struct {
 	{ "fork", OP_FORK, false }, { "range", OP_RANGE, false },
 	{ "pin", OP_PIN, false }, { "unpin", OP_UNPIN, false },
 	{ "self", OP_SELF, false }, { "merge", OP_MERGE, true },
+	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -174,18 +224,16 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 		if (!workers[i].pid || (one && i != only))
 			continue;
 		o.arg = i;
+		join(i);
 		worker_send(&workers[i], &o);
 	}
 	for (i = 0; i < opt.procs; i++) {
 		if (!workers[i].pid || (one && i != only))
 			continue;
-		worker_receive(&workers[i]);
-		total_wrong += workers[i].last.wrong;
-		bases[i] = o.op == OP_UNMAP ? 0 : workers[i].last.value[0];
-		if (workers[i].last.status == -EINVAL)
-			die(EXIT_USAGE, "process %u, %s: invalid argument", i, word);
-		if (workers[i].last.status)
-			refused(-workers[i].last.status, word);
+		if (*word == '&')
+			background[i] = word;
+		else
+			hear(i, word);
 	}
 }
 
@@ -223,16 +271,18 @@ static void run_op(const char *word)
 		run_failing(word + 6, word);
 		return;
 	}
-	if (*word == '@') {
+	if (*body == '&')
+		body++;
+	if (*body == '@') {
 		char index[8];
-		size_t n = strcspn(word + 1, ":");
+		size_t n = strcspn(body + 1, ":");
 
-		if (!word[1 + n] || n >= sizeof(index))
+		if (!body[1 + n] || n >= sizeof(index))
 			die(EXIT_USAGE, "\"%s\" is not @PROCESS:OPERATION", word);
-		memcpy(index, word + 1, n);
+		memcpy(index, body + 1, n);
 		index[n] = 0;
 		only = (unsigned int)parse_number("@", index, 0, opt.procs - 1);
-		body = word + 2 + n;
+		body += 2 + n;
 	}
 	if ((size_t)snprintf(name, sizeof(name), "%s", body) >= sizeof(name) &&
 	    strncmp(name, "file=", 5))
@@ -245,6 +295,7 @@ static void run_op(const char *word)
 	if (!strcmp(name, "exit")) {
 		for (i = 0; i < opt.procs; i++) {
 			if (workers[i].pid && (only == MAX_PROCS || i == only)) {
+				join(i);
 				worker_end(&workers[i]);
 				bases[i] = 0;
 			}
@@ -266,12 +317,17 @@ static void __noreturn usage(int status)
 		"  write=PERCENT   poke=BYTE   touch=read|write   verify   range=FIRST-END|all\n"
 		"  map  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
 		"  merge=0|1 (the prctl)   self=PATH:TEXT (writes to a file that means the writer)\n"
+		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
 		"  pin (by a pipe)   unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"
+		"  hold=POINT[:NUMBER|:@K] (of the engine)   held   hold=step|off\n"
+		"\n"
+		"&@K:OPERATION or &OPERATION is not waited for but by the next of that process, or\n"
+		"by join.\n"
 		"--fifo: as real-time tasks, which may use some of the memory reserves.\n"
 		"settle=MS: where pages are pinned; only until all were tried, and MS more.\n"
 		"\n"
@@ -327,6 +383,7 @@ int main(int argc, char **argv)
 	stats = untracked_stream(&text);
 	workers = xcalloc(opt.procs, sizeof(*workers));
 	bases = xcalloc(opt.procs, sizeof(*bases));
+	background = xcalloc(opt.procs, sizeof(*background));
 	for (i = 0; i < opt.procs; i++)
 		worker_start(workers, i, ops_order, NULL);
 	run_op("map");
@@ -337,6 +394,7 @@ int main(int argc, char **argv)
 	memset(text, 0, strlen(text));
 	for (; optind < argc; optind++)
 		run_op(argv[optind]);
+	run_op("join");
 	run_op("exit");
 	fclose(stats);
 	printf("{\"tool\": \"pageops\", \"engine\": \"%s\", \"ok\": %s, \"wrong\": %" PRIu64
@@ -344,5 +402,6 @@ int main(int argc, char **argv)
 	       engine_name(), total_wrong ? "false" : "true", total_wrong, text);
 	free(workers);
 	free(bases);
+	free(background);
 	return total_wrong ? EXIT_WRONG : 0;
 }

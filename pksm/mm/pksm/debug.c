@@ -6,6 +6,7 @@
  * ages		how often the pages that wait or were hashed had changed before, and in
  *		which queue they wait
  * check	"fine", or the first thing that is found wrong
+ * hold		hold the engine at a dangerous moment: see hold.c
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
@@ -15,6 +16,7 @@
 #include <linux/seq_file.h>
 
 #include "internal.h"
+#include "hold.h"
 
 /* Chains of 0, 1, 2-3, 4-7, ... members. */
 #define PKSM_NR_LENGTHS		16
@@ -150,6 +152,7 @@ static int __init pksm_debug_init(void)
 	debugfs_create_file("index", 0400, dir, NULL, &index_fops);
 	debugfs_create_file("ages", 0400, dir, NULL, &ages_fops);
 	debugfs_create_file("check", 0400, dir, NULL, &check_fops);
+	debugfs_create_file("hold", 0600, dir, NULL, &pksm_hold_fops);
 	return 0;
 }
 late_initcall(pksm_debug_init);

@@ -13,6 +13,7 @@
 #include <trace/events/pksm.h>
 
 #include "internal.h"
+#include "hold.h"
 
 /* Without memory for the engine's records a page waits for 26 seconds at most. */
 #define PKSM_NOMEM_LEVEL	6U
@@ -82,6 +83,7 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 
 		if (!kfolio)
 			continue;
+		pksm_hold(PKSM_AT_FOUND, folio_pfn(kfolio));
 		if (!folio_trylock(kfolio)) {
 			folio_put(kfolio);
 			result = PKSM_BUSY;
@@ -210,6 +212,7 @@ static enum pksm_result pksm_try_unstable(struct folio *folio,
 		next = pksm_unstable_next(key->hash, pfn);
 		if (!kfolio)
 			continue;
+		pksm_hold(PKSM_AT_FOUND, pfn);
 		/* Another page, if it was freed just now: not hashed yet. */
 		if (READ_ONCE(kitem->state) & PKSM_REBORN) {
 			folio_put(kfolio);
@@ -263,6 +266,7 @@ static enum pksm_result pksm_try(struct folio *folio,
 	trace_pksm_hash(page_to_pfn(page), hash);
 	key->hash = hash ^ key->domain;
 	*hashed = true;
+	pksm_hold(PKSM_AT_HASHED, page_to_pfn(page));
 	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		result = pksm_merge_with_zero(folio);
 		if (result != PKSM_DIFFERS)

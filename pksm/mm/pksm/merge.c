@@ -50,6 +50,7 @@
 
 #include "../internal.h"
 #include "internal.h"
+#include "hold.h"
 
 /**
  * struct pksm_merge - one attempt to absorb a page
@@ -559,6 +560,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 				 0);
 		goto out;
 	}
+	pksm_hold(PKSM_AT_FROZEN, page_to_pfn(kpage));
 	result = pksm_merge_walk(folio, &merge);
 	pksm_turning_end();
 	if (!merge.nr) {

@@ -61,6 +61,7 @@ void pksm_sharer_drop(struct pksm_stable_node *node, struct pksm_sharer *sharer)
 	lockdep_assert_held(&pksm_mutex);
 	hlist_del(&sharer->link);
 	node->nr_sharers--;
+	VM_WARN_ON_ONCE(atomic_read(&sharer->anon_vma->refcount) <= 0);
 	put_anon_vma(sharer->anon_vma);
 	pksm_sharer_free(sharer);
 }

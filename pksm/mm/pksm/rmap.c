@@ -19,6 +19,7 @@
 
 #include "../internal.h"
 #include "internal.h"
+#include "hold.h"
 
 /* PTEs that PKSM pointed at the zero page; mm counts them down by ksm.h. */
 atomic_long_t ksm_zero_pages = ATOMIC_LONG_INIT(0);
@@ -187,6 +188,7 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 		return;
 	}
 
+	pksm_hold(PKSM_AT_MIGRATE, folio_pfn(folio));
 	newitem = __pksm_rmap_item(newpage);
 	/* pksm_set_run() has seen to it that every page has a record. */
 	if (WARN_ON_ONCE(!newitem))

@@ -16,6 +16,7 @@
 #include <linux/sched/signal.h>
 
 #include "internal.h"
+#include "hold.h"
 
 /* === one address space === */
 
@@ -138,6 +139,7 @@ int pksm_visit_mms(int (*fn)(struct mm_struct *mm))
 	int err = 0;
 
 	while (!err && (mm = pksm_next_mm(&nr))) {
+		pksm_hold(PKSM_AT_VISIT, nr - 1);
 		err = fn(mm);
 		mmput(mm);
 		cond_resched();

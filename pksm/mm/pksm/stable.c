@@ -184,6 +184,7 @@ static void pksm_node_destroy(struct pksm_stable_node *node)
 		pksm_sharer_drop(node, sharer);
 		cond_resched();
 	}
+	VM_WARN_ON_ONCE(atomic_read(&node->anon_vma->refcount) <= 0);
 	put_anon_vma(node->anon_vma);
 	pksm_node_free(node);
 }

@@ -21,10 +21,20 @@
 /* How often all processes are visited before run=2 gives up. */
 #define PKSM_UNMERGE_ROUNDS	200
 
-/* Does this PTE map something that PKSM merged? */
+/*
+ * Does this PTE map something that PKSM merged, or is just about to merge?
+ *
+ * A page that is to become stable is write-protected first, one process after
+ * another, and becomes it when the other page was found equal: whoever forbids
+ * merging in between must not be left with it. A copy is made of it as of a merged
+ * page, since its lock is held. It cannot come to be about to be merged from now on,
+ * where mmap_lock is held for writing: see pksm_vma_fit(). So it is named in
+ * pksm_turning already; or it was, and what has become of it is seen after that.
+ */
 static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
+	const struct folio *turning = smp_load_acquire(&pksm_turning);
 	struct page *page = NULL;
 
 	if (pte_present(pte)) {
@@ -38,7 +48,8 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 		if (is_migration_entry(entry))
 			page = pfn_swap_entry_to_page(entry);
 	}
-	return page && folio_test_ksm(page_folio(page));
+	return page && (page_folio(page) == turning ||
+			folio_test_ksm(page_folio(page)));
 }
 
 /**

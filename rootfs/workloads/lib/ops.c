@@ -2,10 +2,13 @@
 /* What a worker of pageops does to its pages; see ops.h. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +32,7 @@ static struct {
 	struct content *shadow;
 	struct pin *pins;
 	uint64_t generation;
+	pid_t child;		/* of do_bear() */
 } me;
 
 static char *at(size_t page)
@@ -249,6 +253,53 @@ static int do_self(const char *arg)
 	return err;
 }
 
+/*
+ * A child that is just there until do_bury(), with a number lower than that of any
+ * worker: who visits processes by their numbers has passed it then.
+ */
+static int do_bear(void)
+{
+	struct clone_args args = { .exit_signal = SIGCHLD };
+	pid_t number = getpid();
+	sigset_t term;
+	int unused;
+	long pid;
+
+	while (number > 1 && !kill(number, 0))
+		number--;
+	if (number == 1)
+		return -EAGAIN;	/* nobody has ended before */
+	sigemptyset(&term);
+	sigaddset(&term, SIGTERM);
+	if (sigprocmask(SIG_BLOCK, &term, NULL))
+		return -errno;
+	args.set_tid = (uintptr_t)&number;
+	args.set_tid_size = 1;
+	pid = syscall(SYS_clone3, &args, sizeof(args));
+	if (pid < 0)
+		return -errno;
+	if (!pid) {
+		sigwait(&term, &unused);
+		_exit(region_check(me.base, me.shadow, ops.pages, "in a child") ?
+		      REPLACE_WRONG : 0);
+	}
+	me.child = (pid_t)pid;
+	return 0;
+}
+
+/* The child must have what its parent had when it was born, and has still. */
+static int do_bury(struct reply *r)
+{
+	int status;
+
+	if (!me.child || kill(me.child, SIGTERM) ||
+	    waitpid(me.child, &status, 0) != me.child)
+		return me.child ? -errno : -EINVAL;
+	me.child = 0;
+	r->wrong += status != 0;
+	return 0;
+}
+
 /* A child verifies, with "write" also rewrites everything, verifies, ends. */
 static int do_fork(const char *how, struct reply *r)
 {
@@ -302,6 +353,7 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_UNMAP:
 		r->status = munmap(me.base, ops.pages * PAGE_BYTES) ? -errno : 0;
+		me.base = NULL;
 		/* What applies to pages applies to none from now on. */
 		me.first = 0;
 		me.last = 0;
@@ -352,6 +404,12 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_SELF:
 		r->status = do_self(o->text);
+		break;
+	case OP_BEAR:
+		r->status = do_bear();
+		break;
+	case OP_BURY:
+		r->status = do_bury(r);
 		break;
 	case OP_RANGE:
 		me.first = o->value >> 32;

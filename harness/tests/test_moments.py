@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What others do while the engine is in the middle of something, each time and not by luck.
+
+The engine is held at a dangerous moment by /sys/kernel/debug/pksm/hold; a process acts;
+the engine goes on. Process 0 has the page that was there, process 1 the page that
+pksmd is about.
+"""
+
+from __future__ import annotations
+
+import pytest
+from lab import BootFresh, Report, baseline, counters, loop_swap, pageops, settle
+from linux_um.guest import Guest
+from test_migrate import FILLER, ISLANDS
+
+pytestmark = pytest.mark.needs_pksm
+
+HOLD = "/sys/kernel/debug/pksm/hold"
+RUN = "/sys/kernel/mm/pksm/run"
+PAGES = 4
+
+# How many PTEs map merged pages in the end, or None where that is a matter of how far
+# the engine had come.
+BOTH, NONE = 2 * PAGES, 0
+ACTS = {
+    "other contents": (("write=100",), NONE),
+    "another byte": (("poke=4095",), NONE),
+    "the same again": (("touch=write",), BOTH),
+    "moved": (("mremap",), BOTH),
+    "read-only": (("mprotect=ro",), BOTH),
+    "a child": (("fork=write",), BOTH),
+    "swapped out": (("madvise=pageout", "sleep=20", "touch=read"), BOTH),
+    "dropped": (("madvise=dontneed",), NONE),
+    "given up": (("madvise=free",), None),
+    "unmapped": (("unmap", "map", "madvise=mergeable", "fill=unique"), NONE),
+    "not to be merged": (("madvise=unmergeable",), NONE),
+    "pinned": (("pin",), None),
+    "end of the process": (("exit",), NONE),
+}
+
+
+@pytest.fixture
+def still(boot_fresh: BootFresh) -> Guest:
+    """Return a guest with swap in which nothing is merged but what a test asks for."""
+    guest = boot_fresh()
+    loop_swap(guest, 16)
+    guest.set_pksm("scope", "madvise")
+    settle(guest)
+    return guest
+
+
+def interrupted(guest: Guest, moment: str, who: int, acts: tuple[str, ...]) -> Report:
+    """Let process *who* do *acts* while the engine is held, and see what becomes of it."""
+    operations = [f"&@{who}:{act}" if "sleep" not in act else act for act in acts]
+    last = [f"@{who}:unpin=old"] if "pin" in acts else []
+    if "mprotect=ro" in acts:
+        last.append(f"@{who}:mprotect=rw")
+    return pageops(
+        guest, "madvise=mergeable", "@0:fill=dup", "settle", f"hold={moment}", "@1:fill=dup",
+        "held", *operations, "sleep=50", "hold=off", "join", "settle", "stat=after", "verify",
+        *last, "settle", "write=100", "verify",
+        procs=2, pages=PAGES,
+    )  # fmt: skip
+
+
+@pytest.mark.regression("R19")
+@pytest.mark.regression("R20")
+@pytest.mark.regression("R21")
+@pytest.mark.regression("R22")
+@pytest.mark.regression("R46")
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("moment", ["hashed", "found", "frozen"])
+def test_whatever_a_process_does_meanwhile(still: Guest, moment: str, who: int) -> None:
+    """R19 to R22, R46: every byte is right, and what is equal in the end is merged."""
+    before = baseline(settle(still))
+    for name, (acts, merged) in ACTS.items():
+        report = interrupted(still, moment, who, acts)
+        assert report.raw["wrong"] == 0, name
+        if merged == NONE and (moment, who) == ("frozen", 0):
+            # The other process may go on alone with the page that was kept still for it.
+            assert report["after"].sharing == 0, name
+        elif merged is not None:
+            assert report["after"]["merged_ptes"] == merged, name
+        still.run(["pksmwait", "--until", "stable_nodes==0"])
+        assert baseline(settle(still)) == before, name
+
+
+@pytest.mark.regression("R9")
+@pytest.mark.regression("R18")
+def test_r9_r18_a_child_born_behind_the_back_of_the_visitor_is_unmerged(guest: Guest) -> None:
+    """R9, R18: it has a lower number than its parent, who has not been visited yet."""
+    guest.sh("true; true | true")  # numbers that are free again
+    report = pageops(
+        guest, "fill=dup", "settle", "stat=merged", "hold=visit:@0", f"&@2:self={RUN}:2", "held",
+        "@1:bear", "hold=off", "join", "stat=unmerged", "@1:bury", "verify",
+        procs=3, pages=64,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 3 * 64
+    left = report["unmerged"].counters
+    assert (left["pages_shared"], left["pages_sharing"]) == (0, 0)
+
+
+@pytest.mark.regression("R10")
+def test_r10_a_page_on_the_move_is_unmerged_too(guest: Guest) -> None:
+    """R10: MADV_UNMERGEABLE meets migration entries, and waits for what they stand for."""
+    before = baseline(settle(guest))
+    report = pageops(
+        guest,
+        *ISLANDS, "settle", "stat=merged", "@0:exit", "hold=migrate",
+        "&@5:self=/proc/sys/vm/compact_memory:1", "held",
+        *(f"&@{process}:madvise=unmergeable" for process in (1, 2, 3, 4)),
+        "sleep=100", "hold=off", "join", "stat=unmerged", "verify",
+        procs=6, pages=FILLER,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] > 0
+    assert report["unmerged"]["merged_ptes"] == 0
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R9")
+def test_r9_pages_that_only_the_swap_cache_has_are_unmerged_too(still: Guest) -> None:
+    """R9: nobody maps them, so no visit finds them; they come back as ordinary pages."""
+    before = baseline(settle(still))
+    report = pageops(
+        still, "madvise=mergeable", "fill=dup", "settle", "@1:write=100",
+        "settle", "stat=single", "@0:madvise=pageout", "stat=out", f"@1:self={RUN}:2", "stat=back",
+        "verify", "stat=verified",
+        procs=2, pages=64,
+    )  # fmt: skip
+    assert report["single"].counters["pages_shared"] == 64
+    assert report["out"]["swapped"] == 64
+    assert report["out"].counters["stable_nodes"] == 64, (
+        "the swap cache has given them up: the test tested nothing"
+    )
+    assert report["back"].counters["stable_nodes"] == 0
+    assert report["verified"]["merged_ptes"] == 0
+    still.set_pksm("run", 1)
+    assert baseline(settle(still)) == before
+
+
+def test_only_what_has_a_name_can_be_held(guest: Guest) -> None:
+    """The file takes a moment, a number with it, step and off; the rest is EINVAL."""
+    for nonsense in ("on", "found x", "found 1 2", "off 1", "step 1", "x" * 100):
+        with pytest.raises(OSError):
+            guest.write_file(HOLD, nonsense)
+    for text, said in (("found", "found"), ("frozen 0x1f", "frozen 0x1f"), ("off", "off")):
+        guest.write_file(HOLD, text)
+        assert guest.read_file(HOLD).strip() == said
+
+
+def test_a_process_that_is_held_can_be_killed(guest: Guest) -> None:
+    """Nor does what it leaves behind keep others from being held."""
+    guest.write_file(HOLD, "visit")
+    job = guest.start(["sh", "-c", f"echo 2 > {RUN}"])
+    guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done; kill -9 $(cut -d' ' -f4 {HOLD})")
+    assert job.wait(60).status != 0
+    assert guest.read_file(HOLD).strip() == "visit"
+    guest.write_file(HOLD, "off")
+    guest.set_pksm("run", 1)
+    assert counters(guest)["run"] == 1
