@@ -511,6 +511,15 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end, bool lock_vma);
 int pksm_unmerge_all(void);
 
+/* sysfs.c: the files that are the same in /sys/kernel/mm/ksm */
+extern struct kobj_attribute pksm_run_attr;
+extern struct kobj_attribute pksm_pages_scanned_attr;
+extern struct kobj_attribute pksm_pages_shared_attr;
+extern struct kobj_attribute pksm_pages_sharing_attr;
+extern struct kobj_attribute pksm_pages_unshared_attr;
+extern struct kobj_attribute pksm_pages_volatile_attr;
+extern struct kobj_attribute pksm_general_profit_attr;
+
 /* ksm_compat.c */
 #ifdef CONFIG_PKSM_KSM_COMPAT
 void pksm_scan_step(void);

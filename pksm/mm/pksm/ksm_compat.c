@@ -24,6 +24,7 @@
 #include <linux/init.h>
 #include <linux/kobject.h>
 #include <linux/ksm.h>
+#include <linux/ktime.h>
 #include <linux/sysfs.h>
 
 #include "internal.h"
@@ -167,25 +168,6 @@ static ssize_t full_scans_show(struct kobject *kobj,
 KSM_ATTR_RO(full_scans);
 
 /* === controls that are the engine's === */
-
-static ssize_t run_show(struct kobject *kobj, struct kobj_attribute *attr,
-			char *buf)
-{
-	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_run));
-}
-
-static ssize_t run_store(struct kobject *kobj, struct kobj_attribute *attr,
-			 const char *buf, size_t count)
-{
-	unsigned int flags;
-	int err;
-
-	if (kstrtouint(buf, 10, &flags) || flags > PKSM_RUN_UNMERGE)
-		return -EINVAL;
-	err = pksm_set_run(flags);
-	return err ? err : count;
-}
-KSM_ATTR(run);
 
 static ssize_t use_zero_pages_show(struct kobject *kobj,
 				   struct kobj_attribute *attr, char *buf)
@@ -444,14 +426,7 @@ static ssize_t _name##_show(struct kobject *kobj,			\
 }									\
 KSM_ATTR_RO(_name)
 
-KSM_COUNTER_ATTR(pages_scanned, "%lu", pksm_nr_event(PKSM_EVENT_SCANNED));
-KSM_COUNTER_ATTR(pages_shared, "%ld", pksm_nr_class(PKSM_CLASS_SHARED));
-KSM_COUNTER_ATTR(pages_sharing, "%lu", pksm_nr_sharing());
-KSM_COUNTER_ATTR(pages_unshared, "%ld", pksm_nr_class(PKSM_CLASS_UNSHARED) +
-					pksm_nr_class(PKSM_CLASS_WATCHED));
-KSM_COUNTER_ATTR(pages_volatile, "%ld", pksm_nr_class(PKSM_CLASS_VOLATILE));
 KSM_COUNTER_ATTR(ksm_zero_pages, "%ld", atomic_long_read(&ksm_zero_pages));
-KSM_COUNTER_ATTR(general_profit, "%ld", pksm_general_profit());
 
 /* KSM counts the pages that smart_scan spared it. There is no such thing here. */
 KSM_COUNTER_ATTR(pages_skipped, "%u", 0);
@@ -460,10 +435,15 @@ KSM_COUNTER_ATTR(pages_skipped, "%u", 0);
  * In KSM a chain ties together the merged pages that have the same contents, since
  * one of them has as many mappings as max_page_sharing allows. They are just
  * neighbours in the index here, and nobody counts them but for these two files:
- * which costs a walk over the index, and only if there ever were any.
+ * which costs a walk over the index, and only if there ever were any. Everybody may
+ * read them. So that nobody can keep pksmd from its work by it, what was counted is
+ * good for nine times as long as it took to count.
+ *
+ * All of it is guarded by pksm_mutex.
  */
 static unsigned long pksm_sum_chains;
 static unsigned long pksm_sum_dups;
+static u64 pksm_sum_until;	/* in nanoseconds of ktime_get_ns() */
 
 static void pksm_count_chain(struct pksm_stable_node *node)
 {
@@ -486,6 +466,19 @@ static void pksm_count_chain(struct pksm_stable_node *node)
 	}
 }
 
+static void pksm_sum_up(void)
+{
+	u64 begin = ktime_get_ns(), end;
+
+	if (begin < pksm_sum_until)
+		return;
+	pksm_sum_chains = 0;
+	pksm_sum_dups = 0;
+	pksm_stable_for_each(pksm_count_chain);
+	end = ktime_get_ns();
+	pksm_sum_until = end + 9 * (end - begin);
+}
+
 static int pksm_count_chains(unsigned long *chains, unsigned long *dups)
 {
 	*chains = 0;
@@ -494,9 +487,7 @@ static int pksm_count_chains(unsigned long *chains, unsigned long *dups)
 		return 0;
 	if (mutex_lock_interruptible(&pksm_mutex))
 		return -EINTR;
-	pksm_sum_chains = 0;
-	pksm_sum_dups = 0;
-	pksm_stable_for_each(pksm_count_chain);
+	pksm_sum_up();
 	*chains = pksm_sum_chains;
 	*dups = pksm_sum_dups;
 	mutex_unlock(&pksm_mutex);
@@ -526,12 +517,12 @@ KSM_ATTR_RO(stable_node_dups);
 static struct attribute *pksm_ksm_attrs[] = {
 	&sleep_millisecs_attr.attr,
 	&pages_to_scan_attr.attr,
-	&run_attr.attr,
-	&pages_scanned_attr.attr,
-	&pages_shared_attr.attr,
-	&pages_sharing_attr.attr,
-	&pages_unshared_attr.attr,
-	&pages_volatile_attr.attr,
+	&pksm_run_attr.attr,
+	&pksm_pages_scanned_attr.attr,
+	&pksm_pages_shared_attr.attr,
+	&pksm_pages_sharing_attr.attr,
+	&pksm_pages_unshared_attr.attr,
+	&pksm_pages_volatile_attr.attr,
 	&pages_skipped_attr.attr,
 	&ksm_zero_pages_attr.attr,
 	&full_scans_attr.attr,
@@ -543,7 +534,7 @@ static struct attribute *pksm_ksm_attrs[] = {
 	&stable_node_dups_attr.attr,
 	&stable_node_chains_prune_millisecs_attr.attr,
 	&use_zero_pages_attr.attr,
-	&general_profit_attr.attr,
+	&pksm_general_profit_attr.attr,
 	&smart_scan_attr.attr,
 	&advisor_mode_attr.attr,
 	&advisor_max_cpu_attr.attr,

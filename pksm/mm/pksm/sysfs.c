@@ -26,6 +26,12 @@
 #define PKSM_ATTR(_name) \
 	static struct kobj_attribute _name##_attr = __ATTR_RW(_name)
 
+/* Those that /sys/kernel/mm/ksm has as well: see ksm_compat.c. */
+#define PKSM_COMMON_ATTR_RO(_name) \
+	struct kobj_attribute pksm_##_name##_attr = __ATTR_RO(_name)
+#define PKSM_COMMON_ATTR(_name) \
+	struct kobj_attribute pksm_##_name##_attr = __ATTR_RW(_name)
+
 /* === controls === */
 
 static ssize_t run_show(struct kobject *kobj, struct kobj_attribute *attr,
@@ -45,7 +51,7 @@ static ssize_t run_store(struct kobject *kobj, struct kobj_attribute *attr,
 	err = pksm_set_run(run);
 	return err ? err : count;
 }
-PKSM_ATTR(run);
+PKSM_COMMON_ATTR(run);
 
 static ssize_t settle_millisecs_show(struct kobject *kobj,
 				     struct kobj_attribute *attr, char *buf)
@@ -208,17 +214,17 @@ PKSM_ATTR(use_zero_pages);
 
 /* === counters === */
 
-#define PKSM_CLASS_ATTR(_name, _class)					\
+#define PKSM_CLASS_ATTR(_attr, _name, _class)				\
 static ssize_t _name##_show(struct kobject *kobj,			\
 			    struct kobj_attribute *attr, char *buf)	\
 {									\
 	return sysfs_emit(buf, "%ld\n", pksm_nr_class(_class));		\
 }									\
-PKSM_ATTR_RO(_name)
+_attr(_name)
 
-PKSM_CLASS_ATTR(pages_new, PKSM_CLASS_NEW);
-PKSM_CLASS_ATTR(pages_volatile, PKSM_CLASS_VOLATILE);
-PKSM_CLASS_ATTR(pages_shared, PKSM_CLASS_SHARED);
+PKSM_CLASS_ATTR(PKSM_ATTR_RO, pages_new, PKSM_CLASS_NEW);
+PKSM_CLASS_ATTR(PKSM_COMMON_ATTR_RO, pages_volatile, PKSM_CLASS_VOLATILE);
+PKSM_CLASS_ATTR(PKSM_COMMON_ATTR_RO, pages_shared, PKSM_CLASS_SHARED);
 
 static ssize_t pages_unshared_show(struct kobject *kobj,
 				   struct kobj_attribute *attr, char *buf)
@@ -226,26 +232,26 @@ static ssize_t pages_unshared_show(struct kobject *kobj,
 	return sysfs_emit(buf, "%ld\n", pksm_nr_class(PKSM_CLASS_UNSHARED) +
 					pksm_nr_class(PKSM_CLASS_WATCHED));
 }
-PKSM_ATTR_RO(pages_unshared);
+PKSM_COMMON_ATTR_RO(pages_unshared);
 
-#define PKSM_EVENT_ATTR(_name, _event)					\
+#define PKSM_EVENT_ATTR(_attr, _name, _event)				\
 static ssize_t _name##_show(struct kobject *kobj,			\
 			    struct kobj_attribute *attr, char *buf)	\
 {									\
 	return sysfs_emit(buf, "%lu\n", pksm_nr_event(_event));		\
 }									\
-PKSM_ATTR_RO(_name)
+_attr(_name)
 
-PKSM_EVENT_ATTR(pages_scanned, PKSM_EVENT_SCANNED);
-PKSM_EVENT_ATTR(pages_merged, PKSM_EVENT_MERGED);
-PKSM_EVENT_ATTR(pages_broken, PKSM_EVENT_BROKEN);
+PKSM_EVENT_ATTR(PKSM_COMMON_ATTR_RO, pages_scanned, PKSM_EVENT_SCANNED);
+PKSM_EVENT_ATTR(PKSM_ATTR_RO, pages_merged, PKSM_EVENT_MERGED);
+PKSM_EVENT_ATTR(PKSM_ATTR_RO, pages_broken, PKSM_EVENT_BROKEN);
 
 static ssize_t pages_sharing_show(struct kobject *kobj,
 				  struct kobj_attribute *attr, char *buf)
 {
 	return sysfs_emit(buf, "%lu\n", pksm_nr_sharing());
 }
-PKSM_ATTR_RO(pages_sharing);
+PKSM_COMMON_ATTR_RO(pages_sharing);
 
 static ssize_t zero_pages_show(struct kobject *kobj,
 			       struct kobj_attribute *attr, char *buf)
@@ -293,7 +299,7 @@ static ssize_t general_profit_show(struct kobject *kobj,
 {
 	return sysfs_emit(buf, "%ld\n", pksm_general_profit());
 }
-PKSM_ATTR_RO(general_profit);
+PKSM_COMMON_ATTR_RO(general_profit);
 
 static ssize_t cpu_usecs_show(struct kobject *kobj,
 			      struct kobj_attribute *attr, char *buf)
@@ -304,7 +310,7 @@ static ssize_t cpu_usecs_show(struct kobject *kobj,
 PKSM_ATTR_RO(cpu_usecs);
 
 static struct attribute *pksm_attrs[] = {
-	&run_attr.attr,
+	&pksm_run_attr.attr,
 	&scope_attr.attr,
 	&domain_attr.attr,
 	&settle_millisecs_attr.attr,
@@ -313,19 +319,19 @@ static struct attribute *pksm_attrs[] = {
 	&max_page_sharing_attr.attr,
 	&use_zero_pages_attr.attr,
 	&pages_new_attr.attr,
-	&pages_unshared_attr.attr,
-	&pages_volatile_attr.attr,
-	&pages_shared_attr.attr,
-	&pages_sharing_attr.attr,
+	&pksm_pages_unshared_attr.attr,
+	&pksm_pages_volatile_attr.attr,
+	&pksm_pages_shared_attr.attr,
+	&pksm_pages_sharing_attr.attr,
 	&zero_pages_attr.attr,
-	&pages_scanned_attr.attr,
+	&pksm_pages_scanned_attr.attr,
 	&pages_merged_attr.attr,
 	&pages_broken_attr.attr,
 	&full_scans_attr.attr,
 	&rmap_items_attr.attr,
 	&stable_nodes_attr.attr,
 	&stable_items_attr.attr,
-	&general_profit_attr.attr,
+	&pksm_general_profit_attr.attr,
 	&cpu_usecs_attr.attr,
 	NULL,
 };
