@@ -8,7 +8,8 @@ In this order:
 2. ``LINUX_UM_TARBALL=FILE`` with ``LINUX_UM_TARBALL_SHA256=SUM``.
 3. Debian's package ``linux-source-VERSION``, trusted through apt and checked
    against dpkg's own record of the file; installed when root.
-4. A tarball of kernel.org, see kernel_org.py.
+4. The same package of Debian's backports, see backports.py.
+5. A tarball of kernel.org, see kernel_org.py.
 
 No source that has not been verified is ever unpacked.
 """
@@ -26,12 +27,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import kernel_org, own_tree, packages, paths
+from . import backports, kernel_org, own_tree, packages, paths
 from .errors import SourceError, UsageError
 from .term import Term
 
 DEFAULT_KERNEL = "6.12"
 DEBIAN_SOURCE_DIR = Path("/usr/src")
+BACKPORTS = "Debian backports"
 TAR_RECORD_BYTES = 10240
 TAR_RECORDS_PER_REPORT = 2000
 
@@ -94,6 +96,11 @@ def identify(kernel: str, *, term: Term) -> Source:
     cached = _newest_cached(series)
     if cached is not None:
         return cached
+    package = backports.remembered(series)
+    if package is None or not _backports_source(package, series, term).directory.is_dir():
+        package = backports.find(series, term=term)
+    if package is not None:
+        return _backports_source(package, series, term)
     return _kernel_org_source(kernel_org.newest(series, term))
 
 
@@ -112,12 +119,17 @@ def ensure(source: Source, *, term: Term) -> Path:
     if source.origin == "Debian package":
         tarball = debian_tarball(source.series)
         _verify_debian(source.series)
+    elif source.origin == BACKPORTS:
+        tarball = backports.fetch(_package_of(source), term=term)
     elif source.origin == "tarball":
         tarball = Path(os.environ["LINUX_UM_TARBALL"])
         kernel_org.require_sum(tarball, os.environ["LINUX_UM_TARBALL_SHA256"])
     else:
         tarball = kernel_org.fetch(source.version, term=term)
     unpack(tarball, source.directory, term=term)
+    if source.origin == BACKPORTS:
+        # It is not asked for again as long as it is there unpacked.
+        tarball.unlink()
     return source.directory
 
 
@@ -242,6 +254,23 @@ def _kernel_org_source(version: str) -> Source:
     """Describe a kernel.org release."""
     key = f"kernel.org-{version}"
     return Source(key, key, series_of(version), version, "kernel.org")
+
+
+def _backports_source(package: backports.Package, series: str, term: Term) -> Source:
+    """Describe a package of the backports; say so when it is not of *series* itself."""
+    if package.series != series:
+        term.warn(
+            f"there is no kernel {series} any more: its patches are tried on {package.series} "
+            f"({package.version})"
+        )
+    key = f"debian-{package.version}"
+    return Source(key, key, series, package.version, BACKPORTS)
+
+
+def _package_of(source: Source) -> backports.Package:
+    """Return the package of the backports that *source* was made from."""
+    name = f"{backports.PREFIX}{series_of(source.version)}"
+    return backports.Package(name, source.version)
 
 
 def _newest_cached(series: str) -> Source | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from linux_um import (
+    backports,
     errors,
     kernel_org,
     paths,
@@ -200,3 +201,98 @@ def test_no_kernel_tree_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("KERNEL_SRC", str(tmp_path))
     with pytest.raises(errors.SourceError, match="is no kernel tree"):
         source.identify("6.12", term=term.Term(quiet=True))
+
+
+RECORDS = """\
+Package: linux-source-7.2
+Version: 7.2.12-1~bpo13+1
+Description-en: Linux kernel source for version 7.2
+
+Package: linux-source-7.2
+Version: 7.2.6-1~bpo13+1
+
+Package: linux-source-7.10
+Version: 7.10.1-1~bpo13+1
+
+Package: linux-source
+Version: 7.10.1-1~bpo13+1
+"""
+
+
+def test_the_source_packages_that_apt_knows_of() -> None:
+    assert backports.parse(RECORDS) == [
+        backports.Package("linux-source-7.2", "7.2.12-1~bpo13+1"),
+        backports.Package("linux-source-7.10", "7.10.1-1~bpo13+1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("series", "found"),
+    [("7.1", "7.2"), ("7.2", "7.2"), ("7.3", "7.10"), ("7.10", "7.10"), ("7.11", None)],
+)
+def test_the_nearest_series_from_the_one_asked_for_on(series: str, found: str | None) -> None:
+    package = backports.nearest(backports.parse(RECORDS), series)
+    assert (package.series if package else None) == found
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of backports with one source package, unsigned, and apt set up for it."""
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / "archive"
+    built = tmp_path / "package"
+    (built / "DEBIAN").mkdir(parents=True)
+    (built / "DEBIAN/control").write_text(
+        "Package: linux-source-7.2\nVersion: 7.2.12-1~bpo13+1\nArchitecture: all\n"
+        "Maintainer: nobody <nobody@localhost>\nDescription: source\n"
+    )
+    (built / "usr/src").mkdir(parents=True)
+    (built / "usr/src/linux-source-7.2.tar.xz").write_bytes(b"the source")
+    index = archive / f"dists/{backports.SUITE}/main/binary-amd64"
+    index.mkdir(parents=True)
+    deb = archive / "linux-source-7.2.deb"
+    subprocess.run(["dpkg-deb", "--build", str(built), str(deb)], check=True, capture_output=True)
+    control = (built / "DEBIAN/control").read_text()
+    data = deb.read_bytes()
+    entry = (
+        f"{control}Filename: {deb.name}\nSize: {len(data)}\n"
+        f"SHA256: {hashlib.sha256(data).hexdigest()}\n"
+    )
+    (index / "Packages").write_text(entry)
+    digest = hashlib.sha256(entry.encode()).hexdigest()
+    (archive / f"dists/{backports.SUITE}/Release").write_text(
+        f"Suite: {backports.SUITE}\nCodename: {backports.SUITE}\nOrigin: Debian\n"
+        "Components: main\nArchitectures: amd64\nSHA256:\n"
+        f" {digest} {len(entry)} main/binary-amd64/Packages\n"
+    )
+    monkeypatch.setattr(backports, "_mirror", lambda: f"file:{archive}/")
+    return archive
+
+
+def test_backports_without_debians_signature_are_refused(packaged: Path, quiet: term.Term) -> None:
+    with pytest.raises(errors.SourceError, match="cannot fetch from"):
+        backports.find("7.2", term=quiet)
+
+
+def test_the_tarball_of_a_package_is_taken_out_of_it(
+    packaged: Path, quiet: term.Term, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the signature waived, for want of Debian's key: all else is as it is."""
+    configure = backports._configure
+
+    def trusting(mirror: str) -> None:
+        configure(mirror)
+        listing = paths.cache_root() / "apt/sources.list"
+        listing.write_text(listing.read_text().replace("[", "[trusted=yes "))
+
+    monkeypatch.setattr(backports, "_configure", trusting)
+    package = backports.find("7.1", term=quiet)
+    assert package == backports.Package("linux-source-7.2", "7.2.12-1~bpo13+1")
+    assert backports.remembered("7.1") == package
+    assert backports.fetch(package, term=quiet).read_bytes() == b"the source"
+    # What was altered on the way is not.
+    (paths.cache_root() / "download" / f"{package.name}-{package.version}.tar.xz").unlink()
+    deb = packaged / "linux-source-7.2.deb"
+    deb.write_bytes(deb.read_bytes() + b"x")
+    with pytest.raises(errors.SourceError, match="cannot fetch"):
+        backports.fetch(package, term=quiet)

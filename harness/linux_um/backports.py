@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernel source packages of Debian's backports, without touching the user's apt.
+
+Newer kernels than that of the user's Debian are in the backports of a newer
+one. apt itself fetches and verifies them, with a configuration, lists and a
+state of its own in the cache; the mirror is the one that the user's apt uses.
+Nothing is installed: the package is only unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import paths
+from .errors import SourceError
+from .kernel_org import OTHER_WAYS
+from .term import Term
+
+SUITE = "trixie-backports"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+PREFIX = "linux-source-"
+MEND = f"go on-line, or {OTHER_WAYS}"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A source package: its name, such as ``linux-source-7.3``, and its exact version."""
+
+    name: str
+    version: str
+
+    @property
+    def series(self) -> str:
+        """Return the kernel's version as far as the package's name has it: ``7.3``."""
+        return self.name.removeprefix(PREFIX)
+
+    @property
+    def tarball(self) -> str:
+        """Return where in the package the source lies."""
+        return f"./usr/src/{self.name}.tar.xz"
+
+
+def find(series: str, *, term: Term) -> Package | None:
+    """Return the package of *series*, or else of the nearest newer series there is.
+
+    Asks the mirror. None where there is no apt, no keyring, no mirror of
+    Debian's, or nothing new enough. Raises SourceError when the mirror does not
+    answer, or what it says is not signed by Debian.
+    """
+    mirror = _mirror()
+    if mirror is None or not KEYRING.is_file():
+        return None
+    _configure(mirror)
+    with term.step(f"asking for the kernels of {SUITE}") as step:
+        _apt_get(["update"], step.update)
+    package = nearest(_packages(), series)
+    if package is not None:
+        (_root() / f"{series}.json").write_text(json.dumps([package.name, package.version]))
+    return package
+
+
+def remembered(series: str) -> Package | None:
+    """Return what find() found the last time, without asking anybody; None if nothing."""
+    try:
+        name, version = json.loads((_root() / f"{series}.json").read_text())
+        return Package(name, version)
+    except (OSError, ValueError):
+        return None
+
+
+def nearest(packages: list[Package], series: str) -> Package | None:
+    """Return the package of *series*, else the one that is next after it, else None."""
+    wanted = _numbers(series)
+    newer = [package for package in packages if _numbers(package.series) >= wanted]
+    return min(newer, key=lambda package: _numbers(package.series)) if newer else None
+
+
+def fetch(package: Package, *, term: Term) -> Path:
+    """Download *package*; return where its tarball of the kernel's source lies.
+
+    apt has verified it. Raises SourceError.
+    """
+    directory = paths.ensure_dir(paths.cache_root() / "download")
+    target = directory / f"{package.name}-{package.version}.tar.xz"
+    if target.is_file():
+        return target
+    before = set(directory.glob("*.deb"))
+    with term.step(f"downloading {package.name} {package.version}") as step:
+        _apt_get(["download", f"{package.name}={package.version}"], step.update, cwd=directory)
+        found = set(directory.glob(f"{package.name}_*.deb")) - before
+        if not found:
+            raise SourceError(f"apt-get downloaded no {package.name}", MEND)
+        deb = found.pop()
+        step.update("unpacking the package")
+        partial = target.with_suffix(".partial")
+        try:
+            _extract(deb, package.tarball, partial)
+            partial.rename(target)
+        finally:
+            deb.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def _numbers(series: str) -> tuple[int, ...]:
+    """Return ``(7, 3)`` for ``7.3``."""
+    return tuple(int(number) for number in series.split("."))
+
+
+def _root() -> Path:
+    """Return the directory of apt's private configuration, lists and state."""
+    return paths.cache_root() / "apt"
+
+
+def _mirror() -> str | None:
+    """Return the address of the mirror of Debian's main archive that the user's apt has."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        return None
+    answer = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)",
+         "Created-By: Packages"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    for line in answer.stdout.splitlines():
+        origin, _, rest = line.partition(" ")
+        codename, _, address = rest.partition(" ")
+        if origin == "Debian" and not codename.endswith("-security") and address:
+            return address
+    return None
+
+
+def _configure(mirror: str) -> None:
+    """Write apt's private configuration."""
+    root = _root()
+    for name in ("lists/partial", "archives/partial", "none"):
+        paths.ensure_dir(root / name)
+    (root / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} {SUITE} main\n")
+    settings = {
+        "Dir::Etc::sourcelist": root / "sources.list",
+        "Dir::Etc::sourceparts": root / "none",
+        "Dir::Etc::preferences": root / "none" / "preferences",
+        "Dir::Etc::preferencesparts": root / "none",
+        "Dir::State": root,
+        "Dir::State::lists": root / "lists",
+        "Dir::State::status": "/dev/null",
+        "Dir::Cache": root,
+        "Dir::Cache::archives": root / "archives",
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+    }
+    (root / "apt.conf").write_text("".join(f'{key} "{value}";\n' for key, value in settings.items()))
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment in which apt reads the private configuration last."""
+    return {**os.environ, "APT_CONFIG": str(_root() / "apt.conf"), "LC_ALL": "C"}
+
+
+def _packages() -> list[Package]:
+    """Return the source packages that apt's private lists have, newest version of each."""
+    answer = subprocess.run(
+        ["apt-cache", "search", "--names-only", "--full", rf"^{PREFIX}[0-9.]+$"],
+        capture_output=True, text=True, check=False, env=_environment(),
+    )  # fmt: skip
+    return parse(answer.stdout)
+
+
+def parse(text: str) -> list[Package]:
+    """Return the packages of apt-cache's full records, the first of each name."""
+    found: dict[str, Package] = {}
+    for record in text.split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version): (\S+)$", record, re.MULTILINE))
+        name = fields.get("Package", "")
+        if re.fullmatch(rf"{re.escape(PREFIX)}\d+\.\d+", name) and "Version" in fields:
+            found.setdefault(name, Package(name, fields["Version"]))
+    return list(found.values())
+
+
+def _apt_get(arguments: list[str], update: Callable[[str], None], cwd: Path | None = None) -> None:
+    """Run apt-get with the private configuration. Raises SourceError with its reason."""
+    reason = "apt-get failed"
+    with subprocess.Popen(
+        ["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", *arguments],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", env=_environment(), cwd=cwd,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.strip()
+            if text.startswith("E: "):
+                reason = text.removeprefix("E: ")
+            elif text:
+                update(text)
+        failed = process.wait() != 0
+    if failed:
+        raise SourceError(f"cannot fetch from {SUITE}: {reason}", MEND)
+
+
+def _extract(deb: Path, member: str, target: Path) -> None:
+    """Write one file of a package to *target*. Raises SourceError."""
+    with (
+        target.open("wb") as stream,
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as data,
+    ):
+        tar = subprocess.run(
+            ["tar", "-xO", member], stdin=data.stdout, stdout=stream, check=False
+        )
+        if tar.returncode != 0:
+            data.kill()
+            raise SourceError(f"{deb.name} does not have {member}", MEND)
