@@ -5,7 +5,7 @@
 #
 #   run_uml.sh --linux FILE --initrd FILE --rundir DIR --mem SIZE
 #              --line-in FD --line-out FD [--time-travel] [--swap FILE]
-#              [--append WORDS]... [--show] [--no-guard]
+#              [--cpus NUMBER] [--append WORDS]... [--show] [--no-guard]
 #
 # Becomes the kernel (exec), with DIR as its current directory. FD are
 # descriptors this script inherits: the agent's line, one for each way, so that
@@ -22,7 +22,7 @@ die() {
 	exit 125
 }
 
-linux='' initrd='' rundir='' mem=256M line_in='' line_out='' swap=''
+linux='' initrd='' rundir='' mem=256M line_in='' line_out='' swap='' cpus=1
 time_travel=0 show=0 guard=1
 append=()
 while [ $# -gt 0 ]; do
@@ -40,6 +40,7 @@ while [ $# -gt 0 ]; do
 	--line-in)	line_in=$2 ;;
 	--line-out)	line_out=$2 ;;
 	--swap)		swap=$2 ;;
+	--cpus)		cpus=$2 ;;
 	--append)	append+=("$2") ;;
 	*)		die "unknown option $1" ;;
 	esac
@@ -59,6 +60,10 @@ command=("$linux"
 	console=tty0 noreboot)
 if [ "$time_travel" = 1 ]; then
 	command+=(time-travel=inf-cpu time-travel-start=0)
+fi
+# Without seccomp a stub can be run by one thread of the kernel only.
+if [ "$cpus" != 1 ]; then
+	command+=("ncpus=$cpus" seccomp=on)
 fi
 if [ -n "$swap" ]; then
 	command+=("ubdb=$swap")

@@ -128,8 +128,9 @@ def read_recipe(profile: str, kernel: str, *, term: Term) -> Recipe:
 
     Raises SourceError, PatchError or UsageError.
     """
-    fragments = tuple(path.read_text() for path in kconfig.fragments(profile))
+    kconfig.texts_of(profile, source.series_of(kernel))
     found = source.identify(kernel, term=term)
+    fragments = kconfig.texts_of(profile, source.series_of(found.version))
     snapshot = patches.take_snapshot(paths.patches_dir(found.series), paths.overlay_dir())
     return Recipe(found, profile, snapshot, fragments, compiler_identity())
 

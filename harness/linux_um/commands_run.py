@@ -24,6 +24,8 @@ from .term import Term
 
 # Less, and the kernel does not boot.
 MIN_MEM_BYTES = 32 << 20
+# CONFIG_NR_CPUS of the profiles with SMP.
+MAX_CPUS = 8
 # Wall-clock limit of `run`, in seconds; 0 on the command line means none.
 DEFAULT_TIMEOUT = 3600.0
 # Environment variables by which `test` tells the suite what to test.
@@ -104,6 +106,12 @@ def add_machine_options(
     parser.add_argument(
         "--mem", default=DEFAULT_MEM, metavar="SIZE", help="memory (default %(default)s)"
     )
+    parser.add_argument(
+        "--cpus",
+        type=int,
+        metavar="NUMBER",
+        help="how many CPUs (default: the profile's); more than one takes --profile smp",
+    )
     parser.add_argument("--swap", metavar="SIZE", help="give the guest a swap device, in use")
     parser.add_argument(
         "--share",
@@ -151,6 +159,8 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
     """Return what the options of add_machine_options() ask for. Raises UsageError."""
     if parse_size(arguments.mem) < MIN_MEM_BYTES:
         raise UsageError(f"--mem {arguments.mem} is too little", "give 32M at least")
+    if arguments.cpus is not None and not 1 <= arguments.cpus <= MAX_CPUS:
+        raise UsageError(f"--cpus {arguments.cpus}", f"give a number from 1 to {MAX_CPUS}")
     targets = [target for _, target in map(parse_share, arguments.share)]
     for target in targets:
         if targets.count(target) > 1:
@@ -170,6 +180,7 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
         allow_taint=arguments.allow_taint,
         keep=arguments.keep,
         keep_core=arguments.keep_core,
+        cpus=arguments.cpus,
     )
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import build, doctor, rootfs
+from . import build, doctor, kconfig, rootfs
 from .agent import Completed, Guest, Process
 from .errors import LinuxUmError, UsageError
 from .gdb_core import CoreKeeper
@@ -63,7 +63,8 @@ class BootOptions:
     is in wall-clock seconds; ``repeat`` is the command line that repeats this
     run; ``allow_taint`` lets an oops or a WARN in the log pass; ``keep`` keeps
     the run directory even when all is well; ``keep_core`` leaves a core dump in
-    it when the kernel panics.
+    it when the kernel panics; ``cpus`` is their number, or None for that of the
+    profile.
     """
 
     profile: str = "fast"
@@ -79,6 +80,7 @@ class BootOptions:
     allow_taint: bool = False
     keep: bool = False
     keep_core: bool = False
+    cpus: int | None = None
 
 
 def _host_dir(text: str) -> Path:
@@ -117,6 +119,23 @@ def _default_term() -> Term:
     return Term()
 
 
+def _cpus(options: BootOptions) -> int:
+    """Return the number of CPUs. Raises UsageError when the profile has no such guests."""
+    usual = kconfig.cpus_of(options.profile)
+    if options.time_travel and not kconfig.time_travels(options.profile):
+        raise UsageError(
+            f"guests of profile {options.profile} cannot travel in time", "use --real-time"
+        )
+    if options.cpus is None:
+        return usual
+    if options.cpus > 1 and usual == 1:
+        raise UsageError(
+            f"guests of profile {options.profile} have one CPU",
+            "use --profile smp, with a kernel that has it",
+        )
+    return options.cpus
+
+
 def _repeat_command(options: BootOptions) -> str:
     """Return the command line that makes such a guest again."""
     if options.repeat:
@@ -133,6 +152,8 @@ def run_arguments(options: BootOptions) -> list[str]:
     if options.swap is not None:
         words += ["--swap", options.swap]
     words.append("--time-travel" if options.time_travel else "--real-time")
+    if options.cpus is not None:
+        words += ["--cpus", str(options.cpus)]
     for text in options.append:
         words += ["--append", text]
     for host, guest in options.shares:
@@ -147,6 +168,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     """Boot a guest for the length of the block. See the module's text."""
     term = term if term is not None else _default_term()
     mem_bytes = parse_size(options.mem)
+    cpus = _cpus(options)
     image = finished_image(options.profile, options.kernel, term)
     initrd = _initrd(options.kernel, term)
     memory = doctor.boot_checks(mem_bytes)
@@ -171,6 +193,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
                 time_travel=options.time_travel,
                 append=options.append,
                 memory=memory,
+                cpus=cpus,
             ),
             rundir,
         )
@@ -220,6 +243,7 @@ def boot_guest(
     name: str = "guest",
     allow_taint: bool = False,
     keep: bool = False,
+    cpus: int | None = None,
     term: Term | None = None,
 ) -> Iterator[Guest]:
     """Boot a guest for a test; as :func:`boot`, with time travel by default.
@@ -239,6 +263,7 @@ def boot_guest(
         name=name,
         allow_taint=allow_taint,
         keep=keep,
+        cpus=cpus,
     )
     with boot(options, term=term) as guest:
         yield guest

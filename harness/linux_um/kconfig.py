@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel configurations: fragments merged, made whole, and verified line by line."""
+"""Kernel configurations: fragments merged, made whole, and verified line by line.
+
+Comments in a fragment say what else belongs to its profile:
+
+``# Extends: PROFILE``	it comes after the fragments of that profile
+``# Since: SERIES``	it needs a kernel of that series, or a newer one
+``# CPUs: NUMBER``	the guest has so many, unless --cpus says otherwise
+
+``um-config/absent`` lists symbols that newer kernels do not have any more.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +28,9 @@ Make = Callable[[Sequence[str], Mapping[str, str]], None]
 _SET = re.compile(r"^(CONFIG_\w+)=(.*)$")
 _UNSET = re.compile(r"^# (CONFIG_\w+) is not set$")
 _EXTENDS = re.compile(r"^# Extends: (\S+)$", re.MULTILINE)
+_SINCE = re.compile(r"^# Since: (\d+\.\d+)$", re.MULTILINE)
+_CPUS = re.compile(r"^# CPUs: (\d+)$", re.MULTILINE)
+TIME_TRAVEL = "CONFIG_UML_TIME_TRAVEL_SUPPORT"
 
 
 def profiles() -> list[str]:
@@ -41,6 +53,63 @@ def fragments(profile: str) -> list[Path]:
     if extends is None:
         return [paths.config_dir() / "base.config", path]
     return [*fragments(extends.group(1)), path]
+
+
+def numbers(series: str) -> tuple[int, ...]:
+    """Return ``(6, 12)`` for ``6.12``, so that series can be compared."""
+    return tuple(int(number) for number in series.split("."))
+
+
+def absent(series: str) -> set[str]:
+    """Return the symbols that kernels of *series* do not have any more.
+
+    Raises ConfigError for a line of um-config/absent that is not SERIES SYMBOL REASON.
+    """
+    found = set()
+    for line in (paths.config_dir() / "absent").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        match = re.match(r"(\d+\.\d+)\s+(CONFIG_\w+)\s+\S", line)
+        if match is None:
+            raise ConfigError(
+                f"um-config/absent: {line!r}", "write the first series without it, it, and why"
+            )
+        if numbers(series) >= numbers(match.group(1)):
+            found.add(match.group(2))
+    return found
+
+
+def texts_of(profile: str, series: str) -> tuple[str, ...]:
+    """Return the texts of the fragments of *profile*, as far as they apply to *series*.
+
+    Raises UsageError when there is no such profile, or not for that series.
+    """
+    texts = [path.read_text() for path in fragments(profile)]
+    for text in texts:
+        since = _SINCE.search(text)
+        if since is not None and numbers(series) < numbers(since.group(1)):
+            raise UsageError(
+                f"profile {profile} needs a kernel from {since.group(1)} on, and this is {series}",
+                "add --kernel with a newer one",
+            )
+    gone = absent(series)
+    if not gone:
+        return tuple(texts)
+    return tuple(
+        "".join(line for line in text.splitlines(keepends=True) if not gone & parse(line).keys())
+        for text in texts
+    )
+
+
+def cpus_of(profile: str) -> int:
+    """Return how many CPUs a guest of *profile* has unless something else is asked for."""
+    found = [_CPUS.search(path.read_text()) for path in fragments(profile)]
+    return int(next((match.group(1) for match in reversed(found) if match is not None), 1))
+
+
+def time_travels(profile: str) -> bool:
+    """Return whether guests of *profile* can have a clock that skips what nobody waits for."""
+    return wishes_of(profile).get(TIME_TRAVEL) == "y"
 
 
 def wishes_of(profile: str) -> dict[str, str]:

@@ -30,7 +30,8 @@ class MachineOptions:
 
     ``mem`` and ``swap`` are sizes such as 256M; no swap device when ``swap`` is
     None. ``append`` holds words for the kernel's command line. ``memory`` is the
-    directory of the host for the file that is the guest's memory.
+    directory of the host for the file that is the guest's memory. More than one
+    of ``cpus`` takes a kernel with SMP.
     """
 
     linux: Path
@@ -40,6 +41,7 @@ class MachineOptions:
     time_travel: bool = False
     append: Sequence[str] = ()
     memory: Path | None = None
+    cpus: int = 1
 
 
 class Machine:
@@ -130,6 +132,8 @@ def machine_command(
     ]  # fmt: skip
     if options.time_travel:
         command.append("--time-travel")
+    if options.cpus > 1:
+        command += ["--cpus", str(options.cpus)]
     if options.swap is not None:
         command += ["--swap", SWAP_FILE]
     for words in options.append:

@@ -26,6 +26,7 @@ import lab  # noqa: E402
 from lab import BootFresh  # noqa: E402
 from linux_um import kconfig  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.source import DEFAULT_KERNEL  # noqa: E402
 
 CONSOLE_LINES = 40
 
@@ -38,6 +39,7 @@ MARKERS = (
     "needs_debug_info: gdb looks at the kernel, as it does in each test_gdb_*.py",
     "swap: the guest gets a swap device",
     "real_time: the guest runs in real time",
+    "time_travel: takes too long where the guest's clock is the host's",
     "regression(number): covers that class of bug (R1, R2, ...)",
 )
 
@@ -65,12 +67,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the chosen profile cannot run."""
     profile = config.getoption("--profile")
-    no_pksm = pytest.mark.skip(reason="profile ksm has stock KSM in place of PKSM")
+    wishes = kconfig.wishes_of(profile)
+    no_pksm = pytest.mark.skip(reason=f"profile {profile} has stock KSM in place of PKSM")
     no_symbols = pytest.mark.skip(reason=f"the kernel of profile {profile} has no debug info")
-    symbols = kconfig.for_debugger(kconfig.wishes_of(profile))
+    no_travel = pytest.mark.skip(reason=f"guests of profile {profile} cannot travel in time")
+    symbols = kconfig.for_debugger(wishes)
+    travels = kconfig.time_travels(profile)
     for item in items:
-        if profile == "ksm" and item.get_closest_marker("needs_pksm"):
+        if wishes.get("CONFIG_PKSM") != "y" and item.get_closest_marker("needs_pksm"):
             item.add_marker(no_pksm)
+        if not travels and item.get_closest_marker("time_travel"):
+            item.add_marker(no_travel)
         of_gdb = item.path.name.startswith("test_gdb_")
         if not symbols and (of_gdb or item.get_closest_marker("needs_debug_info")):
             item.add_marker(no_symbols)
@@ -116,7 +123,9 @@ class GuestRack:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self._item.name).strip("-")
         options.setdefault("profile", self._profile)
         real_time = "swap" in options or self._item.get_closest_marker("real_time")
-        options.setdefault("time_travel", not real_time)
+        travels = kconfig.time_travels(options["profile"])
+        options.setdefault("time_travel", travels and not real_time)
+        options.setdefault("kernel", os.environ.get("LINUX_UM_KERNEL", DEFAULT_KERNEL))
         options.setdefault("name", name)
         options.setdefault("timeout", lab.WORKLOAD_SECONDS)
         manager = boot_guest(**options)
@@ -132,7 +141,7 @@ class GuestRack:
             problem: BaseException | None = None
             if _failed(self._item):
                 problem = AssertionError("the test failed")
-            elif profile != "ksm" and guest.alive:
+            elif kconfig.wishes_of(profile).get("CONFIG_PKSM") == "y" and guest.alive:
                 try:
                     lab.check_laws(guest)
                 except BaseException as error:  # noqa: BLE001 - raised again below

@@ -389,7 +389,7 @@ def test_a_line_that_is_no_configuration_is_an_error() -> None:
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known() -> None:
     for name in ("base", "none"):
-        with pytest.raises(errors.UsageError, match="fast, debug, ksm$"):
+        with pytest.raises(errors.UsageError, match="fast, debug, ksm, smp, smp-ksm$"):
             kconfig.fragments(name)
 
 
@@ -486,3 +486,34 @@ def test_a_missing_package_is_one_command_for_an_ordinary_user(
     with pytest.raises(errors.HostError) as caught:
         packages.ensure("tree", term=quiet)
     assert caught.value.line().endswith("apt-get install -y --no-install-recommends some-package")
+
+
+def test_a_profile_says_how_many_cpus_and_whose_clock() -> None:
+    assert (kconfig.cpus_of("fast"), kconfig.time_travels("fast")) == (1, True)
+    assert (kconfig.cpus_of("smp"), kconfig.time_travels("smp")) == (2, False)
+    assert kconfig.cpus_of("smp-ksm") == 2
+
+
+def test_a_profile_can_need_a_newer_kernel() -> None:
+    with pytest.raises(errors.UsageError, match="profile smp-ksm needs a kernel from 7.0 on"):
+        kconfig.texts_of("smp-ksm", "6.12")
+    assert len(kconfig.texts_of("smp-ksm", "7.3")) == 4
+
+
+def test_symbols_that_a_kernel_does_not_have_any_more_are_not_asked_for() -> None:
+    old, new = (kconfig.merge(kconfig.texts_of("fast", series)) for series in ("6.12", "7.10"))
+    gone = kconfig.absent("7.10")
+    assert "CONFIG_PROC_SYSCTL" in gone and not kconfig.absent("6.12")
+    assert gone == old.keys() - new.keys()
+
+
+def test_what_is_absent_is_told_by_series_symbol_and_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "config_dir", lambda: tmp_path)
+    (tmp_path / "absent").write_text("# why\n\n6.9 CONFIG_A is gone\n6.10 CONFIG_B too\n")
+    assert kconfig.absent("6.9") == {"CONFIG_A"}
+    assert kconfig.absent("6.10") == {"CONFIG_A", "CONFIG_B"}
+    (tmp_path / "absent").write_text("6.9 CONFIG_A\n")
+    with pytest.raises(errors.ConfigError, match="CONFIG_A"):
+        kconfig.absent("6.9")
