@@ -189,6 +189,7 @@ static const struct {
 	{ "fork", OP_FORK, false }, { "range", OP_RANGE, false },
 	{ "pin", OP_PIN, false }, { "unpin", OP_UNPIN, false },
 	{ "self", OP_SELF, false }, { "merge", OP_MERGE, true },
+	{ "receive", OP_RECEIVE, true },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 };
 
@@ -314,7 +315,8 @@ static void __noreturn usage(int status)
 		"Each of N processes maps a region; then the operations follow, in every process\n"
 		"or, as @K:OPERATION, in process K alone:\n"
 		"  fill=dup[:N] same[:N] zero unique near[:BYTE] nearzero[:BYTE]\n"
-		"  write=PERCENT   poke=BYTE   touch=read|write   verify   range=FIRST-END|all\n"
+		"  write=PERCENT   poke=BYTE   receive=BYTE (by read(2))   touch=read|write   verify\n"
+		"  range=FIRST-END|all\n"
 		"  map  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
 		"  merge=0|1 (the prctl)   self=PATH:TEXT (writes to a file that means the writer)\n"
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What merging takes for granted of UML's own memory management.
+
+These hold with and without an engine: what fails here would be blamed on it.
+"""
+
+from __future__ import annotations
+
+import pytest
+from lab import BootFresh, loop_swap, pageops
+
+
+@pytest.mark.parametrize("engine", ["off", "on"])
+def test_what_the_kernel_writes_for_a_process_is_swapped_out(
+    boot_fresh: BootFresh, engine: str
+) -> None:
+    """The pages come back for reading, clean; read(2) writes to them; they go again."""
+    guest = boot_fresh(append=[f"pksm={engine}"])
+    loop_swap(guest, 16)
+    out = ("madvise=pageout", "sleep=50", "madvise=pageout", "sleep=50")
+    report = pageops(
+        guest, "fill=unique", *out, "stat=out", "touch=read", "receive=8", *out, "stat=again",
+        "verify",
+        procs=2, pages=64,
+    )  # fmt: skip
+    assert report["out"]["swapped"] == report["again"]["swapped"] == 2 * 64
+    assert report.raw["wrong"] == 0

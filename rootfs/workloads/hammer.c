@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * hammer - processes that never stop writing to pages that are worth merging.
+ *
+ * All pages of all processes hold the same most of the time. Each process changes
+ * a word of one of its pages for a moment, sees that the page holds that and
+ * nothing else, and changes it back. A write that goes to a page that was merged
+ * meanwhile is lost, or is seen by others: that a PTE was write-protected must have
+ * reached every CPU before the page is compared. One line of JSON.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common.h"
+
+#define MAX_PROCS	64
+#define WORDS		(PAGE_BYTES / sizeof(uint64_t))
+
+static struct {
+	uint64_t procs, pages, seconds, seed;
+} opt = { .procs = 4, .pages = 64, .seconds = 10, .seed = 1 };
+
+/* Of each process, for all to see. */
+struct tally {
+	uint64_t writes;
+	uint64_t wrong;		/* pages that did not hold what they had to */
+};
+
+static struct tally *tallies;
+
+/* How many words of a page are not @base, but for word @but, which is @value. */
+static unsigned int differing(const uint64_t *page, const uint64_t *base, size_t but,
+			      uint64_t value)
+{
+	unsigned int n = 0;
+	size_t i;
+
+	for (i = 0; i < WORDS; i++)
+		n += page[i] != (i == but ? value : base[i]);
+	return n;
+}
+
+static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const uint64_t *base)
+{
+	uint64_t end = now_ms() + opt.seconds * 1000, random = mix64(opt.seed + me), n;
+
+	for (n = 0; n % 256 || now_ms() < end; n++) {
+		volatile uint64_t *page;
+		size_t word;
+		uint64_t value;
+
+		random = mix64(random);
+		page = region + random % opt.pages * WORDS;
+		word = random / opt.pages % WORDS;
+		value = random | 1;
+		page[word] = value;
+		tallies[me].writes++;
+		if (differing((const uint64_t *)page, base, word, value)) {
+			if (!tallies[me].wrong++)
+				fprintf(stderr, "%s: process %u, page %" PRIu64 ": wrong bytes\n",
+					prog_name, me, random % opt.pages);
+			/* What others have written is none of the next step's. */
+			memcpy((void *)page, base, PAGE_BYTES);
+		}
+		page[word] = base[word];
+	}
+	_exit(0);
+}
+
+static void __noreturn usage(int status)
+{
+	fprintf(status ? stderr : stdout,
+		"usage: hammer [--procs N] [--pages N] [--seconds S] [--seed S]\n"
+		"\n"
+		"N processes (4) with N equal pages each (64) change a word of a page and change\n"
+		"it back, for S seconds (10), and see each time that nothing else has changed.\n"
+		"\n"
+		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
+	exit(status);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "procs", required_argument, NULL, 'p' },
+		{ "pages", required_argument, NULL, 'n' },
+		{ "seconds", required_argument, NULL, 's' },
+		{ "seed", required_argument, NULL, 'S' },
+		{ "help", no_argument, NULL, 'h' },
+		{ }
+	};
+	uint64_t writes = 0, wrong = 0, *region, base[WORDS];
+	pid_t pids[MAX_PROCS];
+	unsigned int i;
+	size_t n;
+	int c;
+
+	prog_start("hammer");
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (c == 'p')
+			opt.procs = parse_number("--procs", optarg, 1, MAX_PROCS);
+		else if (c == 'n')
+			opt.pages = parse_number("--pages", optarg, 1, 1 << 20);
+		else if (c == 's')
+			opt.seconds = parse_number("--seconds", optarg, 1, 100000);
+		else if (c == 'S')
+			opt.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
+		else
+			usage(c == 'h' ? 0 : EXIT_USAGE);
+	}
+	if (optind != argc)
+		usage(EXIT_USAGE);
+	for (n = 0; n < WORDS; n++)
+		base[n] = mix64(opt.seed + n);
+	tallies = untracked_alloc(opt.procs * sizeof(*tallies));
+	for (i = 0; i < opt.procs; i++) {
+		fflush(NULL);
+		pids[i] = fork();
+		if (pids[i] < 0)
+			die(EXIT_ENV, "fork: %s", strerror(errno));
+		if (pids[i])
+			continue;
+		region = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (region == MAP_FAILED)
+			die(EXIT_ENV, "mmap: %s", strerror(errno));
+		/* Where there is an engine at all. */
+		if (madvise(region, opt.pages * PAGE_BYTES, MADV_MERGEABLE) &&
+		    engine_kind() != ENGINE_NONE)
+			die(EXIT_ENV, "madvise: %s", strerror(errno));
+		for (n = 0; n < opt.pages; n++)
+			memcpy(region + n * WORDS, base, PAGE_BYTES);
+		hammer(i, region, base);
+	}
+	for (i = 0; i < opt.procs; i++) {
+		int status;
+
+		if (waitpid(pids[i], &status, 0) != pids[i] || status)
+			die(EXIT_WRONG, "process %u ended badly: wait status 0x%x", i, status);
+		writes += tallies[i].writes;
+		wrong += tallies[i].wrong;
+	}
+	printf("{\"tool\": \"hammer\", \"engine\": \"%s\", \"ok\": %s, \"writes\": %" PRIu64
+	       ", \"wrong\": %" PRIu64 ", \"counters\": ",
+	       engine_name(), wrong ? "false" : "true", writes, wrong);
+	json_counters(stdout);
+	puts("}");
+	return wrong ? EXIT_WRONG : 0;
+}
