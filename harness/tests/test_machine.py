@@ -260,6 +260,38 @@ def test_share_is_the_hosts_directory(runs: Path, tmp_path: Path) -> None:
     assert done.stdout == b"hi\n"
 
 
+def test_a_program_whose_loader_the_guest_lacks_is_explained(
+    runs: Path, tmp_path: Path, guest: Guest
+) -> None:
+    """The file is there, so that ENOENT alone would mislead; the guest has no shared libraries."""
+    source = tmp_path / "probe.c"
+    source.write_text("int main(void)\n{\n\treturn 0;\n}\n")
+    program = tmp_path / "probe"
+    subprocess.run(["gcc", "-o", str(program), str(source)], check=True)
+    script = tmp_path / "script"
+    script.write_text("#! /opt/python3 -u\nprint()\n")
+    script.chmod(0o755)
+    loader = r"/\S*ld-linux\S*"
+    dynamic = rf"a dynamically linked program, and the guest has no loader {loader}; "
+    dynamic += "link it with -static"
+    done = launch("run", "--share", str(tmp_path), "--", "/share/probe")
+    assert done.returncode == 127
+    assert re.fullmatch(rf"/share/probe: {dynamic}\n", done.stderr.decode()), done.stderr
+    guest.mount(str(tmp_path), "/share")
+    scripted = "a script, and the guest has no interpreter /opt/python3; the guest has /bin/sh"
+    missing = "No such file or directory"
+    for name, cwd, text in (
+        ("probe", "/", dynamic),
+        ("./probe", "/share", dynamic),
+        ("/share/script", "/", scripted),
+        ("./probe", "/", missing),
+        ("no-such-program", "/", missing),
+    ):
+        ended = guest.run([name], cwd=cwd, check=False)
+        assert ended.status == 127
+        assert re.fullmatch(rf"{re.escape(name)}: {text}\n", ended.stderr), ended.stderr
+
+
 def test_options_shape_the_machine(runs: Path) -> None:
     """--mem, --append and --swap are what the guest sees."""
     script = "grep MemTotal /proc/meminfo; cat /proc/cmdline; tail -n1 /proc/swaps"

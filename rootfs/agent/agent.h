@@ -69,6 +69,14 @@ void channel_output(struct channel *c, int *fd, uint8_t type);
 void channel_winsize(struct channel *c, const uint8_t *payload, size_t len);
 void channel_reap(void);
 
+/* loader.c: programs that need a file which is not there */
+enum program_kind { PROGRAM_OTHER, PROGRAM_DYNAMIC, PROGRAM_SCRIPT };
+/*
+ * Say which kind of program @file (seen from the directory @dir) is, if what it
+ * is loaded by is missing: that path is copied to @path, which has @room bytes.
+ */
+enum program_kind missing_loader(int dir, const char *file, char *path, size_t room);
+
 /* survey.c: many small files at once */
 int survey(uint32_t id, const char *paths, size_t len);
 

@@ -22,6 +22,8 @@
 #include "agent.h"
 
 #define MAX_STRINGS	2048
+/* Bytes for the name of a program, with its directory. */
+#define NAME_ROOM	1024
 
 struct channel channels[MAX_CHANNELS];
 
@@ -70,37 +72,57 @@ static void close_pair(int pair[2])
 	close_fd(&pair[1]);
 }
 
+/* Return: the directories in which a program without a slash is looked for. */
+static const char *search_path(char **envp)
+{
+	static const char path_is[] = "PATH=";
+	const char *path = "/bin";
+	char **e;
+
+	for (e = envp; *e; e++)
+		if (!strncmp(*e, path_is, sizeof(path_is) - 1))
+			path = *e + sizeof(path_is) - 1;
+	return path;
+}
+
+/*
+ * Make the next name under which a program may be found, from the first of the
+ * directories @path. Return: whether there is one; @path is moved on.
+ */
+static bool next_name(const char **path, const char *program, char *file, size_t room)
+{
+	size_t name = strlen(program);
+
+	while (**path) {
+		const char *dir = *path;
+		size_t len = strcspn(dir, ":");
+
+		*path += len + (dir[len] == ':');
+		if (len == 0 || len + name + 2 > room)
+			continue;
+		memcpy(file, dir, len);
+		file[len] = '/';
+		memcpy(file + len + 1, program, name + 1);
+		return true;
+	}
+	return false;
+}
+
 /* In the child: try the program in each directory of PATH. */
 static int exec_path(char **argv, char **envp)
 {
-	static const char path_is[] = "PATH=";
-	const char *dir = "/bin";
+	const char *path = search_path(envp);
 	int error = ENOENT;
-	char file[1024];
-	char **e;
+	char file[NAME_ROOM];
 
 	if (strchr(argv[0], '/')) {
 		execve(argv[0], argv, envp);
 		return errno;
 	}
-	for (e = envp; *e; e++)
-		if (!strncmp(*e, path_is, sizeof(path_is) - 1))
-			dir = *e + sizeof(path_is) - 1;
-	while (*dir) {
-		size_t len = strcspn(dir, ":");
-		size_t name = strlen(argv[0]);
-
-		if (len > 0 && len + name + 2 <= sizeof(file)) {
-			memcpy(file, dir, len);
-			file[len] = '/';
-			memcpy(file + len + 1, argv[0], name + 1);
-			execve(file, argv, envp);
-			if (errno != ENOENT && errno != ENOTDIR)
-				error = errno;
-		}
-		dir += len;
-		if (*dir == ':')
-			dir++;
+	while (next_name(&path, argv[0], file, sizeof(file))) {
+		execve(file, argv, envp);
+		if (errno != ENOENT && errno != ENOTDIR)
+			error = errno;
 	}
 	return error;
 }
@@ -212,18 +234,62 @@ static void channel_close(struct channel *c)
 	memset(c, 0, sizeof(*c));
 }
 
-/* End a channel that never ran: say why on its stderr. */
-static void refuse(struct channel *c, const char *name, int error)
+static void send_error_text(uint32_t id, const char *text)
+{
+	line_send(FROM_STDERR, id, text, strlen(text));
+}
+
+/* End a channel that never ran: say @why on its stderr. */
+static void refuse(struct channel *c, const char *name, int error, const char *why,
+		   const char *file, const char *mend)
 {
 	uint32_t id = c->id;
-	const char *why = strerror(error);
 
 	channel_close(c);
-	line_send(FROM_STDERR, id, name, strlen(name));
-	line_send(FROM_STDERR, id, ": ", 2);
-	line_send(FROM_STDERR, id, why, strlen(why));
-	line_send(FROM_STDERR, id, "\n", 1);
+	send_error_text(id, name);
+	send_error_text(id, ": ");
+	send_error_text(id, why);
+	send_error_text(id, file);
+	send_error_text(id, mend);
+	send_error_text(id, "\n");
 	line_send_u32(FROM_EXIT, id, error == ENOENT ? 127 : 126);
+}
+
+/* The first file that execve() may have meant, if it lacks its loader; see missing_loader(). */
+static enum program_kind find_missing_loader(const struct start *s, char *loader, size_t room)
+{
+	int dir = open(s->cwd[0] ? s->cwd : "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	enum program_kind kind = PROGRAM_OTHER;
+	const char *path = search_path(s->envp);
+	char file[NAME_ROOM];
+
+	if (strchr(s->argv[0], '/'))
+		kind = missing_loader(dir, s->argv[0], loader, room);
+	else
+		while (kind == PROGRAM_OTHER &&
+		       next_name(&path, s->argv[0], file, sizeof(file)))
+			kind = missing_loader(dir, file, loader, room);
+	close_fd(&dir);
+	return kind;
+}
+
+/* End the channel of a program that could not be executed. */
+static void refuse_program(struct channel *c, const struct start *s, int error)
+{
+	enum program_kind kind = PROGRAM_OTHER;
+	char loader[NAME_ROOM];
+
+	if (error == ENOENT)
+		kind = find_missing_loader(s, loader, sizeof(loader));
+	if (kind == PROGRAM_DYNAMIC)
+		refuse(c, s->argv[0], error,
+		       "a dynamically linked program, and the guest has no loader ", loader,
+		       "; link it with -static");
+	else if (kind == PROGRAM_SCRIPT)
+		refuse(c, s->argv[0], error, "a script, and the guest has no interpreter ", loader,
+		       "; the guest has /bin/sh");
+	else
+		refuse(c, s->argv[0], error, strerror(error), "", "");
 }
 
 /* Cut the strings of an EXEC frame into argv and envp. */
@@ -279,7 +345,7 @@ void channel_exec(uint32_t id, uint8_t *payload, size_t len)
 	if (((payload[0] & EXEC_PTY) ? open_pty(&s, c, payload + 1)
 				     : open_pipes(&s, c)) < 0) {
 		error = errno == ENOENT ? EIO : errno;
-		refuse(c, s.argv[0], error);
+		refuse(c, s.argv[0], error, strerror(error), "", "");
 		return;
 	}
 	c->pid = launch(&s);
@@ -290,7 +356,7 @@ void channel_exec(uint32_t id, uint8_t *payload, size_t len)
 	if (error) {
 		if (c->pid > 0)
 			waitpid(c->pid, NULL, 0);
-		refuse(c, s.argv[0], error);
+		refuse_program(c, &s, error);
 	}
 	madvise(vector, sizeof(vector), MADV_DONTNEED);
 }
