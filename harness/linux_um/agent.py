@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The host's end of the agent's line: programs in a guest, files of it, how it ended.
 
-All methods may be called from several threads. A guest that panics, hangs or
-goes away raises the matching error from whichever call is waiting for it.
+All methods may be called from several threads. A guest that panics, is late,
+hangs or goes away raises the matching error from whichever call is waiting for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BootError, GuestTimeout, LinuxUmError
+from .errors import BootError, GuestHang, GuestTimeout, LinuxUmError
 from .mconsole import MconsoleError, mconsole
 from .outcome import ABORTED, CommandFailed, Finding, GuestGone, judge_end, powered_down, scan
 from .protocol import (
@@ -51,6 +51,13 @@ GUEST_ENV = {
 }
 # Seconds an orderly power-off may take.
 SHUTDOWN_SECONDS = 15.0
+# Seconds the kernel may take for an answer on its management console.
+ANSWER_SECONDS = 5.0
+# What the kernel is asked to write into its log before it is ended (see its
+# Documentation/admin-guide/sysrq.rst): blocked tasks, memory, all tasks. Those come last: UML may
+# panic over one of them.
+_STATE_KEYS = ("w", "m", "t")
+_STATE_IN_LOG = "its log ends with the state of its tasks"
 # Seconds between looks at a process that ought to have closed its line.
 _LOOK = 0.25
 
@@ -275,7 +282,7 @@ class Guest:
         return self._rundir.read_console()
 
     def findings(self) -> list[Finding]:
-        """Return the oopses and the like in the log, without what a hang's dump added."""
+        """Return the oopses and the like in the log, without what the dump of a time-out added."""
         text = self.console()
         return scan(text if self._log_end is None else text[: self._log_end])
 
@@ -452,7 +459,7 @@ class Guest:
                 self._changed.wait(_LOOK)
             room = self._room
         if room <= 0 and self.alive:
-            raise self.hang("the guest does not read its line")
+            raise self.give_up("the guest does not read its line")
         return max(room, 1)
 
     def _read(self) -> None:
@@ -512,7 +519,7 @@ class Guest:
             else:
                 return
         if not self._over and self._machine.poll() is None:
-            raise self.hang(what)
+            raise self.give_up(what)
         self._reader.join(2.0)
         if not done():
             raise self._gone()
@@ -528,22 +535,47 @@ class Guest:
             self._failure = judge_end(status, self.console(), booted=self.booted)
         return self._failure
 
-    def hang(self, what: str) -> LinuxUmError:
-        """Put the kernel's state into the log, end the guest, and return the error."""
+    def give_up(self, what: str) -> LinuxUmError:
+        """Put the kernel's state into the log, end the guest, and return the error.
+
+        That is a BootError before the agent has answered; else a GuestTimeout, or a
+        GuestHang when the kernel does not answer.
+        """
+        answers = self._failure is None and self._kernel_answers()
         if self._failure is not None:
             return self._failure
-        kind = GuestTimeout if self.booted else BootError
-        self._failure = kind(what, "its log ends with the state of each task")
+        if not self.booted:
+            self._failure = BootError(what, _STATE_IN_LOG)
+        elif answers:
+            self._failure = GuestTimeout(what, _STATE_IN_LOG)
+        else:
+            self._failure = GuestHang(what, "its kernel does not answer")
         self._log_end = len(self.console())
-        for key in ("t", "w", "l", "m"):
+        complaints = ""
+        for key in _STATE_KEYS if answers else _STATE_KEYS[-1:]:
             try:
                 mconsole(self._rundir.mconsole, f"sysrq {key}")
             except MconsoleError as error:
-                self._rundir.write("mconsole-error.txt", f"{error}\n")
-                break
+                # The answer may be lost although the log has it.
+                complaints += f"{error}\n"
+        if complaints:
+            self._rundir.write("mconsole-error.txt", complaints)
         self._settle_log()
         self._machine.kill()
         return self._failure
+
+    def _kernel_answers(self) -> bool:
+        """Ask the kernel for something, and return whether it answers.
+
+        In real time by a kernel thread. Under time travel a program that never waits
+        keeps all others from running, so there an interrupt's answer has to do.
+        """
+        question = "help" if self._machine.time_travel else "version"
+        try:
+            mconsole(self._rundir.mconsole, question, timeout=ANSWER_SECONDS)
+        except MconsoleError:
+            return False
+        return True
 
     def _settle_log(self, *, timeout: float = 3.0) -> None:
         """Wait until the log stops growing; *timeout* in seconds."""
@@ -571,7 +603,7 @@ class Guest:
         self.send(Frame(ToGuest.SHUTDOWN, 0, b"\0"))
         status = self._machine.wait(SHUTDOWN_SECONDS if self._timeout < math.inf else math.inf)
         if status is None:
-            raise self.hang(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
+            raise self.give_up(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
         if status in ABORTED and powered_down(self._rundir.read_console()):
             return
         if status != 0:

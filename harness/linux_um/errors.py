@@ -87,6 +87,10 @@ class GuestTimeout(LinuxUmError):
     exit_status = EXIT_GUEST_TIMEOUT
 
 
+class GuestHang(GuestTimeout):
+    """The same, and its kernel does not answer on the management console."""
+
+
 class GuestPanic(LinuxUmError):
     """The guest's kernel panicked."""
 

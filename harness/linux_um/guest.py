@@ -300,12 +300,13 @@ def _record(
 ) -> None:
     """Write dmesg and result.json. The log may be the only trace, so never fail."""
     console = rundir.read_console()
+    findings = guest.findings() if guest is not None else scan(console)
     result: dict[str, object] = {
         "outcome": outcome_of(error).value,
         "message": "" if error is None else str(error) or type(error).__name__,
         "profile": options.profile,
         "version": guest.version if guest is not None else "",
-        "findings": [f"{f.line}: {f.kind}: {f.text}" for f in scan(console)],
+        "findings": [f"{f.line}: {f.kind}: {f.text}" for f in findings],
         "repeat": repeat,
     }
     if guest is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from .errors import BootError, GuestPanic, GuestTimeout, HostError, LinuxUmError
+from .errors import BootError, GuestHang, GuestPanic, GuestTimeout, HostError, LinuxUmError
 
 EXIT_TAINT = 70
 EXIT_GONE = 71
@@ -23,13 +23,14 @@ MAX_ADDRESSES = 400
 
 
 class Outcome(Enum):
-    """How a guest ended."""
+    """How a guest ended; HANG, not TIMEOUT, when its kernel did not answer any more."""
 
     PASS = "pass"
     FAIL = "fail"
     SKIP = "skip"
     PANIC = "panic"
     TAINT = "oops or WARN"
+    TIMEOUT = "time-out"
     HANG = "hang"
     GONE = "powered off"
     BOOT_FAILURE = "boot failure"
@@ -63,7 +64,8 @@ def outcome_of(error: BaseException | None) -> Outcome:
     for kind, outcome in (
         (GuestPanic, Outcome.PANIC),
         (GuestOops, Outcome.TAINT),
-        (GuestTimeout, Outcome.HANG),
+        (GuestHang, Outcome.HANG),
+        (GuestTimeout, Outcome.TIMEOUT),
         (GuestGone, Outcome.GONE),
         (BootError, Outcome.BOOT_FAILURE),
         (HostError, Outcome.BROKEN_HOST),

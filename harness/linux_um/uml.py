@@ -55,6 +55,7 @@ class Machine:
         """
         self._rundir = rundir
         self._ended = False
+        self.time_travel = options.time_travel
         _become_subreaper()
         guest_in, self.line_out = os.pipe2(os.O_CLOEXEC)
         self.line_in, guest_out = os.pipe2(os.O_CLOEXEC)

@@ -20,7 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um.errors import GuestTimeout  # noqa: E402
+from linux_um.errors import GuestHang, GuestTimeout  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.outcome import CommandFailed, GuestOops  # noqa: E402
@@ -318,14 +318,26 @@ def test_time_travel_makes_waiting_free(runs: Path) -> None:
     [["--real-time", "--", "sleep", "1000"], ["--time-travel", "--", "sh", "-c", "while :; do :; done"]],
     ids=["sleeping", "busy"],
 )
-def test_a_hang_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence[str]) -> None:
+def test_a_time_out_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence[str]) -> None:
     """On a time-out the kernel tells its state before it is ended."""
     done = launch("run", "--timeout", "5", *words)
     assert done.returncode == 124, done.stderr[-2000:]
     log = (run_directory(done.stderr) / "console.log").read_text(errors="replace")
     assert "sysrq: Show State" in log
     assert "task:init" in log
-    assert json.loads((run_directory(done.stderr) / "result.json").read_text())["outcome"] == "hang"
+    assert b"outcome: time-out\n" in done.stderr
+    result = json.loads((run_directory(done.stderr) / "result.json").read_text())
+    assert result["outcome"] == "time-out"
+
+
+def test_a_kernel_that_does_not_answer_is_a_hang() -> None:
+    """GuestHang, and `hang` in the result: here the host has stopped the kernel's process."""
+    with pytest.raises(GuestHang, match="did not end within 1 s; its kernel does not answer"):
+        with boot_guest(name="stopped", time_travel=False, timeout=LIMIT) as guest:
+            kept = guest.rundir
+            os.kill(guest.pid, signal.SIGSTOP)
+            guest.run(["true"], timeout=1.0)
+    assert json.loads((kept / "result.json").read_text())["outcome"] == "hang"
 
 
 def test_a_panic_is_134_with_its_trace(runs: Path) -> None:
@@ -443,7 +455,7 @@ def test_a_commands_own_status_leaves_no_run_directory(runs: Path) -> None:
 def test_time_out_in_a_test_raises_and_ends_the_guest() -> None:
     """GuestTimeout comes out of run(), and whatever is called next."""
     with pytest.raises(GuestTimeout):
-        with boot_guest(name="hang", time_travel=False) as guest:
+        with boot_guest(name="late", time_travel=False) as guest:
             with pytest.raises(GuestTimeout):
                 guest.run(["sleep", "1000"], timeout=1.0)
             guest.run(["true"])
