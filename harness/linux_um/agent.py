@@ -281,10 +281,13 @@ class Guest:
         """Return the kernel's log so far."""
         return self._rundir.read_console()
 
+    def own_log(self) -> str:
+        """Return the log without the state of the kernel that a time-out has added."""
+        return self.console()[: self._log_end]
+
     def findings(self) -> list[Finding]:
-        """Return the oopses and the like in the log, without what the dump of a time-out added."""
-        text = self.console()
-        return scan(text if self._log_end is None else text[: self._log_end])
+        """Return the oopses and the like in :meth:`own_log`."""
+        return scan(self.own_log())
 
     def lift_limits(self) -> None:
         """Wait for this guest as long as it takes from now on: a debugger stops it."""

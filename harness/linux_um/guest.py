@@ -27,15 +27,13 @@ from .gdb_machine import Kernel, write_machine
 from .gdb_rendezvous import wait_for_debugger
 from .options import parse_size
 from .outcome import (
-    CONSOLE_TAIL_LINES,
-    Finding,
     GuestOops,
     Outcome,
     dmesg,
+    excerpt,
     outcome_of,
     scan,
     symbolise,
-    trace_window,
 )
 from .rundir import RunDir
 from .source import DEFAULT_KERNEL
@@ -220,8 +218,8 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     except BaseException as error:
         _record(rundir, guest, options, error, repeat)
         if isinstance(error, Exception) and outcome_of(error) is not Outcome.SKIP:
-            findings = guest.findings() if guest is not None else scan(rundir.read_console())
-            _attach(error, report(rundir, image.vmlinux, error, repeat, findings))
+            log = guest.own_log() if guest is not None else rundir.read_console()
+            _attach(error, report(rundir, image.vmlinux, error, repeat, log))
             setattr(error, CONSOLE, rundir.read_console())
         raise
     finally:
@@ -323,16 +321,13 @@ def report(
     vmlinux: Path,
     error: BaseException,
     repeat: str,
-    findings: Sequence[Finding],
+    log: str,
 ) -> str:
-    """Return what a person needs to understand a failed run."""
-    console = rundir.read_console()
+    """Return what a person needs to understand a failed run; *log* is the kernel's own log."""
     lines = [f"outcome: {outcome_of(error).value}"]
-    if findings:
-        lines.append(f"trace (symbolised), from line {findings[0].line} of the log:")
-        lines.append(symbolise(trace_window(console, findings), vmlinux))
-    lines.append(f"last lines of the console ({rundir.console}):")
-    lines += [f"  {line}" for line in console.splitlines()[-CONSOLE_TAIL_LINES:]]
+    which, shown = excerpt(log)
+    lines.append(f"kernel's log, {which} (all of it: {rundir.console}):")
+    lines += [f"  {line}" for line in symbolise(shown, vmlinux).splitlines()]
     lines += [f"run directory: {rundir.path}", f"repeat by: {repeat}"]
     return "\n".join(lines)
 

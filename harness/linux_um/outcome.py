@@ -14,7 +14,10 @@ from .errors import BootError, GuestHang, GuestPanic, GuestTimeout, HostError, L
 
 EXIT_TAINT = 70
 EXIT_GONE = 71
-CONSOLE_TAIL_LINES = 40
+# Lines of a log in which nothing matters that are shown, and at most of one in which
+# something does.
+TAIL_LINES = 15
+TRACE_LINES = 60
 # Exit statuses of UML after SIGABRT: after a panic, but at times also when a
 # timer fires while it ends after an orderly power-off.
 ABORTED = (-6, 134)
@@ -107,6 +110,15 @@ _KINDS = tuple(
         ("UML", r"^(Segfault with no mm|Kernel mode signal \d+|Kernel tried to access user memory)"),
     )
 )
+# What besides says where trouble begins in a log that is otherwise ordinary.
+_MATTERS = re.compile(
+    r"^(-+\[ cut here|Call Trace:|Modules linked in:|RIP: |Out of memory: |Memory cgroup out of "
+    r"memory: |\S+ invoked oom-killer|VFS: (Cannot|Unable) |Failed to execute |Run /init .* failed)"
+    r"|\bsegfault\b|page allocation failure|\bgeneral protection\b",
+    re.IGNORECASE,
+)
+# A file of the kernel, with the directories that its tree lies in.
+_ABOVE_TREE = re.compile(r"(/[^ ]*?)?/((arch|mm|kernel|fs|lib|init|drivers|include)/)")
 _CONTEXT = re.compile(r"\[<([0-9a-f]{8,16})>\]")
 
 
@@ -167,12 +179,29 @@ def judge_end(status: int, console: str, *, booted: bool) -> LinuxUmError:
     return GuestGone(f"the guest powered off ({how}) before the command ended")
 
 
-def trace_window(console: str, findings: Sequence[Finding], *, lines: int = 60) -> list[str]:
-    """Return the *lines* of the log that follow the first finding."""
-    text = console.splitlines()
-    first = findings[0].line - 1 if findings else len(text)
-    # The line above may be the "cut here" that belongs to it.
-    return text[max(0, first - 1) : first + lines]
+def first_that_matters(console: str) -> int | None:
+    """Return the number, from 1, of the first line that is not ordinary; None without one."""
+    findings = scan(console)
+    limit = findings[0].line if findings else None
+    for number, raw in enumerate(console.splitlines()[:limit], 1):
+        if _MATTERS.search(_STAMP.sub("", raw)):
+            return number
+    return limit
+
+
+def excerpt(console: str) -> tuple[str, list[str]]:
+    """Return what a person needs to see of a log, after a word on which part of it that is.
+
+    That is from the first line that matters, at most TRACE_LINES, else the last
+    TAIL_LINES. *console* is to be without the dump of a time-out, where everything
+    would seem to matter.
+    """
+    lines = console.splitlines()
+    first = first_that_matters(console)
+    if first is None:
+        return f"the last of {len(lines)} lines", lines[-TAIL_LINES:]
+    shown = lines[first - 1 :][:TRACE_LINES]
+    return f"lines {first} to {first - 1 + len(shown)} of {len(lines)}", shown
 
 
 def symbolise(lines: Iterable[str], vmlinux: Path, *, timeout: float = 60.0) -> str:
@@ -212,7 +241,5 @@ def _addr2line(addresses: Sequence[str], vmlinux: Path, timeout: float) -> dict[
             line = match[2]
         place = line.strip()
         if not place.startswith("??"):
-            here.append(re.sub(
-                    r"(/[^ ]*?)?/((arch|mm|kernel|fs|lib|init|drivers)/)", r"\2", place, count=1
-                ))
+            here.append(_ABOVE_TREE.sub(r"\2", place, count=1))
     return places

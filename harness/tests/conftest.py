@@ -5,7 +5,7 @@ A test asks for ``guest`` (one guest of the default kind) or for
 ``boot_fresh`` (any number, of any kind). When the test has passed, the
 conservation laws of the engine's counters are checked in every guest that
 still runs; leaving the guest looks for oopses in its log. When it has failed,
-the end of the kernel's log and the run directory are added to the report.
+what matters of the kernel's log and its path are added to the report.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ import lab  # noqa: E402
 from lab import BootFresh  # noqa: E402
 from linux_um import kconfig  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.outcome import excerpt  # noqa: E402
 from linux_um.source import DEFAULT_KERNEL  # noqa: E402
-
-CONSOLE_LINES = 40
 
 _report_key = pytest.StashKey[pytest.TestReport]()
 _guests_key = pytest.StashKey["list[Guest]"]()
@@ -93,10 +92,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed:
         for guest in item.stash.get(_guests_key, []):
             try:
-                tail = "\n".join(guest.console().splitlines()[-CONSOLE_LINES:])
+                which, lines = excerpt(guest.own_log())
             except OSError as error:
-                tail = f"cannot be read: {error}"
-            report.sections.append((f"guest {guest.rundir}, end of its log", tail))
+                which, lines = "which cannot be read", [str(error)]
+            title = f"log of a guest, {which} (all of it: {guest.rundir}/console.log)"
+            report.sections.append((title, "\n".join(lines)))
 
 
 def _failed(item: pytest.Item) -> bool:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from linux_um.errors import GuestHang, GuestTimeout  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
-from linux_um.outcome import CommandFailed, GuestOops  # noqa: E402
+from linux_um.outcome import TAIL_LINES, CommandFailed, GuestOops  # noqa: E402
 from linux_um.paths import repo_root, runs_root  # noqa: E402
 
 LAUNCHER = [str(repo_root() / "linux-um")]
@@ -81,6 +81,15 @@ def run_directory(stderr: bytes) -> Path:
     found = re.search(rb"^run directory: (.*)$", stderr, re.MULTILINE)
     assert found is not None, stderr[-2000:]
     return Path(found[1].decode())
+
+
+def shown_of_the_log(stderr: bytes) -> list[str]:
+    """Return the lines of the kernel's log that a failure's report shows, of a log it names."""
+    text = stderr.decode()
+    found = re.search(r"^kernel's log, .* \(all of it: (.*)\):\n((?:  .*\n)+)", text, re.M)
+    assert found is not None, text[-2000:]
+    assert Path(found[1]) == run_directory(stderr) / "console.log"
+    return found[2].splitlines()
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -326,6 +335,9 @@ def test_a_time_out_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence
     assert "sysrq: Show State" in log
     assert "task:init" in log
     assert b"outcome: time-out\n" in done.stderr
+    # Of the log, neither the boot nor that state is shown.
+    assert len(shown_of_the_log(done.stderr)) == TAIL_LINES
+    assert b"task:" not in done.stderr
     result = json.loads((run_directory(done.stderr) / "result.json").read_text())
     assert result["outcome"] == "time-out"
 
@@ -347,6 +359,9 @@ def test_a_panic_is_134_with_its_trace(runs: Path) -> None:
     assert b"outcome: panic" in done.stderr
     assert b"sysrq_handle_crash at drivers/tty/sysrq.c:" in done.stderr
     assert b"./linux-um run --profile" in done.stderr
+    shown = shown_of_the_log(done.stderr)
+    assert "sysrq: Trigger a crash" not in "".join(shown)
+    assert "Kernel panic - not syncing: sysrq triggered crash" in shown[0]
     log = run_directory(done.stderr) / "console.log"
     assert "Kernel panic - not syncing: sysrq triggered crash" in log.read_text()
 
@@ -356,6 +371,7 @@ def test_no_boot_is_126(runs: Path) -> None:
     done = launch("run", "--append", "rdinit=/nonexistent init=/nonexistent", "--", "true")
     assert done.returncode == 126
     assert b"did not boot" in done.stderr.splitlines()[-1]
+    assert "VFS: Cannot open root device" in shown_of_the_log(done.stderr)[0]
 
 
 def test_a_guest_that_powers_off_early_is_71(runs: Path) -> None:

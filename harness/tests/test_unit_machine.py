@@ -35,8 +35,9 @@ from linux_um.outcome import (  # noqa: E402
     judge_end,
     outcome_of,
     scan,
+    TAIL_LINES,
+    excerpt,
     symbolise,
-    trace_window,
 )
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost  # noqa: E402
@@ -184,16 +185,45 @@ def test_each_error_has_its_outcome_and_status() -> None:
     assert len({status for _, status in table.values()}) == len(table) - 1
 
 
-def test_the_trace_starts_at_the_cut() -> None:
+def test_the_excerpt_starts_at_the_cut() -> None:
     """The report shows the lines of the first finding, from its cut-here on."""
-    lines = trace_window(WARN, scan(WARN))
+    which, lines = excerpt(WARN)
+    assert which == "lines 4 to 8 of 8"
     assert "cut here" in lines[0]
     assert lines[-1].endswith("[ end trace 0000000000000000 ]---")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "memdup[31]: segfault at 0 ip 401000 sp 7ffe error 6 in memdup[401000+1000]",
+        "Call Trace:",
+        "memdup invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0",
+        "Out of memory: Killed process 31 (memdup) total-vm:1kB",
+        "pksmd: page allocation failure: order:0, mode:0x40cc0(GFP_KERNEL)",
+        "Failed to execute /init (error -2)",
+        "BUG: Bad page state in process memdup  pfn:01234",
+        "Kernel panic - not syncing: No working init found.",
+    ],
+)
+def test_the_excerpt_starts_with_what_matters(line: str) -> None:
+    """The ordinary messages before it are not shown, and what follows is."""
+    boot = "".join(f"[    0.00{n:04}] an ordinary message, number {n}\n" for n in range(50))
+    which, lines = excerpt(f"{BOOTED}{boot}[    1.000000] {line}\n[    1.000001] and more\n")
+    assert lines == [f"[    1.000000] {line}", "[    1.000001] and more"]
+    assert which == "lines 53 to 54 of 54"
+
+
+def test_the_excerpt_of_an_ordinary_log_is_its_end() -> None:
+    """Nothing matters, so a few lines will do."""
+    lines = [f"[    0.00{n:04}] an ordinary message, number {n}" for n in range(50)]
+    assert excerpt("\n".join(lines)) == ("the last of 50 lines", lines[-TAIL_LINES:])
+    assert excerpt("") == ("the last of 0 lines", [])
+
+
 def test_symbolise_keeps_the_lines_without_a_kernel(tmp_path: Path) -> None:
     """No vmlinux, no harm."""
-    lines = trace_window(WARN, scan(WARN))
+    lines = excerpt(WARN)[1]
     assert symbolise(lines, tmp_path / "vmlinux") == "\n".join(lines)
 
 
