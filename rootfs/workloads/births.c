@@ -249,7 +249,7 @@ static void reclaim(void)
 	int fd = opt.reclaim ? open(opt.reclaim, O_WRONLY | O_CLOEXEC) : -1;
 
 	if (fd < 0)
-		die(EXIT_ENV, "this way needs --reclaim FILE, memory.reclaim of its cgroup");
+		die(EXIT_ENV, "this way needs --reclaim FILE, memory.reclaim of its cgroup; see --help");
 	/* That less was found than asked for is no error here. */
 	if (write(fd, "16M", 3) < 0 && errno != EAGAIN)
 		die(EXIT_ENV, "%s: %s", opt.reclaim, strerror(errno));
@@ -278,7 +278,7 @@ static void swap_out(void)
 			reclaim();
 		sleep_ms(100);
 	}
-	die(EXIT_ENV, "the pages do not leave for swap; is there a swap device?");
+	die(EXIT_ENV, "the pages do not leave for swap; is there a swap device? See --help");
 }
 
 static void swap_off(void)
@@ -342,11 +342,11 @@ static const struct way ways[] = {
 	  .prepare = prepare_fork, .birth = fill },
 	{ .name = "fork-pinned", .what = "fork of a pinned page",
 	  .prepare = prepare_pin, .birth = fork_holder, .pins = true },
-	{ .name = "swap", .what = "swap-in by a read",
+	{ .name = "swap", .what = "swap-in by a read (see below)",
 	  .prepare = swap_out, .birth = read_all },
-	{ .name = "swap-write", .what = "swap-in by a write",
+	{ .name = "swap-write", .what = "swap-in by a write (see below)",
 	  .prepare = swap_out, .birth = fill },
-	{ .name = "swapoff", .what = "swapoff",
+	{ .name = "swapoff", .what = "swapoff, which brings all pages back (see below)",
 	  .prepare = swap_out, .birth_main = swap_off },
 	{ .name = "uffd", .what = "UFFDIO_COPY",
 	  .prepare = prepare_uffd, .birth = uffd_copy },
@@ -453,13 +453,11 @@ static int run(const struct way *way)
 	return settled ? 0 : EXIT_ENV;
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	FILE *out = status ? stderr : stdout;
 	size_t i;
 
-	fprintf(out,
-		"usage: births [options] WAY\n"
+	printf("usage: births [options] WAY\n"
 		"\n"
 		"Two processes make the same pages in the same way; how many enter the engine, and\n"
 		"do they merge?\n"
@@ -467,12 +465,22 @@ static void __noreturn usage(int status)
 		"  --pages N           pages in each process (64)\n"
 		"  --seed S            of the contents (1)\n"
 		"  --settle-timeout S  seconds to wait for the engine (120)\n"
-		"  --reclaim FILE      memory.reclaim of its cgroup, for swap\n"
+		"  --reclaim FILE      memory.reclaim of its cgroup, for the ways by swap\n"
 		"\n"
 		"WAY:\n");
 	for (i = 0; i < ARRAY_SIZE(ways); i++)
-		fprintf(out, "  %-18s  %s\n", ways[i].name, ways[i].what);
-	exit(status);
+		printf("  %-18s  %s\n", ways[i].name, ways[i].what);
+	printf("\n"
+		"The ways by swap (swap, swap-write, swapoff) need a swap device, as with\n"
+		"./linux-um run --swap 64M, and a memory cgroup, from which the pages are reclaimed\n"
+		"before they come back:\n"
+		"\n"
+		"  cd /sys/fs/cgroup && echo +memory > cgroup.subtree_control && mkdir births\n"
+		"  echo $$ > births/cgroup.procs\n"
+		"  births --reclaim births/memory.reclaim swap\n"
+		"\n"
+		"Exit status: 0, 1 a wrong byte, 2 usage, 3 no settling or not possible here.\n");
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -498,14 +506,17 @@ int main(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 		else if (c == 'r')
 			opt.reclaim = optarg;
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
-	if (optind + 1 != argc)
-		usage(EXIT_USAGE);
+	if (optind == argc)
+		bad_usage("no WAY given");
+	no_more_arguments(optind + 1, argc, argv);
 	for (i = 0; i < ARRAY_SIZE(ways); i++) {
 		if (!strcmp(argv[optind], ways[i].name))
 			return run(&ways[i]);
 	}
-	die(EXIT_USAGE, "no way \"%s\"; see --help", argv[optind]);
+	bad_usage("no way \"%s\"", argv[optind]);
 }

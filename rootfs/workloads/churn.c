@@ -271,10 +271,9 @@ static void process_order(void *ctx, const struct order *o, struct reply *r)
 	}
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: churn [options]\n"
+	printf("usage: churn [options]\n"
 		"\n"
 		"Processes that allocate, fill, rewrite, move, discard, page out, fork and free at\n"
 		"random under the engine and verify every byte before and after each step.\n"
@@ -291,7 +290,7 @@ static void __noreturn usage(int status)
 		"\n"
 		"Under time travel only sleeping makes time pass: --seconds needs --pause-ms there.\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 no settling or no memory.\n");
-	exit(status);
+	exit(0);
 }
 
 static void parse(int argc, char **argv)
@@ -341,13 +340,12 @@ static void parse(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 	opt.pages = opt.mib * PAGES_PER_MIB / REGIONS;
 }
 

@@ -37,6 +37,12 @@ extern const char *prog_name;	/* set by prog_start() */
 
 void prog_start(const char *name);
 void __noreturn __printf(2, 3) die(int status, const char *fmt, ...);
+/* Say what is wrong with the arguments, and where it is said how they are to be. */
+void __noreturn __printf(1, 2) bad_usage(const char *fmt, ...);
+/* The same where getopt_long() has said what is wrong. */
+void __noreturn bad_option(void);
+/* Ends in bad_usage() when there is an argument number @first. */
+void no_more_arguments(int first, int argc, char **argv);
 /* Parses a decimal number in [@min, @max]; ends with EXIT_USAGE otherwise. */
 uint64_t parse_number(const char *what, const char *arg, uint64_t min,
 		      uint64_t max);

@@ -231,10 +231,9 @@ static uint64_t merged_now(void)
 	return n;
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: directio [options] write|read|gone\n"
+	printf("usage: directio [options] write|read|gone\n"
 		"\n"
 		"O_DIRECT from or into pages that another process has as well; with gone, memory\n"
 		"is given up while it is being written.\n"
@@ -248,7 +247,7 @@ static void __noreturn usage(int status)
 		"  --settle-timeout S  seconds for each wait (120)\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 static size_t parse(int argc, char **argv)
@@ -282,11 +281,16 @@ static size_t parse(int argc, char **argv)
 			opt.madvise = true;
 		else if (c == 'S')
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
-	if (optind + 1 != argc || !opt.file)
-		usage(EXIT_USAGE);
+	if (optind == argc)
+		bad_usage("say write, read or gone");
+	no_more_arguments(optind + 1, argc, argv);
+	if (!opt.file)
+		bad_usage("no --file given");
 	for (i = 0; i < ARRAY_SIZE(ways); i++)
 		if (!strcmp(argv[optind], ways[i].name))
 			return i;

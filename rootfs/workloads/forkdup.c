@@ -232,10 +232,9 @@ static void root_fill(void)
 	region_fill(base, shadow, opt.pages);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: forkdup [options]\n"
+	printf("usage: forkdup [options]\n"
 		"\n"
 		"A tree of forks over merged pages; every process rewrites some of its pages with\n"
 		"contents that others write as well or that are its own, and verifies every byte.\n"
@@ -250,7 +249,7 @@ static void __noreturn usage(int status)
 		"  --settle-timeout S  seconds for each wait (120)\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 no settling or no memory.\n");
-	exit(status);
+	exit(0);
 }
 
 static void parse(int argc, char **argv)
@@ -296,13 +295,12 @@ static void parse(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 	/* Whole pages of the root alone are marked by number: one page a node. */
 	opt.pages = opt.mib * PAGES_PER_MIB;
 }

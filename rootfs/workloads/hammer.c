@@ -73,16 +73,15 @@ static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const 
 	_exit(0);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: hammer [--procs N] [--pages N] [--seconds S] [--seed S]\n"
+	printf("usage: hammer [--procs N] [--pages N] [--seconds S] [--seed S]\n"
 		"\n"
 		"N processes (4) with N equal pages each (64) change a word of a page and change\n"
 		"it back, for S seconds (10), and see each time that nothing else has changed.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -111,11 +110,12 @@ int main(int argc, char **argv)
 			opt.seconds = parse_number("--seconds", optarg, 1, 100000);
 		else if (c == 'S')
 			opt.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 	for (n = 0; n < WORDS; n++)
 		base[n] = mix64(opt.seed + n);
 	tallies = untracked_alloc(opt.procs * sizeof(*tallies));

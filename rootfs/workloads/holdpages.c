@@ -189,10 +189,9 @@ static void obey(const char *line)
 	show();
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: holdpages [--procs N]\n"
+	printf("usage: holdpages [--procs N]\n"
 		"\n"
 		"N processes (3), called hold0, hold1..., have a page each that is the same in all\n"
 		"of them, the same in hold0 and hold1 alone, zero, unique, and untouched. Once the\n"
@@ -203,7 +202,7 @@ static void __noreturn usage(int status)
 		"MADV_DONTNEED. At end of file every page is verified.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 no settling or no page map.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -222,9 +221,12 @@ int main(int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c == 'p')
 			nr_procs = parse_number("--procs", optarg, 1, MAX_PROCS);
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
+	no_more_arguments(optind, argc, argv);
 	workers = xcalloc(nr_procs, sizeof(*workers));
 	bases = xcalloc(nr_procs, sizeof(*bases));
 	for (proc = 0; proc < nr_procs; proc++) {

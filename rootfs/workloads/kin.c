@@ -612,10 +612,9 @@ static void run_op(const char *word)
 	}
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: kin [--pages N] [--settle-timeout SECONDS] OPERATION...\n"
+	printf("usage: kin [--pages N] [--settle-timeout SECONDS] OPERATION...\n"
 		"\n"
 		"Processes are called a to p. X:OPERATION is for process X, OPERATION for all:\n"
 		"  X:new[=ADDRESS]  begins and maps a region      X:fork=Y   has a child\n"
@@ -634,7 +633,7 @@ static void __noreturn usage(int status)
 		"\n"
 		"Exit status: 0, 1 a wrong byte or a page that cannot be evicted, 2 usage,\n"
 		"3 refused by the kernel or time-out.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -658,13 +657,13 @@ int main(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
 	if (optind == argc)
-		usage(EXIT_USAGE);
+		bad_usage("no OPERATION given");
 	prepare();
 	if (atexit(end_all))
 		die(EXIT_ENV, "atexit failed");

@@ -386,10 +386,9 @@ static void run_stages(void)
 	stage("exited", STAGE_BARE, 0, t);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: memdup [options]\n"
+	printf("usage: memdup [options]\n"
 		"\n"
 		"Processes that hold the same data: fill, settle, verify, rewrite, verify,\n"
 		"settle, verify; one line of JSON with counters and expectations per stage.\n"
@@ -417,7 +416,7 @@ static void __noreturn usage(int status)
 		"  --hold              wait for end of file on standard input before exit\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 no settling or no memory.\n");
-	exit(status);
+	exit(0);
 }
 
 static void shares(int dup, int zero, int near, int unique)
@@ -562,13 +561,12 @@ static void parse(int argc, char **argv)
 			opt.hold = true;
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 	if (all_rewrite)
 		opt.rewriters = opt.procs;
 	if (opt.rewriters > opt.procs)

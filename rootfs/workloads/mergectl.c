@@ -24,10 +24,8 @@ int main(int argc, char **argv)
 		puts("usage: mergectl 0|1 COMMAND ARG...");
 		return 0;
 	}
-	if (argc < 3 || (strcmp(argv[1], "0") && strcmp(argv[1], "1"))) {
-		fputs("usage: mergectl 0|1 COMMAND ARG...\n", stderr);
-		return EXIT_USAGE;
-	}
+	if (argc < 3 || (strcmp(argv[1], "0") && strcmp(argv[1], "1")))
+		bad_usage("give 0 or 1, and a command");
 	if (prctl(PR_SET_MEMORY_MERGE, (unsigned long)(*argv[1] - '0'), 0, 0, 0))
 		die(EXIT_ENV, "prctl: %s", strerror(errno));
 	execvp(argv[2], argv + 2);

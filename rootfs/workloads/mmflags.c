@@ -194,6 +194,9 @@ int main(int argc, char **argv)
 		return keep();
 	if (argc == 2 && !strcmp(argv[1], "zero"))
 		return zero();
-	fprintf(stderr, "usage: mmflags inherit 0|1 | keep | zero\n");
-	return EXIT_USAGE;
+	if (argc == 2 && !strcmp(argv[1], "--help")) {
+		puts("usage: mmflags inherit 0|1 | keep | zero");
+		return 0;
+	}
+	bad_usage("give inherit 0, inherit 1, keep or zero");
 }

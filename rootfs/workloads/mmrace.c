@@ -518,15 +518,14 @@ static const struct {
 	{ "migrate", "MADV_UNMERGEABLE while compaction moves merged pages", race_migrate },
 };
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	FILE *f = status ? stderr : stdout;
 	size_t i;
 
-	fprintf(f, "usage: mmrace [options] SCENARIO\n\n");
+	printf("usage: mmrace [options] SCENARIO\n\n");
 	for (i = 0; i < ARRAY_SIZE(scenarios); i++)
-		fprintf(f, "  %-8s %s\n", scenarios[i].name, scenarios[i].text);
-	fprintf(f, "\n"
+		printf("  %-8s %s\n", scenarios[i].name, scenarios[i].text);
+	printf("\n"
 		"  --procs N            processes with the same data (4)\n"
 		"  --pages N            of each (1024)\n"
 		"  --rounds N           how often (10)\n"
@@ -537,7 +536,7 @@ static void __noreturn usage(int status)
 		"\n"
 		"Exit status: 0, 1 a wrong byte or something left merged, 2 usage,\n"
 		"3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -574,16 +573,19 @@ int main(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	for (i = 0; optind == argc - 1 && i < ARRAY_SIZE(scenarios); i++)
+	if (optind == argc)
+		bad_usage("no SCENARIO given");
+	no_more_arguments(optind + 1, argc, argv);
+	for (i = 0; i < ARRAY_SIZE(scenarios); i++)
 		if (!strcmp(scenarios[i].name, argv[optind]))
 			break;
-	if (optind != argc - 1 || i == ARRAY_SIZE(scenarios))
-		usage(EXIT_USAGE);
+	if (i == ARRAY_SIZE(scenarios))
+		bad_usage("no scenario \"%s\"", argv[optind]);
 	if (scenarios[i].run == race_refault && !opt.group)
 		die(EXIT_USAGE, "refault needs --group");
 	unmerger = untracked_alloc(sizeof(*unmerger));

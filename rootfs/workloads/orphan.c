@@ -159,10 +159,9 @@ static void take_stat(const char *name)
 	fflush(stats);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: orphan [options]\n"
+	printf("usage: orphan [options]\n"
 		"\n"
 		"An address space outlives its process, until a line on standard input, or its end.\n"
 		"\n"
@@ -174,7 +173,7 @@ static void __noreturn usage(int status)
 		"the twin.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 static void parse(int argc, char **argv)
@@ -200,13 +199,12 @@ static void parse(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 }
 
 int main(int argc, char **argv)

@@ -306,10 +306,9 @@ static void run_op(const char *word)
 	}
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: pageops [--procs N] [--pages N] [--seed S] [--settle-timeout SECONDS] [--fifo]\n"
+	printf("usage: pageops [--procs N] [--pages N] [--seed S] [--settle-timeout SECONDS] [--fifo]\n"
 		"               OPERATION...\n"
 		"\n"
 		"Each of N processes maps a region; then the operations follow, in every process\n"
@@ -337,7 +336,7 @@ static void __noreturn usage(int status)
 		"one byte. Prints one line of JSON with what each stat saw.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 refused by the kernel or time-out.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -375,13 +374,13 @@ int main(int argc, char **argv)
 				die(EXIT_ENV, "SCHED_FIFO: %s", strerror(errno));
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
 	if (optind == argc)
-		usage(EXIT_USAGE);
+		bad_usage("no OPERATION given");
 	stats = untracked_stream(&text);
 	workers = xcalloc(opt.procs, sizeof(*workers));
 	bases = xcalloc(opt.procs, sizeof(*bases));

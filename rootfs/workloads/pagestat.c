@@ -14,10 +14,9 @@
 
 #include "common.h"
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: pagestat --pid PID [--range START-END] | --all\n"
+	printf("usage: pagestat --pid PID [--range START-END] | --all\n"
 		"\n"
 		"Prints one line of JSON: pages present, swapped, anonymous, behind the zero\n"
 		"page, PTEs of merged pages (merged_ptes by kpageflags, smaps_ptes by smaps), merged\n"
@@ -31,7 +30,7 @@ static void __noreturn usage(int status)
 		"  --all              every process\n"
 		"\n"
 		"Exit status: 0, 1 a map count or RSS is wrong, 2 usage, 3 not readable.\n");
-	exit(status);
+	exit(0);
 }
 
 /* What the kernel counts as anonymous memory of a process, in pages; 0 if it has none. */
@@ -170,13 +169,16 @@ int main(int argc, char **argv)
 			all = true;
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc || all == (pid >= 0) || (all && range))
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
+	if (all == (pid >= 0))
+		bad_usage("give either --pid or --all");
+	if (all && range)
+		bad_usage("--range is for --pid");
 
 	if (all) {
 		processes = add_all(&st);

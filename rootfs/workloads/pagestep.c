@@ -229,10 +229,9 @@ static void carry_out(const char *op, unsigned long page, uint64_t number)
 	report(op, page, addr);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: pagestep\n"
+	printf("usage: pagestep\n"
 		"\n"
 		"Reads orders in lines, OPERATION PAGE [NUMBER], and answers each with a line of\n"
 		"JSON. The first line it prints says where its 64 pages are.\n"
@@ -251,7 +250,7 @@ static void __noreturn usage(int status)
 		"At the end of the input it checks every byte.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 refused by the kernel or time-out.\n");
-	exit(status);
+	exit(0);
 }
 
 static void make_maps(void)
@@ -287,8 +286,9 @@ int main(int argc, char **argv)
 	char line[128], op[16];
 
 	prog_start("pagestep");
-	if (argc > 1)
-		usage(strcmp(argv[1], "--help") ? EXIT_USAGE : 0);
+	if (argc > 1 && !strcmp(argv[1], "--help"))
+		usage();
+	no_more_arguments(1, argc, argv);
 	make_maps();
 	while (fgets(line, sizeof(line), stdin)) {
 		page = 0;

@@ -331,10 +331,9 @@ static const struct {
 	[MODE_DIRECT] = { "direct", direct_pin, direct_check },
 };
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: pinpages [options]\n"
+	printf("usage: pinpages [options]\n"
 		"\n"
 		"Pages with a foreign reference must not be merged: data has to go through.\n"
 		"\n"
@@ -347,7 +346,7 @@ static void __noreturn usage(int status)
 		"  --settle-timeout S    seconds for each wait (120)\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte or a merged page, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 static void parse(int argc, char **argv)
@@ -395,13 +394,14 @@ static void parse(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc || (opt.mode == MODE_DIRECT && (!opt.device || opt.pages > 255)))
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
+	if (opt.mode == MODE_DIRECT && (!opt.device || opt.pages > 255))
+		bad_usage("--mode direct needs --device, and at most 255 pages");
 }
 
 int main(int argc, char **argv)

@@ -13,10 +13,9 @@
 
 #define MAX_CONDITIONS	16
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: pksmwait [--timeout SECONDS] [--until 'NAME OP NUMBER']... [--settled]\n"
+	printf("usage: pksmwait [--timeout SECONDS] [--until 'NAME OP NUMBER']... [--settled]\n"
 		"\n"
 		"Waits until the engine has settled (PKSM: pages_new and pages_volatile are 0\n"
 		"twice in a row; stock KSM: four full scans) and prints all counters as JSON.\n"
@@ -28,7 +27,7 @@ static void __noreturn usage(int status)
 		"  --now              do not wait at all\n"
 		"\n"
 		"Exit status: 0 reached, 2 usage, 3 time-out or no such engine or counter.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -66,13 +65,12 @@ int main(int argc, char **argv)
 			now = true;
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 	if (engine_kind() == ENGINE_NONE)
 		die(EXIT_ENV, "this kernel has neither PKSM nor KSM");
 	for (i = 0; i < n; i++)

@@ -72,15 +72,14 @@ static uint64_t faults(void)
 	return (uint64_t)(usage.ru_minflt + usage.ru_majflt);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: race [--threads N] [--pages N] [--rounds N]\n"
+	printf("usage: race [--threads N] [--pages N] [--rounds N]\n"
 		"\n"
 		"N threads (4) write to each of N pages (2048) at the same time.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 int main(int argc, char **argv)
@@ -103,11 +102,12 @@ int main(int argc, char **argv)
 			opt.pages = parse_number("--pages", optarg, 1, 1 << 20);
 		else if (c == 'r')
 			opt.rounds = parse_number("--rounds", optarg, 1, 1000);
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 	region = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (region == MAP_FAILED)

@@ -272,10 +272,9 @@ static void fill(uint32_t sort)
 	}
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: rmapstorm [options] sharers|vmas\n"
+	printf("usage: rmapstorm [options] sharers|vmas\n"
 		"\n"
 		"  sharers             all pages of all processes have the same content\n"
 		"  vmas                all processes have the same pages, each in a VMA of its own\n"
@@ -288,7 +287,7 @@ static void __noreturn usage(int status)
 		"and of a few pages that two processes have as well.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 static bool parse(int argc, char **argv)
@@ -314,13 +313,16 @@ static bool parse(int argc, char **argv)
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
 			break;
 		case 'h':
-			usage(0);
+			usage();
 		default:
-			usage(EXIT_USAGE);
+			bad_option();
 		}
 	}
-	if (optind != argc - 1 || (strcmp(argv[optind], "sharers") && strcmp(argv[optind], "vmas")))
-		usage(EXIT_USAGE);
+	if (optind == argc)
+		bad_usage("say sharers or vmas");
+	no_more_arguments(optind + 1, argc, argv);
+	if (strcmp(argv[optind], "sharers") && strcmp(argv[optind], "vmas"))
+		bad_usage("\"%s\" is neither sharers nor vmas", argv[optind]);
 	return *argv[optind] == 'v';
 }
 

@@ -102,10 +102,9 @@ static int64_t daemon_usecs(void)
 	die(EXIT_ENV, "there is no daemon");
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: sparse [options]\n"
+	printf("usage: sparse [options]\n"
 		"\n"
 		"Touches a few pages of a huge mapping: what does the emptiness cost?\n"
 		"\n"
@@ -117,7 +116,7 @@ static void __noreturn usage(int status)
 		"  --settle-timeout S  seconds to wait for the engine (300)\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 static void parse(int argc, char **argv)
@@ -147,11 +146,14 @@ static void parse(int argc, char **argv)
 			opt.madvise = true;
 		else if (c == 'S')
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
-	if (optind != argc || opt.pages % 2)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
+	if (opt.pages % 2)
+		bad_usage("--pages must be even");
 }
 
 int main(int argc, char **argv)

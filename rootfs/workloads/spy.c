@@ -178,10 +178,9 @@ static void print_times(FILE *out, bool right)
 	fflush(out);
 }
 
-static void __noreturn usage(int status)
+static void __noreturn usage(void)
 {
-	fprintf(status ? stderr : stdout,
-		"usage: spy [options]\n"
+	printf("usage: spy [options]\n"
 		"\n"
 		"Takes the time of writes to guesses, right and wrong, of what a victim has.\n"
 		"\n"
@@ -192,7 +191,7 @@ static void __noreturn usage(int status)
 		"  --settle-timeout S   seconds for each wait (120)\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
-	exit(status);
+	exit(0);
 }
 
 static void parse_role(const char *what, char *arg, unsigned int role)
@@ -230,11 +229,12 @@ static void parse(int argc, char **argv)
 			parse_role("--spy", optarg, SPY);
 		else if (c == 'S')
 			opt.settle_s = parse_number("--settle-timeout", optarg, 1, 1000000);
+		else if (c == 'h')
+			usage();
 		else
-			usage(c == 'h' ? 0 : EXIT_USAGE);
+			bad_option();
 	}
-	if (optind != argc)
-		usage(EXIT_USAGE);
+	no_more_arguments(optind, argc, argv);
 }
 
 int main(int argc, char **argv)

@@ -33,6 +33,30 @@ void die(int status, const char *fmt, ...)
 	exit(status);
 }
 
+void bad_option(void)
+{
+	fprintf(stderr, "try: %s --help\n", prog_name);
+	exit(EXIT_USAGE);
+}
+
+void bad_usage(const char *fmt, ...)
+{
+	va_list ap;
+
+	fprintf(stderr, "%s: ", prog_name);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+	bad_option();
+}
+
+void no_more_arguments(int first, int argc, char **argv)
+{
+	if (first < argc)
+		bad_usage("there is no use for \"%s\"", argv[first]);
+}
+
 uint64_t parse_number(const char *what, const char *arg, uint64_t min,
 		      uint64_t max)
 {
