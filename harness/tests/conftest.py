@@ -44,7 +44,10 @@ MARKERS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --profile and --update-walkthrough."""
+    """Add --profile and --update-walkthrough, and let usage errors name the launcher."""
+    if "LINUX_UM_PROFILE" in os.environ:
+        parser.prog = "linux-um test"
+        parser.extra_info = {"see": "./linux-um test --help"}
     parser.addoption(
         "--profile",
         default=os.environ.get("LINUX_UM_PROFILE", "fast"),

@@ -397,6 +397,18 @@ def test_usage_errors_are_125(runs: Path) -> None:
         assert done.stderr.splitlines()[-1].startswith(b"linux-um: "), done.stderr
 
 
+def test_an_unknown_option_of_test_is_not_about_pytests_insides() -> None:
+    """The usage is that of the command that was typed, and where there is more about it."""
+    done = launch("test", "-n0", "--nosuchoption")
+    assert done.returncode != 0
+    text = (done.stdout + done.stderr).decode()
+    assert "usage: linux-um test " in text
+    assert "linux-um test: error: unrecognized arguments: --nosuchoption\n" in text
+    assert "see: ./linux-um test --help" in text
+    for word in ("__main__", "inifile", "rootdir"):
+        assert word not in text, text
+
+
 def test_a_report_in_the_log_fails_a_command_that_succeeded() -> None:
     """A kernel message that looks like a WARN turns success into GuestOops."""
     fake = "echo 'WARNING: CPU: 0 PID: 1 at mm/none.c:1 none+0x0/0x1' > /dev/kmsg"
