@@ -9,6 +9,7 @@ not taken never stop. The breakpoints are internal, and are removed at the end.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from . import code, command, kernel, tasks
 
 # What a stage prints: a label and its value each.
 Facts = list[tuple[str, str]]
+STDIN = 0
 NEXT = "pksm next goes on to the next stage, pksm quit gives up."
 
 
@@ -128,6 +130,10 @@ class Guide:
 
     def next(self) -> bool:
         """Let the guest run to the next stage; return whether there may be more."""
+        if not self.number and os.isatty(STDIN):
+            # Who sits there sees nothing else until it comes.
+            gdb.write(f"Waiting for {self.waits_for()}; Ctrl-C stops the guest.\n")
+            gdb.flush()
         self._driving = True
         try:
             gdb.execute("continue", to_string=True)

@@ -185,9 +185,12 @@ def _session(
     control = Control()
     programs = Programs(guest, guest.pid, command, term)
     programs.serve(control)
-    with gdb(session, guest.rundir, control=control) as debugger:
-        programs.debugger = debugger.pid
-        status = debugger.wait()
+    try:
+        with gdb(session, guest.rundir, control=control) as debugger:
+            programs.debugger = debugger.pid
+            status = debugger.wait()
+    finally:
+        programs.end_wait()
     guest.result = {"gdb": status, "command": shlex.join(command)}
     if not scripts:
         guest.destroy()

@@ -22,6 +22,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from .agent import Guest, Process
@@ -120,6 +121,8 @@ class Programs:
         self._argv = list(command)
         self._term = term
         self.command: Process | None = None
+        # Shown from the start of the command until the guest stands still.
+        self._waiting = ExitStack()
         # gdb's number, once it is known; only while it traces may the guest be interrupted.
         self.debugger = 0
 
@@ -148,16 +151,24 @@ class Programs:
             self._term.info(f"{name} has ended with status {process.status}")
 
     def _start(self, _request: Answer) -> Answer:
+        text = f"waiting for {self._argv[0]} to be given its first page"
+        self._waiting.enter_context(self._term.waiting(text))
         self.command = self._launch(self._argv, self._command_ended)
         return {}
 
     def _command_ended(self) -> None:
         """Stop the guest: there is nothing left that it would do."""
+        self.end_wait()
         if self.command is not None:
             self._tell_end(self.command)
         # To a guest that is not traced the signal would be deadly.
         if self.debugger and tracer_of(self._pid) == self.debugger:
             os.kill(self._pid, signal.SIGINT)
 
+    def end_wait(self) -> None:
+        """Show no more that something is waited for."""
+        self._waiting.close()
+
     def _stopped(self, _request: Answer) -> Answer:
+        self.end_wait()
         return {"status": self.command.status if self.command is not None else None}

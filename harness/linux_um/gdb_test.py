@@ -114,7 +114,7 @@ def debug_test(
             listener.listen(1)
             listener.settimeout(_LOOK)
             with _pytest(command, {**environment, VARIABLE: name}) as pytest:
-                with indexing(kernel):
+                with indexing(kernel), term.waiting("waiting for the test to boot its first guest"):
                     line = _first_guest(listener, pytest)
                 # Guests that come later are not waited for.
                 listener.close()

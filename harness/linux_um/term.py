@@ -14,6 +14,8 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
@@ -137,6 +139,16 @@ class Term:
     def step(self, text: str) -> Step:
         """Return a context manager that shows *text* as work in progress."""
         return Step(self, text)
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Say what is waited for in the block: as a step on a terminal, in one line in a pipe."""
+        if not self.is_tty:
+            self.info(text)
+            yield
+            return
+        with self.step(text):
+            yield
 
     def info(self, text: str) -> None:
         """Say something the user should know."""

@@ -52,14 +52,14 @@ def session(runs: Path) -> Iterator[Callable[..., Any]]:
     """Return a function that starts an interactive session and waits for its prompt."""
     children: list[Any] = []
 
-    def begin(*arguments: str) -> Any:
+    def begin(*arguments: str, terminal: str = "dumb") -> Any:
         child = pexpect.spawn(
             LAUNCHER[0],
             [*LAUNCHER[1:], "gdb", *arguments],
             timeout=120,
             dimensions=(40, 160),
             encoding="utf-8",
-            env={**os.environ, "TERM": "dumb"},
+            env={**os.environ, "TERM": terminal},
         )
         children.append(child)
         child.expect(PROMPT)
@@ -211,6 +211,29 @@ def test_a_conversation(session: Callable[..., Any]) -> None:
     child.send(CTRL_C)
     child.expect(PROMPT)
     assert "no command" in ask(child, "pksm guest")
+    assert leave(child) == 0
+
+
+WAITING = "waiting for memdup to be given its first page"
+
+
+@pytest.mark.needs_pksm
+def test_it_says_what_it_waits_for(
+    runs: Path, script: Script, session: Callable[..., Any]
+) -> None:
+    """In one line in a pipe; on a terminal as a step that is crossed off; likewise later waits."""
+    command = ("--", "memdup", "--procs", "1", "--mib", "1")
+    done = launch("gdb", "--batch", script("quit"), *command)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.decode().splitlines() if "waiting" in line]
+    assert lines == [f"linux-um: {WAITING}"]
+    child = session(*command, terminal="xterm")
+    before = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", str(child.before))
+    assert re.search(rf"\S+ {WAITING} \([\d.]+ s\)\r\n(?s:.)*The first page of memdup", before)
+    child.sendline("pksm merge")
+    child.expect_exact("Waiting for pksmd to consider a page; Ctrl-C stops the guest.")
+    child.expect(r"\[1\] ")
+    child.expect(PROMPT)
     assert leave(child) == 0
 
 
@@ -368,6 +391,7 @@ def test_a_test_under_gdb(runs: Path, script: Script, tmp_path: Path) -> None:
         done = launch("gdb", "--test", f"{test}::{name}", "--batch", scripts)
         text = done.stdout.decode()
         assert done.returncode == status, (name, text, done.stderr)
+        assert b"linux-um: waiting for the test to boot its first guest\n" in done.stderr
         assert said in text
         debugged = scripts == slow and name in ("test_it", "test_fails")
         assert ("looked" in text) == debugged
