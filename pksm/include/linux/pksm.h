@@ -139,7 +139,8 @@ static inline void pksm_add_collapsed_folio(struct folio *folio,
 {
 	struct pksm_rmap_item *rmap_item = pksm_rmap_item(folio, vma);
 
-	if (rmap_item)
+	/* What maps it may be there all the same, from 7.3 on. */
+	if (IS_ENABLED(CONFIG_TRANSPARENT_HUGEPAGE) && rmap_item)
 		__pksm_add_collapsed(folio, rmap_item);
 }
 

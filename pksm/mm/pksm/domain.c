@@ -62,11 +62,12 @@ static u64 pksm_mix(u64 id)
  * may hold what it came by as somebody else. Capabilities and security modules
  * are not asked.
  */
-static bool pksm_is_users_own(struct mm_struct *mm, const struct cred *cred)
+static bool pksm_is_users_own(struct mm_struct *mm, struct task_struct *owner,
+			      const struct cred *cred)
 {
 	return uid_eq(cred->uid, cred->euid) && uid_eq(cred->uid, cred->suid) &&
 	       gid_eq(cred->gid, cred->egid) && gid_eq(cred->gid, cred->sgid) &&
-	       get_dumpable(mm) == SUID_DUMP_USER;
+	       pksm_readable(mm, owner);
 }
 
 static u64 pksm_user_domain(struct mm_struct *mm, struct task_struct *owner)
@@ -76,7 +77,7 @@ static u64 pksm_user_domain(struct mm_struct *mm, struct task_struct *owner)
 	/* It goes when a fork fails. */
 	if (!cred)
 		return PKSM_NO_DOMAIN;
-	if (!pksm_is_users_own(mm, cred))
+	if (!pksm_is_users_own(mm, owner, cred))
 		return pksm_mix(mm->pksm_id | PKSM_PROCESS_ID);
 	return pksm_mix(__kuid_val(cred->uid) + 1ULL);
 }

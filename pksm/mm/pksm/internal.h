@@ -469,7 +469,7 @@ struct pksm_stable_node *pksm_node_alloc(void);
 void pksm_node_free(struct pksm_stable_node *node);
 struct pksm_sharer *pksm_sharer_alloc(void);
 void pksm_sharer_free(struct pksm_sharer *sharer);
-struct pksm_stable_node *pksm_folio_node(struct folio *folio);
+struct pksm_stable_node *pksm_folio_node(const struct folio *folio);
 struct folio *pksm_node_get_folio(struct pksm_stable_node *node);
 bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 		     pgoff_t index);
@@ -538,6 +538,7 @@ static inline void pksm_scan_forget(void)
 extern enum pksm_scope pksm_scope;
 
 bool pksm_vma_compatible(struct vm_area_struct *vma);
+bool pksm_mm_marked(struct mm_struct *mm);
 int pksm_scope_apply(enum pksm_scope scope);
 
 static inline u32 pksm_where(u32 state)

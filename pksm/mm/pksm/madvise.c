@@ -65,20 +65,21 @@ static bool pksm_mm_wanted(struct mm_struct *mm)
  * ksm_vma_flags - the flags of a VMA that is about to be made
  * @mm: its address space
  * @file: what it maps, or NULL
- * @vm_flags: the flags it is to have
+ * @vma_flags: the flags it is to have
  *
  * So that it can be joined with its neighbours, which have VM_MERGEABLE already. A
- * file may change the flags when it is mapped: see ksm_add_vma().
+ * file may change the flags when it is mapped: see pksm_file_fit().
  *
  * Context: mmap_lock held for writing, or @mm not visible to anybody else.
- * Return: @vm_flags, with VM_MERGEABLE where it is due.
+ * Return: @vma_flags, with VM_MERGEABLE where it is due.
  */
-vm_flags_t ksm_vma_flags(struct mm_struct *mm, const struct file *file,
-			 vm_flags_t vm_flags)
+pksm_vma_flags_t ksm_vma_flags(struct mm_struct *mm, const struct file *file,
+			       pksm_vma_flags_t vma_flags)
 {
-	if (!file && pksm_flags_compatible(vm_flags) && pksm_mm_wanted(mm))
-		vm_flags |= VM_MERGEABLE;
-	return vm_flags;
+	if (pksm_file_fit(file) && pksm_mm_wanted(mm) &&
+	    pksm_flags_compatible(pksm_vma_flags_word(vma_flags)))
+		vma_flags = pksm_vma_flags_add(vma_flags);
+	return vma_flags;
 }
 
 /**
@@ -163,6 +164,7 @@ static int pksm_unmark_vmas(struct mm_struct *mm)
 	return 0;
 }
 
+#ifdef PKSM_IS_TOLD_OF_VMAS
 /**
  * ksm_add_vma - a VMA was made
  * @vma: the VMA, new or grown
@@ -175,6 +177,7 @@ void ksm_add_vma(struct vm_area_struct *vma)
 	    pksm_vma_compatible(vma))
 		vm_flags_set(vma, VM_MERGEABLE);
 }
+#endif
 
 /**
  * ksm_enable_merge_any - prctl(PR_SET_MEMORY_MERGE, 1)
@@ -243,7 +246,14 @@ int ksm_disable_merge_any(struct mm_struct *mm)
 /* Guarded by pksm_mutex: how many processes had something to change. */
 static unsigned long pksm_nr_unmarked;
 
-static bool pksm_mm_marked(struct mm_struct *mm)
+/**
+ * pksm_mm_marked - may anything in an address space be merged?
+ * @mm: the address space
+ *
+ * Context: Process context, mmap_lock held.
+ * Return: true when a VMA has VM_MERGEABLE.
+ */
+bool pksm_mm_marked(struct mm_struct *mm)
 {
 	struct vm_area_struct *vma;
 

@@ -137,7 +137,7 @@ static void pksm_vma_done(struct vm_area_struct *vma)
 /* A PTE that stays what it is but for the page it maps. */
 static bool pksm_pte_fit(pte_t pte)
 {
-	return pte_present(pte) && !pte_uffd_wp(pte);
+	return pte_present(pte) && !pksm_pte_uffd(pte);
 }
 
 static void pksm_start_mmu_notifier(struct mmu_notifier_range *range,

@@ -19,7 +19,7 @@ static int pksm_stat_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
 {
 	pmd_t entry = pmdp_get_lockless(pmd);
 
-	if (!pmd_present(entry) || pmd_trans_huge(entry) || pmd_devmap(entry))
+	if (!pmd_present(entry) || pmd_leaf(entry))
 		walk->action = ACTION_CONTINUE;
 	cond_resched();
 	return 0;
@@ -29,18 +29,14 @@ static int pksm_stat_pte(pte_t *pte, unsigned long addr, unsigned long next,
 			 struct mm_walk *walk)
 {
 	struct ksm_mm_stat *stat = walk->private;
-	struct page *page = NULL;
+	struct page *page;
 	pte_t entry = ptep_get(pte);
 
-	if (pte_present(entry)) {
+	if (pte_present(entry))
 		page = vm_normal_page(walk->vma, addr, entry);
-	} else if (!pte_none(entry)) {
-		swp_entry_t swp = pte_to_swp_entry(entry);
-
+	else
 		/* It is on its way to another frame. */
-		if (is_migration_entry(swp))
-			page = pfn_swap_entry_to_page(swp);
-	}
+		page = pksm_migrating_page(entry);
 	if (!page || PageCompound(page))
 		return 0;
 	if (folio_test_ksm(page_folio(page)))

@@ -41,7 +41,7 @@ static bool pksm_shares(struct anon_vma *anon_vma, pgoff_t index,
 	bool shares = false;
 
 	anon_vma_lock_read(anon_vma);
-	anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, index, index) {
+	anon_rmap_tree_foreach(avc, anon_vma, index, index) {
 		shares = pksm_shares_one(avc->vma, folio, index);
 		if (shares)
 			break;

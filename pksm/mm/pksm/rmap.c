@@ -41,9 +41,9 @@ static bool pksm_walk_sharer(struct folio *folio, struct anon_vma *anon_vma,
 		}
 		anon_vma_lock_read(anon_vma);
 	}
-	anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, index, index) {
+	anon_rmap_tree_foreach(avc, anon_vma, index, index) {
 		struct vm_area_struct *vma = avc->vma;
-		unsigned long addr = vma_address(vma, index, 1);
+		unsigned long addr = pksm_anon_address(vma, index);
 
 		cond_resched();
 		VM_WARN_ON_ONCE(addr == -EFAULT);
@@ -115,7 +115,7 @@ struct folio *ksm_might_need_to_copy(struct folio *folio,
 		    READ_ONCE(pksm_run) != PKSM_RUN_UNMERGE)
 			return folio;
 	} else if (!anon_vma ||
-		   (folio->index == linear_page_index(vma, addr) &&
+		   (folio->index == pksm_anon_index(vma, addr) &&
 		    anon_vma->root == vma->anon_vma->root)) {
 		return folio;
 	}
@@ -125,7 +125,7 @@ struct folio *ksm_might_need_to_copy(struct folio *folio,
 	if (!folio_test_uptodate(folio))
 		return folio;
 
-	copy = vma_alloc_folio(GFP_HIGHUSER_MOVABLE, 0, vma, addr, false);
+	copy = pksm_alloc_page(vma, addr);
 	if (!copy)
 		return NULL;
 	if (mem_cgroup_charge(copy, vma->vm_mm, GFP_KERNEL)) {
@@ -222,15 +222,14 @@ static void pksm_collect_procs(struct anon_vma *anon_vma, pgoff_t index,
 
 		if (!t)
 			continue;
-		anon_vma_interval_tree_foreach(avc, &anon_vma->rb_root, index,
-					       index) {
+		anon_rmap_tree_foreach(avc, anon_vma, index, index) {
 			struct vm_area_struct *vma = avc->vma;
 
 			/* A child may have a page of its own there. */
 			if (vma->vm_mm == t->mm &&
 			    pksm_shares_one(vma, page_folio(page), index))
 				add_to_kill_ksm(t, page, vma, to_kill,
-						vma_address(vma, index, 1));
+						pksm_anon_address(vma, index));
 		}
 	}
 	rcu_read_unlock();
@@ -246,7 +245,8 @@ static void pksm_collect_procs(struct anon_vma *anon_vma, pgoff_t index,
  *
  * Context: Process context. May sleep.
  */
-void collect_procs_ksm(struct folio *folio, struct page *page,
+void collect_procs_ksm(pksm_const struct folio *folio,
+		       pksm_const struct page *page,
 		       struct list_head *to_kill, int force_early)
 {
 	struct pksm_stable_node *node = pksm_folio_node(folio);
@@ -254,10 +254,10 @@ void collect_procs_ksm(struct folio *folio, struct page *page,
 
 	if (!node)
 		return;
-	pksm_collect_procs(node->anon_vma, folio->index, page, to_kill,
-			   force_early);
+	pksm_collect_procs(node->anon_vma, folio->index, (struct page *)page,
+			   to_kill, force_early);
 	hlist_for_each_entry(sharer, &node->sharers, link)
-		pksm_collect_procs(sharer->anon_vma, sharer->index, page,
-				   to_kill, force_early);
+		pksm_collect_procs(sharer->anon_vma, sharer->index,
+				   (struct page *)page, to_kill, force_early);
 }
 #endif

@@ -52,7 +52,7 @@ static int pksm_intake_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
 		spin_unlock(ptl);
 	}
 	entry = pmdp_get_lockless(pmd);
-	if (!pmd_present(entry) || pmd_trans_huge(entry) || pmd_devmap(entry))
+	if (!pmd_present(entry) || pmd_leaf(entry))
 		walk->action = ACTION_CONTINUE;
 	cond_resched();
 	return 0;

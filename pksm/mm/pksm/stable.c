@@ -102,7 +102,7 @@ void pksm_sharer_free(struct pksm_sharer *sharer)
  * pksm_mutex is held.
  * Return: The node; NULL when this is no stable page, or has lost its node.
  */
-struct pksm_stable_node *pksm_folio_node(struct folio *folio)
+struct pksm_stable_node *pksm_folio_node(const struct folio *folio)
 {
 	unsigned long mapping = (unsigned long)READ_ONCE(folio->mapping);
 
@@ -164,7 +164,7 @@ gone:
 bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 		     pgoff_t index)
 {
-	unsigned long addr = vma_address(vma, index, 1);
+	unsigned long addr = pksm_anon_address(vma, index);
 	/* mremap() and mprotect() clear a PTE for a moment, under its lock. */
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 

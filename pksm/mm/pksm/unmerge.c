@@ -35,18 +35,15 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
 	const struct folio *turning = smp_load_acquire(&pksm_turning);
-	struct page *page = NULL;
+	struct page *page;
 
 	if (pte_present(pte)) {
 		if (is_ksm_zero_pte(pte))
 			return true;
 		page = vm_normal_page(vma, addr, pte);
-	} else if (!pte_none(pte)) {
-		swp_entry_t entry = pte_to_swp_entry(pte);
-
+	} else {
 		/* The fault will wait until it has moved. */
-		if (is_migration_entry(entry))
-			page = pfn_swap_entry_to_page(entry);
+		page = pksm_migrating_page(pte);
 	}
 	return page && (page_folio(page) == turning ||
 			folio_test_ksm(page_folio(page)));
@@ -66,7 +63,7 @@ static int pksm_search_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
 {
 	pmd_t entry = pmdp_get_lockless(pmd);
 
-	if (!pmd_present(entry) || pmd_trans_huge(entry) || pmd_devmap(entry))
+	if (!pmd_present(entry) || pmd_leaf(entry))
 		walk->action = ACTION_CONTINUE;
 	cond_resched();
 	return 0;

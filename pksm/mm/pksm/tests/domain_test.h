@@ -116,7 +116,7 @@ static struct mm_struct *pksm_test_mm(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, mm);
 	KUNIT_ASSERT_EQ(test, kunit_add_action_or_reset(test, pksm_test_put_mm,
 							mm), 0);
-	set_dumpable(mm, SUID_DUMP_USER);
+	pksm_test_set_readable(mm, true);
 	return mm;
 }
 
@@ -147,9 +147,9 @@ void pksm_test_domain_of_mm(struct kunit *test)
 	root = pksm_mm_domain(mm1);
 	KUNIT_EXPECT_EQ(test, pksm_mm_domain(mm2), root);
 	/* Who may not be read by all of his user's processes is on his own. */
-	set_dumpable(mm2, SUID_DUMP_DISABLE);
+	pksm_test_set_readable(mm2, false);
 	KUNIT_EXPECT_NE(test, pksm_mm_domain(mm2), root);
-	set_dumpable(mm2, SUID_DUMP_USER);
+	pksm_test_set_readable(mm2, true);
 	pksm_test_become(test, 1000, 0);
 	KUNIT_EXPECT_NE(test, pksm_mm_domain(mm1), root);
 	KUNIT_EXPECT_NE(test, pksm_mm_domain(mm1), pksm_mm_domain(mm2));
