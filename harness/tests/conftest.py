@@ -38,6 +38,7 @@ MARKERS = (
     "needs_debug_info: gdb looks at the kernel, as it does in each test_gdb_*.py",
     "swap: the guest gets a swap device",
     "real_time: the guest runs in real time",
+    "needs_smp: the guest has more than one CPU",
     "time_travel: takes too long where the guest's clock is the host's",
     "regression(number): covers that class of bug (R1, R2, ...)",
 )
@@ -75,9 +76,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     no_travel = pytest.mark.skip(reason=f"guests of profile {profile} cannot travel in time")
     symbols = kconfig.for_debugger(wishes)
     travels = kconfig.time_travels(profile)
+    no_smp = pytest.mark.skip(reason=f"guests of profile {profile} have one CPU")
+    smp = kconfig.cpus_of(profile) > 1
     for item in items:
         if wishes.get("CONFIG_PKSM") != "y" and item.get_closest_marker("needs_pksm"):
             item.add_marker(no_pksm)
+        if not smp and item.get_closest_marker("needs_smp"):
+            item.add_marker(no_smp)
         if not travels and item.get_closest_marker("time_travel"):
             item.add_marker(no_travel)
         of_gdb = item.path.name.startswith("test_gdb_")

@@ -24,7 +24,8 @@
 
 static struct {
 	uint64_t procs, pages, seconds, seed;
-} opt = { .procs = 4, .pages = 64, .seconds = 10, .seed = 1 };
+	bool receive;
+} opt = { .procs = 4, .pages = 8, .seconds = 10, .seed = 1 };
 
 /* Of each process, for all to see. */
 struct tally {
@@ -46,10 +47,23 @@ static unsigned int differing(const uint64_t *page, const uint64_t *base, size_t
 	return n;
 }
 
+/* Stores a word, or has the kernel do it, in read(2) from a pipe. */
+static void put(volatile uint64_t *to, uint64_t value, const int *ends)
+{
+	if (!opt.receive)
+		*to = value;
+	else if (write(ends[1], &value, sizeof(value)) != (ssize_t)sizeof(value) ||
+		 read(ends[0], (void *)to, sizeof(value)) != (ssize_t)sizeof(value))
+		die(EXIT_ENV, "pipe: %s", strerror(errno));
+}
+
 static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const uint64_t *base)
 {
 	uint64_t end = now_ms() + opt.seconds * 1000, random = mix64(opt.seed + me), n;
+	int ends[2];
 
+	if (pipe(ends))
+		die(EXIT_ENV, "pipe: %s", strerror(errno));
 	for (n = 0; n % 256 || now_ms() < end; n++) {
 		volatile uint64_t *page;
 		size_t word;
@@ -59,7 +73,7 @@ static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const 
 		page = region + random % opt.pages * WORDS;
 		word = random / opt.pages % WORDS;
 		value = random | 1;
-		page[word] = value;
+		put(&page[word], value, ends);
 		tallies[me].writes++;
 		if (differing((const uint64_t *)page, base, word, value)) {
 			if (!tallies[me].wrong++)
@@ -68,17 +82,18 @@ static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const 
 			/* What others have written is none of the next step's. */
 			memcpy((void *)page, base, PAGE_BYTES);
 		}
-		page[word] = base[word];
+		put(&page[word], base[word], ends);
 	}
 	_exit(0);
 }
 
 static void __noreturn usage(void)
 {
-	printf("usage: hammer [--procs N] [--pages N] [--seconds S] [--seed S]\n"
+	printf("usage: hammer [--procs N] [--pages N] [--seconds S] [--seed S] [--receive]\n"
 		"\n"
-		"N processes (4) with N equal pages each (64) change a word of a page and change\n"
+		"N processes (4) with N equal pages each (8) change a word of a page and change\n"
 		"it back, for S seconds (10), and see each time that nothing else has changed.\n"
+		"--receive: the word is changed by read(2).\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
 	exit(0);
@@ -91,6 +106,7 @@ int main(int argc, char **argv)
 		{ "pages", required_argument, NULL, 'n' },
 		{ "seconds", required_argument, NULL, 's' },
 		{ "seed", required_argument, NULL, 'S' },
+		{ "receive", no_argument, NULL, 'r' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
@@ -110,6 +126,8 @@ int main(int argc, char **argv)
 			opt.seconds = parse_number("--seconds", optarg, 1, 100000);
 		else if (c == 'S')
 			opt.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
+		else if (c == 'r')
+			opt.receive = true;
 		else if (c == 'h')
 			usage();
 		else

@@ -34,6 +34,7 @@
 static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
+	/* Pairs with pksm_turning_end(): what it has become is read after that. */
 	const struct folio *turning = smp_load_acquire(&pksm_turning);
 	struct page *page;
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""More than one CPU: that a PTE was write-protected has to reach whoever writes.
+
+The engine may be PKSM or stock KSM. Without the patches to arch/um a process goes on
+writing to a page that was merged meanwhile, for as long as it is let run: both engines
+lose bytes then, within seconds.
+"""
+
+from __future__ import annotations
+
+import pytest
+from lab import BootFresh, has_file, vmstat, workload
+from linux_um.guest import Guest
+
+pytestmark = [pytest.mark.needs_smp, pytest.mark.regression("R19")]
+
+KSM = "/sys/kernel/mm/ksm"
+PKSM = "/sys/kernel/mm/pksm"
+SECONDS = 5
+
+
+def at_full_speed(guest: Guest) -> None:
+    """Let the engine, whichever it is, merge as fast as it can."""
+    if has_file(guest, PKSM):
+        settings = {f"{PKSM}/settle_millisecs": 0, f"{PKSM}/max_cpu": 100}
+    else:
+        settings = {f"{KSM}/pages_to_scan": 5000, f"{KSM}/sleep_millisecs": 0,
+                    f"{KSM}/smart_scan": 0, f"{KSM}/run": 1}  # fmt: skip
+    for path, value in settings.items():
+        guest.write_file(path, str(value))
+
+
+@pytest.mark.parametrize("procs", [2, 4])
+@pytest.mark.parametrize("pages", [2, 8, 16])
+def test_writers_on_other_cpus_lose_nothing(boot_fresh: BootFresh, procs: int, pages: int) -> None:
+    """R19: processes that never stop writing to pages that are merged all the time."""
+    guest = boot_fresh()
+    assert int(guest.sh("nproc").stdout) >= 2
+    at_full_speed(guest)
+    report = workload(
+        guest,
+        ["hammer", "--procs", str(procs), "--pages", str(pages), "--seconds", str(SECONDS)],
+    )
+    assert report.raw["wrong"] == 0
+    assert vmstat(guest, "cow_ksm") > 50, "little was merged: the test tested nothing"
+
+
+def test_what_a_process_is_sent_lands_in_its_own_page(boot_fresh: BootFresh) -> None:
+    """The same for what the kernel writes for a process: read(2) into pages that merge."""
+    guest = boot_fresh()
+    at_full_speed(guest)
+    report = workload(guest, ["hammer", "--receive", "--pages", "8", "--seconds", str(SECONDS)])
+    assert report.raw["wrong"] == 0
+    assert vmstat(guest, "cow_ksm") > 50, "little was merged: the test tested nothing"
