@@ -12,6 +12,7 @@
 #include <linux/page-flags.h>
 #include <linux/sched/coredump.h>
 #include <linux/sched/cputime.h>
+#include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/userfaultfd_k.h>
 #if __has_include(<linux/leafops.h>)
