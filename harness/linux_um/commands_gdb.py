@@ -17,7 +17,6 @@ from . import gdb_test, packages, rootfs
 from .agent import Guest
 from .commands_run import (
     DEFAULT_TIMEOUT,
-    ENV_KERNEL,
     ENV_PROFILE,
     add_machine_options,
     boot_options,
@@ -28,6 +27,7 @@ from .gdb_core import keep_kernel
 from .gdb_machine import CORE_NAME, Kernel, find_core, find_running
 from .gdb_session import Session, check_scripts, gdb, indexing
 from .guest import REPORT, boot, finished_image, run_arguments
+from .source import ENV_KERNEL
 from .term import Term
 
 USAGE = """linux-um gdb [OPTION...] [-- COMMAND ARG...]

@@ -19,7 +19,7 @@ from .options import add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
-from .source import DEFAULT_KERNEL
+from .source import DEFAULT_KERNEL, ENV_KERNEL
 from .term import Term
 
 # Less, and the kernel does not boot.
@@ -30,7 +30,6 @@ MAX_CPUS = 8
 DEFAULT_TIMEOUT = 3600.0
 # Environment variables by which `test` tells the suite what to test.
 ENV_PROFILE = "LINUX_UM_PROFILE"
-ENV_KERNEL = "LINUX_UM_KERNEL"
 # The argument of `test` that runs the suite against broken engines.
 MUTANTS = "--mutants"
 TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [PYTEST ARGUMENT...]

@@ -36,7 +36,7 @@ from .outcome import (
     symbolise,
 )
 from .rundir import RunDir
-from .source import DEFAULT_KERNEL
+from .source import DEFAULT_KERNEL, default_kernel
 from .term import Term
 from .uml import Machine, MachineOptions
 from .watch import Watch
@@ -231,10 +231,10 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
 def boot_guest(
     profile: str = "fast",
     *,
-    kernel: str = DEFAULT_KERNEL,
+    kernel: str | None = None,
     mem: str = DEFAULT_MEM,
     swap: str | None = None,
-    time_travel: bool = True,
+    time_travel: bool | None = None,
     append: Sequence[str] = (),
     shares: Sequence[str | tuple[str, str]] = (),
     timeout: float = 120.0,
@@ -244,17 +244,17 @@ def boot_guest(
     cpus: int | None = None,
     term: Term | None = None,
 ) -> Iterator[Guest]:
-    """Boot a guest for a test; as :func:`boot`, with time travel by default.
+    """Boot a guest for a test; as :func:`boot`, with time travel where there is such.
 
     *shares* are directories, ``DIR:GUESTPATH`` texts or pairs.
     """
     pairs = tuple(parse_share(item) if isinstance(item, str) else item for item in shares)
     options = BootOptions(
         profile=profile,
-        kernel=kernel,
+        kernel=default_kernel() if kernel is None else kernel,
         mem=mem,
         swap=swap,
-        time_travel=time_travel,
+        time_travel=kconfig.time_travels(profile) if time_travel is None else time_travel,
         append=(append,) if isinstance(append, str) else tuple(append),
         shares=pairs,
         timeout=timeout,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import io
 import re
 import sys
@@ -121,8 +122,13 @@ def parse(text: str, tools: Path) -> Results:
             return Results((), skipped=match.group(1).strip() or "no reason given")
     parser, printer = _load(tools)
     said = io.StringIO()
-    setattr(parser, "stdout", printer.Printer(said))
-    tree: Any = parser.parse_run_tests(lines)
+    teller = printer.Printer(output=said)
+    # Up to 6.12 or so it prints by a variable of its module, later as it is told.
+    if "printer" in inspect.signature(parser.parse_run_tests).parameters:
+        tree: Any = parser.parse_run_tests(lines, teller)
+    else:
+        setattr(parser, "stdout", teller)
+        tree = parser.parse_run_tests(lines)
     errors = tuple(
         re.sub(r"^\[[\d:]+\] \[ERROR\] Test: ", "", line)
         for line in said.getvalue().splitlines()

@@ -9,7 +9,7 @@ import re
 
 from . import paths
 from .errors import UsageError
-from .source import DEFAULT_KERNEL, series_of
+from .source import DEFAULT_KERNEL, default_kernel, series_of
 
 DEFAULT_PROFILE = "fast"
 DEFAULT_MEMORY = "256M"
@@ -27,7 +27,7 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kernel",
-        default=os.environ.get("LINUX_UM_KERNEL", DEFAULT_KERNEL),
+        default=default_kernel(),
         metavar="VERSION",
         help=f"kernel version (default {DEFAULT_KERNEL}); KERNEL_SRC=DIR uses a tree of your own",
     )

@@ -32,6 +32,8 @@ from .errors import SourceError, UsageError
 from .term import Term
 
 DEFAULT_KERNEL = "6.12"
+# Set by `test --kernel` for the suite.
+ENV_KERNEL = "LINUX_UM_KERNEL"
 DEBIAN_SOURCE_DIR = Path("/usr/src")
 BACKPORTS = "Debian backports"
 TAR_RECORD_BYTES = 10240
@@ -57,6 +59,11 @@ class Source:
     def directory(self) -> Path:
         """Return where the unpacked source lies once it has been made."""
         return paths.source_dir(self.key)
+
+
+def default_kernel() -> str:
+    """Return the version to use where none is given: ``$LINUX_UM_KERNEL`` or 6.12."""
+    return os.environ.get(ENV_KERNEL, DEFAULT_KERNEL)
 
 
 def series_of(version: str) -> str:

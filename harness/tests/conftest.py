@@ -27,7 +27,6 @@ from lab import BootFresh  # noqa: E402
 from linux_um import kconfig  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
-from linux_um.source import DEFAULT_KERNEL  # noqa: E402
 
 _report_key = pytest.StashKey[pytest.TestReport]()
 _guests_key = pytest.StashKey["list[Guest]"]()
@@ -131,9 +130,7 @@ class GuestRack:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self._item.name).strip("-")
         options.setdefault("profile", self._profile)
         real_time = "swap" in options or self._item.get_closest_marker("real_time")
-        travels = kconfig.time_travels(options["profile"])
-        options.setdefault("time_travel", travels and not real_time)
-        options.setdefault("kernel", os.environ.get("LINUX_UM_KERNEL", DEFAULT_KERNEL))
+        options.setdefault("time_travel", False if real_time else None)
         options.setdefault("name", name)
         options.setdefault("timeout", lab.WORKLOAD_SECONDS)
         manager = boot_guest(**options)

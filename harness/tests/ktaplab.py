@@ -18,7 +18,7 @@ from linux_um.errors import LinuxUmError
 from linux_um.guest import CONSOLE, finished_image
 from linux_um.ktap import Results, Status
 from linux_um.paths import overlay_dir
-from linux_um.source import DEFAULT_KERNEL
+from linux_um.source import default_kernel
 from linux_um.term import Term
 
 # Of what was printed, the lines that a failure shows.
@@ -45,7 +45,7 @@ class Run:
 
 def parser_of(profile: str) -> Path:
     """Return the directory of the parser that belongs to the kernel of *profile*."""
-    return finished_image(profile, DEFAULT_KERNEL, Term(quiet=True)).kunit_tools
+    return finished_image(profile, default_kernel(), Term(quiet=True)).kunit_tools
 
 
 def run_of(profile: str, output: str, *, status: int = 0, error: Exception | None = None) -> Run:

@@ -14,7 +14,7 @@ from linux_um.build import ensure_tree
 from linux_um.errors import LinuxUmError
 from linux_um.guest import boot_guest
 from linux_um.selftests import build_selftest
-from linux_um.source import DEFAULT_KERNEL
+from linux_um.source import default_kernel
 from linux_um.term import Term
 
 pytestmark = pytest.mark.xdist_group("kselftest")
@@ -34,7 +34,7 @@ CONTROLS = "run scope domain settle_millisecs rescan_seconds max_cpu max_page_sh
 def program() -> Path:
     """Build the selftest; return where it is."""
     term = Term(quiet=True)
-    tree = ensure_tree("fast", DEFAULT_KERNEL, term=term)
+    tree = ensure_tree("fast", default_kernel(), term=term)
     return build_selftest(tree, TARGET, [PROGRAM], term=term)[PROGRAM]
 
 

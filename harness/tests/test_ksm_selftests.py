@@ -17,7 +17,7 @@ from lab import BootFresh
 from linux_um import build
 from linux_um.guest import Completed, Guest
 from linux_um.selftests import build_selftest
-from linux_um.source import DEFAULT_KERNEL
+from linux_um.source import default_kernel
 from linux_um.term import Term
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.real_time]
@@ -44,7 +44,7 @@ KSM_TESTS = (
 def programs() -> Path:
     """Return the directory of the selftests, built from the tree of the kernel."""
     term = Term()
-    tree = build.ensure_tree("fast", DEFAULT_KERNEL, term=term)
+    tree = build.ensure_tree("fast", default_kernel(), term=term)
     names = ["ksm_functional_tests", "ksm_tests"]
     return build_selftest(tree, "mm", names, term=term)[names[0]].parent
 

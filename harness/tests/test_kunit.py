@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.needs_pksm, pytest.mark.xdist_group("kunit")]
 
 SOURCE = "mm/pksm/tests/pksm_test.c"
 CASES = listed(SOURCE, r"^\tKUNIT_CASE\w*\((\w+)")
-WORDS = ("kunit.enable=1", "kunit.filter_glob=pksm")
+WORDS = ("kunit.enable=1", "kunit.autorun=1", "kunit.filter_glob=pksm")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from regressions import COLLECTED, REGRESSIONS, Regression
 from linux_um import build, mutants
-from linux_um.source import DEFAULT_KERNEL
+from linux_um.source import default_kernel
 from linux_um.term import Term
 
 HERE = Path(__file__).resolve().parent
@@ -76,7 +76,7 @@ def test_each_tested_bug_can_be_put_back(row: Regression) -> None:
 def test_cannot_come_about_here(row: Regression, request: pytest.FixtureRequest) -> None:
     """Skipped, with the reason; it fails once the kernel has what the bug needs."""
     profile = request.config.getoption("--profile")
-    config = build.ensure_image(profile, DEFAULT_KERNEL, term=Term()).config.read_text()
+    config = build.ensure_image(profile, default_kernel(), term=Term()).config.read_text()
     there = [symbol for symbol in row.needs if f"CONFIG_{symbol}=" in config]
     assert not there, f"{', '.join(there)} is there now: {row.number} needs a test"
     pytest.skip(row.reason)
