@@ -8,6 +8,9 @@ notice::
     Breaks: pages are merged without having been compared
     Killed-by: test_content.py test_cow.py::test_name
 
+Those in a directory of the name of a series, such as ``7.3``, are tried with
+``--kernel 7.3``, in the profile that is given.
+
 The mutant is killed when one of those tests fails in a kernel built with it,
 and survives when all pass. The first failure is enough.
 
@@ -32,6 +35,7 @@ from . import kconfig
 from .errors import EXIT_LAUNCHER, LinuxUmError, UsageError
 from .options import DEFAULT_PROFILE
 from .paths import cache_root, ensure_dir, lock, repo_root
+from .source import DEFAULT_KERNEL, series_of
 from .term import Term
 
 # What mutants of the default profile are built as.
@@ -57,6 +61,17 @@ class Mutant:
     patch: Path
     breaks: str
     killers: tuple[str, ...]
+
+
+def directory_of(kernel: str) -> Path:
+    """Return where the mutants of *kernel* are. Raises UsageError when there are none."""
+    directory = repo_root() / "harness" / "tests" / "mutants"
+    series = series_of(kernel)
+    if series != DEFAULT_KERNEL:
+        directory /= series
+    if not directory.is_dir():
+        raise UsageError(f"no mutants of kernel {series}", f"leave --kernel at {DEFAULT_KERNEL}")
+    return directory
 
 
 def load(directory: Path) -> list[Mutant]:
@@ -96,7 +111,7 @@ def run(patterns: list[str], profile: str, kernel: str, *, term: Term) -> int:
     Returns 0 when all were killed, 1 when one survived, else 125: one does not
     apply, build or boot. Raises UsageError for a pattern that matches none.
     """
-    chosen = select(load(repo_root() / "harness" / "tests" / "mutants"), patterns)
+    chosen = select(load(directory_of(kernel)), patterns)
     if profile == DEFAULT_PROFILE:
         profile = MUTANT_PROFILE
     survived = untried = 0
@@ -126,7 +141,7 @@ def try_mutant(mutant: Mutant, profile: str, kernel: str) -> str:
     place = ensure_dir(cache_root() / PLACE)
     copy = place / "repository"
     copy_repository(repo_root(), copy)
-    series = copy / "linux-patches" / kernel
+    series = copy / "linux-patches" / series_of(kernel)
     shutil.copy(mutant.patch, series / "mutant.patch")
     with (series / "series").open("a") as file:
         file.write("mutant.patch\n")
