@@ -65,9 +65,9 @@ REGRESSIONS = (
     tested("R8", "mremap poisons the stable index", "madvise", "regression_rmap"),
     tested(
         "R9", "stale stable nodes; pages faulted in again while they are unmerged",
-        "regression_mm",
+        "moments", "regression_mm",
     ),
-    tested("R10", "unmerging misses pages behind migration entries", "regression_mm"),
+    tested("R10", "unmerging misses pages behind migration entries", "moments", "regression_mm"),
     impossible(
         "R11", "memory hot-remove against stable nodes",
         "Kconfig keeps PKSM and MEMORY_HOTREMOVE apart", "MEMORY_HOTREMOVE",
@@ -78,15 +78,18 @@ REGRESSIONS = (
     tested("R15", "20,000 VMAs on one anon_vma: 500 ms under its lock", "regression_storm"),
     tested("R16", "flag bits kept inside an address confuse rmap", "regression_rmap"),
     tested("R17", "a stale list head loses an item", "regression_rmap"),
-    tested("R18", "false WARN while a stable node is removed", "regression_mm"),
+    tested("R18", "false WARN while a stable node is removed", "moments", "regression_mm"),
     # Merging against writers
-    impossible(
-        "R19", "batched TLB flush race",
-        "a TLB can be stale on another CPU only, and UML has one CPU", "SMP",
+    tested("R19", "batched TLB flush race", "um_smp"),
+    tested(
+        "R20", "write-protection against O_DIRECT and GUP",
+        "moments", "pins", "regression_writers",
     ),
-    tested("R20", "write-protection against O_DIRECT and GUP", "pins", "regression_writers"),
-    tested("R21", "a page with FOLL_PIN is merged", "pins", "regression_writers"),
-    tested("R22", "failure after write-protection leaves a page half merged", "regression_writers"),
+    tested("R21", "a page with FOLL_PIN is merged", "moments", "pins", "regression_writers"),
+    tested(
+        "R22", "failure after write-protection leaves a page half merged",
+        "moments", "regression_writers",
+    ),
     tested(
         "R23", "a merge aborted midway leaves some PTEs merged, unrecorded",
         "regression_writers",
@@ -138,7 +141,10 @@ REGRESSIONS = (
     # Intake and free
     tested("R44", "lost fault race: freed page and item handed to the intake hook", "intake"),
     tested("R45", "anon_vma stored without a reference", "intake"),
-    tested("R46", "page freed and reallocated between lookup and get_page", "fault_hook", "intake"),
+    tested(
+        "R46", "page freed and reallocated between lookup and get_page",
+        "fault_hook", "intake", "moments",
+    ),
     tested("R47", "free hook in interrupt context", "intake"),
     tested("R48", "a page copied on a COW break never enters again", "cow"),
     tested(

@@ -63,7 +63,6 @@ def interrupted(guest: Guest, moment: str, who: int, acts: tuple[str, ...]) -> R
     )  # fmt: skip
 
 
-@pytest.mark.regression("R19")
 @pytest.mark.regression("R20")
 @pytest.mark.regression("R21")
 @pytest.mark.regression("R22")
@@ -71,7 +70,7 @@ def interrupted(guest: Guest, moment: str, who: int, acts: tuple[str, ...]) -> R
 @pytest.mark.parametrize("who", [0, 1])
 @pytest.mark.parametrize("moment", ["hashed", "found", "frozen"])
 def test_whatever_a_process_does_meanwhile(still: Guest, moment: str, who: int) -> None:
-    """R19 to R22, R46: every byte is right, and what is equal in the end is merged."""
+    """R20 to R22, R46: every byte is right, and what is equal in the end is merged."""
     before = baseline(settle(still))
     for name, (acts, merged) in ACTS.items():
         report = interrupted(still, moment, who, acts)

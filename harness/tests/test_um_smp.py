@@ -32,7 +32,7 @@ def at_full_speed(guest: Guest) -> None:
 
 @pytest.mark.parametrize("procs", [2, 4])
 @pytest.mark.parametrize("pages", [4, 8, 16])
-def test_writers_on_other_cpus_lose_nothing(boot_fresh: BootFresh, procs: int, pages: int) -> None:
+def test_r19_writers_on_other_cpus_lose_nothing(boot_fresh: BootFresh, procs: int, pages: int) -> None:
     """R19: processes that never stop writing to pages that are merged all the time."""
     guest = boot_fresh()
     assert int(guest.sh("nproc").stdout) >= 2
