@@ -15,10 +15,8 @@
 #include <linux/swap.h>
 #include <linux/swapops.h>
 #include <linux/userfaultfd_k.h>
-#if __has_include(<linux/leafops.h>)
-#include <linux/leafops.h>
-#endif
-#if __has_include(<linux/sched/exec_state.h>)
+/* New in the same kernel as this one: 7.2. */
+#ifdef UFFD_FEATURE_RWP
 #include <linux/sched/exec_state.h>
 #endif
 
@@ -38,7 +36,7 @@
  * bitmap in 7.1.
  */
 #ifdef NUM_VMA_FLAG_BITS
-typedef vma_flags_t pksm_vma_flags_t;
+#define pksm_vma_flags_t	vma_flags_t
 
 static inline vm_flags_t pksm_vma_flags_word(pksm_vma_flags_t flags)
 {
@@ -51,7 +49,7 @@ static inline pksm_vma_flags_t pksm_vma_flags_add(pksm_vma_flags_t flags)
 	return flags;
 }
 #else
-typedef vm_flags_t pksm_vma_flags_t;
+#define pksm_vma_flags_t	vm_flags_t
 
 static inline vm_flags_t pksm_vma_flags_word(pksm_vma_flags_t flags)
 {
@@ -102,7 +100,7 @@ static inline bool pksm_file_fit(const struct file *file)
 /* What a PTE that is not present stands for has other names since 6.19. */
 static inline struct page *pksm_migrating_page(pte_t pte)
 {
-#if __has_include(<linux/leafops.h>)
+#ifdef _LINUX_LEAFOPS_H
 	softleaf_t entry = softleaf_from_pte(pte);
 
 	return softleaf_is_migration(entry) ? softleaf_to_page(entry) : NULL;
@@ -153,7 +151,7 @@ static inline struct folio *pksm_alloc_page(struct vm_area_struct *vma,
  */
 static inline bool pksm_readable(struct mm_struct *mm, struct task_struct *owner)
 {
-#if __has_include(<linux/sched/exec_state.h>)
+#ifdef _LINUX_SCHED_EXEC_STATE_H
 	const struct task_exec_state *state = rcu_dereference(owner->exec_state);
 
 	return state && READ_ONCE(state->dumpable) == TASK_DUMPABLE_OWNER;
@@ -166,10 +164,11 @@ static inline bool pksm_readable(struct mm_struct *mm, struct task_struct *owner
 /* The same, made so for an address space that this task owns. */
 static inline void pksm_test_set_readable(struct mm_struct *mm, bool readable)
 {
-#if __has_include(<linux/sched/exec_state.h>)
+#ifdef _LINUX_SCHED_EXEC_STATE_H
+	struct task_exec_state *state;
+
 	/* That of all kernel threads, which nobody reads: see the tests. */
-	struct task_exec_state *state = rcu_dereference_protected(
-						current->exec_state, true);
+	state = rcu_dereference_protected(current->exec_state, true);
 
 	WRITE_ONCE(state->dumpable, readable ? TASK_DUMPABLE_OWNER :
 					       TASK_DUMPABLE_OFF);
