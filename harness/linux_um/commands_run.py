@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from . import build, mutants, packages, rootfs
+from . import build, kconfig, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
@@ -19,7 +19,7 @@ from .options import add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
-from .source import DEFAULT_KERNEL, ENV_KERNEL
+from .source import DEFAULT_KERNEL, ENV_KERNEL, series_of
 from .term import Term
 
 # Less, and the kernel does not boot.
@@ -109,7 +109,7 @@ def add_machine_options(
         "--cpus",
         type=int,
         metavar="NUMBER",
-        help="how many CPUs (default: the profile's); more than one takes --profile smp",
+        help="how many CPUs (default: the profile's); more than one takes --kernel 7.3",
     )
     parser.add_argument("--swap", metavar="SIZE", help="give the guest a swap device, in use")
     parser.add_argument(
@@ -160,6 +160,8 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
         raise UsageError(f"--mem {arguments.mem} is too little", "give 32M at least")
     if arguments.cpus is not None and not 1 <= arguments.cpus <= MAX_CPUS:
         raise UsageError(f"--cpus {arguments.cpus}", f"give a number from 1 to {MAX_CPUS}")
+    profile = kconfig.with_cpus(arguments.profile, arguments.cpus or 1)
+    kconfig.texts_of(profile, series_of(arguments.kernel))
     targets = [target for _, target in map(parse_share, arguments.share)]
     for target in targets:
         if targets.count(target) > 1:
@@ -167,7 +169,7 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
     if arguments.swap is not None:
         parse_size(arguments.swap)
     return BootOptions(
-        profile=arguments.profile,
+        profile=profile,
         kernel=arguments.kernel,
         mem=arguments.mem,
         swap=arguments.swap,

@@ -129,7 +129,7 @@ def _cpus(options: BootOptions) -> int:
     if options.cpus > 1 and usual == 1:
         raise UsageError(
             f"guests of profile {options.profile} have one CPU",
-            "use --profile smp, with a kernel that has it",
+            "use --profile smp, or fast or ksm",
         )
     return options.cpus
 

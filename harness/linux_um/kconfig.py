@@ -21,6 +21,8 @@ from .errors import ConfigError, UsageError
 
 # The profile of `test --mutants`, which is not for anything else.
 MUTANT_PROFILE = "mutant"
+# The profile with SMP of a profile without.
+WITH_SMP = {"fast": "smp", "ksm": "smp-ksm"}
 REQUEST_NAME = "requested.config"
 
 Make = Callable[[Sequence[str], Mapping[str, str]], None]
@@ -105,6 +107,13 @@ def cpus_of(profile: str) -> int:
     """Return how many CPUs a guest of *profile* has unless something else is asked for."""
     found = [_CPUS.search(path.read_text()) for path in fragments(profile)]
     return int(next((match.group(1) for match in reversed(found) if match is not None), 1))
+
+
+def with_cpus(profile: str, cpus: int) -> str:
+    """Return *profile*, or that with SMP which belongs to it where *cpus* is more than one."""
+    if cpus == 1 or cpus_of(profile) > 1:
+        return profile
+    return WITH_SMP.get(profile, profile)
 
 
 def time_travels(profile: str) -> bool:

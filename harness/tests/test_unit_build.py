@@ -492,6 +492,10 @@ def test_a_profile_says_how_many_cpus_and_whose_clock() -> None:
     assert (kconfig.cpus_of("fast"), kconfig.time_travels("fast")) == (1, True)
     assert (kconfig.cpus_of("smp"), kconfig.time_travels("smp")) == (2, False)
     assert kconfig.cpus_of("smp-ksm") == 2
+    assert [kconfig.with_cpus(name, 2) for name in ("fast", "ksm", "smp", "debug")] == [
+        "smp", "smp-ksm", "smp", "debug"
+    ]  # fmt: skip
+    assert kconfig.with_cpus("fast", 1) == "fast"
 
 
 def test_a_profile_can_need_a_newer_kernel() -> None:
