@@ -111,6 +111,7 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 	const struct mm_walk_ops *ops = lock_vma ? &pksm_search_locked_ops :
 						   &pksm_search_ops;
 	struct pksm_search search = { };
+	unsigned long last = end;
 	vm_fault_t fault;
 	int err;
 
@@ -123,10 +124,15 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		if (!err)
 			return 0;
 		/*
-		 * The fault may back out, so the same page is looked at again.
+		 * The fault may back out, so the same page is looked at again;
+		 * or pksmd has not yet frozen one that it is about to merge,
+		 * and may need this CPU to see that it must not.
 		 * SIGBUS means that truncation has just unmapped it.
 		 */
 		start = search.addr;
+		if (start == last)
+			schedule_timeout_killable(1);
+		last = start;
 		fault = handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
 					FAULT_FLAG_REMOTE, NULL);
 		trace_pksm_unmerge(vma->vm_mm, start,
