@@ -413,7 +413,7 @@ def test_the_view_draws_and_quits(guest: Guest) -> None:
         # A page of the agent's may have come or gone meanwhile.
         assert shown is not None and abs(int(shown.group(1)) - sharing) < 8, (sharing, text)
         for name in guest.sh("ls /sys/kernel/mm/pksm").stdout.split():
-            assert re.search(rf"\b{name} ", text), name
+            screen.wait_for(rf"\b{name} ")
         screen.wait_for(r"settle_millisecs +200\b")
         guest.set_pksm("settle_millisecs", 111)
         screen.wait_for(r"settle_millisecs +111\b")
