@@ -179,7 +179,8 @@ def test_broken_off_pages_wait_longer_than_new_ones(guest: Guest) -> None:
     )  # fmt: skip
     assert report["broken"].counters["pages_volatile"] >= PAGES
     assert report["waiting"].counters["pages_volatile"] >= PAGES
-    assert report["settled"].counters["pages_volatile"] == 0
+    # A page of whoever polls may keep changing.
+    assert report["settled"].counters["pages_volatile"] < PAGES // 8
 
 
 def test_no_rescans_when_they_are_switched_off(guest: Guest) -> None:
