@@ -74,8 +74,8 @@ def test_r22_a_page_that_could_not_be_merged_is_as_it_was(swapping: Guest) -> No
         swapping, "a:new", "a:fill=dup", "settle", "set=run:0", "b:new", "b:fill=dup", "b:pin",
         "stat=before", "set=run:1", "wait=pages_new==0", "sleep=2000", "stat=failed", "verify",
         "a:poke=9", "a:poke=9", "stat=written", "verify", "c:new", "c:fill=dup",
-        "wait=pages_new==0", "sleep=2000", "stat=joined", "verify", "b:unpin", "settle",
-        "stat=merged", "verify", EVICT, "verify", pages=PAGES,
+        "wait=pages_new==0", f"wait=pages_sharing>={PAGES}", "sleep=2000", "stat=joined",
+        "verify", "b:unpin", "settle", "stat=merged", "verify", EVICT, "verify", pages=PAGES,
     )  # fmt: skip
     failed = report["failed"]
     assert failed["merged_ptes"] == 0
