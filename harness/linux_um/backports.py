@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import paths
+from . import packages, paths
 from .errors import SourceError
+from .kconfig import numbers
 from .kernel_org import OTHER_WAYS
 from .term import Term
 
@@ -75,11 +76,11 @@ def remembered(series: str) -> Package | None:
         return None
 
 
-def nearest(packages: list[Package], series: str) -> Package | None:
+def nearest(found: list[Package], series: str) -> Package | None:
     """Return the package of *series*, else the one that is next after it, else None."""
-    wanted = _numbers(series)
-    newer = [package for package in packages if _numbers(package.series) >= wanted]
-    return min(newer, key=lambda package: _numbers(package.series)) if newer else None
+    wanted = numbers(series)
+    newer = [package for package in found if numbers(package.series) >= wanted]
+    return min(newer, key=lambda package: numbers(package.series)) if newer else None
 
 
 def fetch(package: Package, *, term: Term) -> Path:
@@ -107,11 +108,6 @@ def fetch(package: Package, *, term: Term) -> Path:
             deb.unlink(missing_ok=True)
             partial.unlink(missing_ok=True)
     return target
-
-
-def _numbers(series: str) -> tuple[int, ...]:
-    """Return ``(7, 3)`` for ``7.3``."""
-    return tuple(int(number) for number in series.split("."))
 
 
 def _root() -> Path:
@@ -159,15 +155,15 @@ def _configure(mirror: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment in which apt reads the private configuration last."""
-    return {**os.environ, "APT_CONFIG": str(_root() / "apt.conf"), "LC_ALL": "C"}
+    """Return the variable by which apt reads the private configuration last."""
+    return {"APT_CONFIG": str(_root() / "apt.conf")}
 
 
 def _packages() -> list[Package]:
     """Return the source packages that apt's private lists have, newest version of each."""
     answer = subprocess.run(
         ["apt-cache", "search", "--names-only", "--full", rf"^{PREFIX}[0-9.]+$"],
-        capture_output=True, text=True, check=False, env=_environment(),
+        capture_output=True, text=True, check=False, env={**os.environ, **_environment()},
     )  # fmt: skip
     return parse(answer.stdout)
 
@@ -185,22 +181,10 @@ def parse(text: str) -> list[Package]:
 
 def _apt_get(arguments: list[str], update: Callable[[str], None], cwd: Path | None = None) -> None:
     """Run apt-get with the private configuration. Raises SourceError with its reason."""
-    reason = "apt-get failed"
-    with subprocess.Popen(
-        ["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", *arguments],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", env=_environment(), cwd=cwd,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            text = line.strip()
-            if text.startswith("E: "):
-                reason = text.removeprefix("E: ")
-            elif text:
-                update(text)
-        failed = process.wait() != 0
-    if failed:
-        raise SourceError(f"cannot fetch from {SUITE}: {reason}", MEND)
+    options = ["-o", "APT::Update::Error-Mode=any"]
+    failure = packages.run_apt([*options, *arguments], update, _environment(), cwd)
+    if failure is not None:
+        raise SourceError(f"cannot fetch from {SUITE}: {failure}", MEND)
 
 
 def _extract(deb: Path, member: str, target: Path) -> None:

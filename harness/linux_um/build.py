@@ -128,7 +128,6 @@ def read_recipe(profile: str, kernel: str, *, term: Term) -> Recipe:
 
     Raises SourceError, PatchError or UsageError.
     """
-    kconfig.texts_of(profile, source.series_of(kernel))
     found = source.identify(kernel, term=term)
     fragments = kconfig.texts_of(profile, source.series_of(found.version))
     snapshot = patches.take_snapshot(paths.patches_dir(found.series), paths.overlay_dir())

@@ -19,7 +19,7 @@ from .options import add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
-from .source import DEFAULT_KERNEL, ENV_KERNEL, series_of
+from .source import DEFAULT_KERNEL, ENV_KERNEL
 from .term import Term
 
 # Less, and the kernel does not boot.
@@ -161,7 +161,6 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
     if arguments.cpus is not None and not 1 <= arguments.cpus <= MAX_CPUS:
         raise UsageError(f"--cpus {arguments.cpus}", f"give a number from 1 to {MAX_CPUS}")
     profile = kconfig.with_cpus(arguments.profile, arguments.cpus or 1)
-    kconfig.texts_of(profile, series_of(arguments.kernel))
     targets = [target for _, target in map(parse_share, arguments.share)]
     for target in targets:
         if targets.count(target) > 1:

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -211,17 +211,31 @@ def _update_lists(term: Term) -> None:
 
 
 def _apt(arguments: list[str], update: Callable[[str], None]) -> str | None:
-    """Run apt-get, passing its progress on; return None or the reason of a failure."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    """Run apt-get as the system's; as :func:`run_apt`."""
+    options = ["-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=120"]
+    return run_apt([*options, *arguments], update, {"DEBIAN_FRONTEND": "noninteractive"})
+
+
+def run_apt(
+    arguments: list[str],
+    update: Callable[[str], None],
+    environment: Mapping[str, str],
+    cwd: Path | None = None,
+) -> str | None:
+    """Run apt-get, passing its progress on; return None or the reason of a failure.
+
+    *environment* is in addition to that of this process.
+    """
     reason = "apt-get failed"
     with subprocess.Popen(
-        ["apt-get", "-q", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=120", *arguments],
+        ["apt-get", "-q", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=environment,
+        env={**os.environ, "LC_ALL": "C", **environment},
+        cwd=cwd,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

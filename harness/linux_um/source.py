@@ -104,7 +104,7 @@ def identify(kernel: str, *, term: Term) -> Source:
     if cached is not None:
         return cached
     package = backports.remembered(series)
-    if package is None or not _backports_source(package, series, term).directory.is_dir():
+    if package is None or not paths.source_dir(_backports_key(package)).is_dir():
         package = backports.find(series, term=term)
     if package is not None:
         return _backports_source(package, series, term)
@@ -270,8 +270,13 @@ def _backports_source(package: backports.Package, series: str, term: Term) -> So
             f"there is no kernel {series} any more: its patches are tried on {package.series} "
             f"({package.version})"
         )
-    key = f"debian-{package.version}"
+    key = _backports_key(package)
     return Source(key, key, series, package.version, BACKPORTS)
+
+
+def _backports_key(package: backports.Package) -> str:
+    """Return the name that a package of the backports has in the cache."""
+    return f"debian-{package.version}"
 
 
 def _package_of(source: Source) -> backports.Package:

@@ -7,7 +7,8 @@ import pytest
 from lab import counters, hold_memdup, pageops, release, settle
 from linux_um.guest import Guest
 
-pytestmark = pytest.mark.needs_pksm
+# Hours and days of the guest's time pass.
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.time_travel]
 
 PAGES = 64
 RESCAN_MS = 20_000
