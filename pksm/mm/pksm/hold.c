@@ -46,7 +46,7 @@ static const char *const pksm_point_names[PKSM_NR_POINTS] = {
 /* Those who write to the file, one at a time. Taken before pksm_hold_lock. */
 static DEFINE_MUTEX(pksm_arm_mutex);
 
-/* Guards all that follow; nothing is taken under it but the queue's own lock. */
+/* Guards all that follow. Under it are taken the queue's own lock, and task_lock(). */
 static DEFINE_SPINLOCK(pksm_hold_lock);
 static DECLARE_WAIT_QUEUE_HEAD(pksm_hold_queue);
 static enum pksm_point pksm_hold_point;
