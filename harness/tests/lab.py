@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from linux_um.guest import Guest, Process
 
@@ -37,7 +37,11 @@ GAUGES = (
     "pages_volatile",
 )
 
+# Counters that any merge, and the end of any, changes.
+MOVING = ("pages_merged", "pages_shared", "pages_sharing", "pages_broken", "zero_pages")
+
 Counters = dict[str, int]
+_Seen = TypeVar("_Seen")
 # Boots a guest; its keyword arguments are those of boot_guest().
 BootFresh = Callable[..., Guest]
 
@@ -208,12 +212,38 @@ def pagestat(guest: Guest, *options: str) -> dict[str, int]:
     A page of the agent's may come or go while it is looked at: what is really wrong
     is so each time.
     """
+    return {k: v for k, v in _pagestat(guest, *options).items() if isinstance(v, int)}
+
+
+def pagestat_and_counters(guest: Guest) -> tuple[dict[str, int], Counters]:
+    """Return what the page map says of all processes, and the counters of the same moment.
+
+    Not so when one is asked for after the other: pagestat has memory too, and it may
+    be merged while it looks.
+    """
+    seen = _pagestat(guest)
+    return {k: v for k, v in seen.items() if isinstance(v, int)}, dict(seen["counters"])
+
+
+def _pagestat(guest: Guest, *options: str) -> dict[str, Any]:
     for _ in range(LOOKS):
         done = guest.run(["pagestat", *(options or ("--all",))], check=False)
         if done.status != 1:
             break
     assert done.status == 0, f"pagestat: status {done.status}: {done.stderr}{done.stdout}"
-    return {k: v for k, v in json.loads(done.stdout).items() if isinstance(v, int)}
+    return dict(json.loads(done.stdout))
+
+
+def at_rest(guest: Guest, look: Callable[[], _Seen]) -> tuple[_Seen, Counters]:
+    """Return what *look* returns, and the counters, once these are the same before and after."""
+    before = counters(guest)
+    for _ in range(LOOKS):
+        seen, after = look(), counters(guest)
+        moved = [name for name in MOVING if before.get(name) != after.get(name)]
+        if not moved:
+            return seen, after
+        before = after
+    raise AssertionError(f"the engine does not come to rest: {moved} changed during each look")
 
 
 def vmstat(guest: Guest, name: str) -> int:

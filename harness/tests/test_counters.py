@@ -8,10 +8,9 @@ from lab import (
     PAGES_PER_MIB,
     Report,
     baseline,
-    counters,
     hold_memdup,
     memdup,
-    pagestat,
+    pagestat_and_counters,
     release,
     settle,
     tracked,
@@ -106,8 +105,7 @@ def test_r52_counters_agree_with_the_page_map_while_pages_are_merged(guest: Gues
     """R52: pages_sharing is the number of PTEs beyond the first, whoever looks."""
     job = hold_memdup(guest, "--procs", "4", "--mib", "4", "--dup", "70", "--zero", "10")
     settle(guest)
-    seen = pagestat(guest)
-    now = counters(guest)
+    seen, now = pagestat_and_counters(guest)
     assert seen["mapcount_wrong"] == 0
     assert now["pages_sharing"] >= 3 * 4 * PAGES_PER_MIB // 2
     assert now["pages_sharing"] + now["pages_shared"] == seen["merged_ptes"]

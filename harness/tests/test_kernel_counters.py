@@ -16,7 +16,7 @@ from lab import (
     GROUP,
     PAGES_PER_MIB,
     BootFresh,
-    counters,
+    at_rest,
     group,
     hold_memdup,
     kin,
@@ -25,6 +25,7 @@ from lab import (
     memdup,
     pageops,
     pagestat,
+    pagestat_and_counters,
     release,
     settle,
     vmstat,
@@ -69,11 +70,17 @@ def held(guest: Guest) -> Iterator[Process]:
 
 def check_sharing(guest: Guest) -> None:
     """meminfo, both sysfs files and the page map agree on what is saved."""
-    seen = pagestat(guest)
-    now = counters(guest)
+    seen, now = pagestat_and_counters(guest)
     assert seen["merged_ptes"] - seen["merged_pages"] == now["pages_sharing"]
-    assert meminfo(guest, "KsmSharingPages") == 4 * now["pages_sharing"]
-    assert int(guest.read_file("/sys/kernel/mm/ksm/pages_sharing")) == now["pages_sharing"]
+    (saved, ksm), now = at_rest(
+        guest,
+        lambda: (
+            meminfo(guest, "KsmSharingPages"),
+            int(guest.read_file("/sys/kernel/mm/ksm/pages_sharing")),
+        ),
+    )
+    assert saved == 4 * now["pages_sharing"]
+    assert ksm == now["pages_sharing"]
 
 
 # === /proc/meminfo ===
@@ -283,8 +290,7 @@ def test_every_line_of_ksm_stat_is_exact(guest: Guest, held: Process) -> None:
 
 def test_the_processes_add_up_to_the_whole(guest: Guest, held: Process) -> None:
     """Zero pages and merged PTEs: the sum over all processes is what the engine counts."""
-    stats = [ksm_stat(guest, pid) for pid in processes(guest)]
-    now = counters(guest)
+    stats, now = at_rest(guest, lambda: [ksm_stat(guest, pid) for pid in processes(guest)])
     assert sum(stat["ksm_zero_pages"] for stat in stats) == now["zero_pages"] > 0
     merging = sum(stat["ksm_merging_pages"] for stat in stats)
     assert merging == now["pages_shared"] + now["pages_sharing"]

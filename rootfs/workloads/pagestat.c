@@ -14,6 +14,10 @@
 
 #include "common.h"
 
+/* How often everything is looked at until the engine stands still meanwhile. */
+#define MOST_LOOKS	20
+#define EXIT_RESTLESS	4
+
 static void __noreturn usage(void)
 {
 	printf("usage: pagestat --pid PID [--range START-END] | --all\n"
@@ -22,14 +26,17 @@ static void __noreturn usage(void)
 		"page, PTEs of merged pages (merged_ptes by kpageflags, smaps_ptes by smaps), merged\n"
 		"pages (merged_pages), anonymous pages whose map count is not the number of PTEs\n"
 		"found (mapcount_wrong, which only --all can judge), by how many pages RssAnon and\n"
-		"VmSwap of a process's status differ from its page map (rss_wrong), and the sums of\n"
-		"what /proc/PID/ksm_stat says (ksm_zero_pages, ksm_merging_pages).\n"
+		"VmSwap of a process's status differ from its page map (rss_wrong), the sums of\n"
+		"what /proc/PID/ksm_stat says (ksm_zero_pages, ksm_merging_pages), and the engine's\n"
+		"counters. With --all these are of one moment: should the engine merge anything\n"
+		"meanwhile, be it pagestat's own memory, all is looked at again (looks).\n"
 		"\n"
 		"  --pid PID          one process; 0 is pagestat itself\n"
 		"  --range START-END  only these addresses (hexadecimal, as in /proc/PID/maps)\n"
 		"  --all              every process\n"
 		"\n"
-		"Exit status: 0, 1 a map count or RSS is wrong, 2 usage, 3 not readable.\n");
+		"Exit status: 0, 1 a map count or RSS is wrong, 2 usage, 3 not readable, 4 the engine\n"
+		"has not stood still during any of %d looks.\n", MOST_LOOKS);
 	exit(0);
 }
 
@@ -134,6 +141,59 @@ static unsigned int add_all(struct pagestat *st)
 	return processes;
 }
 
+/*
+ * What changes with every merge and with every end of one. A page may be merged and
+ * gone again between two looks: that is why merges are counted as well.
+ */
+static const char *const moving[] = {
+	"pages_merged", "pages_shared", "pages_sharing", "pages_broken", "zero_pages",
+};
+
+struct moment {
+	int64_t value[ARRAY_SIZE(moving)];
+};
+
+static struct moment moment_now(void)
+{
+	struct moment now = { 0 };
+	size_t i;
+
+	/* Stock KSM has not got all of them. */
+	for (i = 0; i < ARRAY_SIZE(moving); i++)
+		counter_read(moving[i], &now.value[i]);
+	return now;
+}
+
+/*
+ * Look at every process while the engine stands still. @counters is what the engine
+ * says of the same time, as JSON. Return: the number of looks, 0 if none was such.
+ */
+static unsigned int look_at_all(struct pagestat *st, unsigned int *processes, char **counters)
+{
+	struct moment before, after;
+	unsigned int looks;
+	size_t len;
+	FILE *text;
+
+	for (looks = 1; looks <= MOST_LOOKS; looks++) {
+		before = moment_now();
+		memset(&said, 0, sizeof(said));
+		*processes = add_all(st);
+		text = open_memstream(counters, &len);
+		if (!text)
+			die(EXIT_ENV, "%s", strerror(errno));
+		json_counters(text);
+		fclose(text);
+		after = moment_now();
+		if (!memcmp(&before, &after, sizeof(before)))
+			return looks;
+		pagestat_free(st);
+		free(*counters);
+		sleep_ms(20);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -145,7 +205,8 @@ int main(int argc, char **argv)
 	};
 	unsigned long long start = 0, end = 0;
 	struct pagestat st = { 0 };
-	unsigned int processes = 1;
+	unsigned int processes = 1, looks = 1;
+	char *counters = NULL;
 	bool all = false, range = false;
 	pid_t pid = -1;
 	int c, err;
@@ -181,7 +242,9 @@ int main(int argc, char **argv)
 		bad_usage("--range is for --pid");
 
 	if (all) {
-		processes = add_all(&st);
+		looks = look_at_all(&st, &processes, &counters);
+		if (!looks)
+			die(EXIT_RESTLESS, "the engine does not stand still");
 	} else {
 		err = range ? pagestat_add(pid, start, end, &st) : add_process(pid, &st);
 		if (err)
@@ -194,14 +257,15 @@ int main(int argc, char **argv)
 	       ", \"smaps_ptes\": %" PRIu64 ", \"merged_pages\": %" PRIu64
 	       ", \"mapcount_wrong\": %" PRIu64
 	       ", \"rss_wrong\": %" PRIu64 ", \"ksm_zero_pages\": %" PRIu64
-	       ", \"ksm_merging_pages\": %" PRIu64 "}\n",
+	       ", \"ksm_merging_pages\": %" PRIu64 ", \"looks\": %u, \"counters\": %s}\n",
 	       processes, st.pages, st.present, st.swapped, st.anon, st.file, st.zero,
 	       st.merged_ptes, st.smaps_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
-	       said.ksm_zero_pages, said.ksm_merging_pages);
+	       said.ksm_zero_pages, said.ksm_merging_pages, looks, counters ? counters : "{}");
 	if (all && st.mapcount_wrong)
 		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count", st.mapcount_wrong);
 	if (said.rss_wrong)
 		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", said.rss_wrong);
 	pagestat_free(&st);
+	free(counters);
 	return 0;
 }
