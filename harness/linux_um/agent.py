@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import BootError, GuestHang, GuestTimeout, LinuxUmError
-from .mconsole import MconsoleError, mconsole
+from .machine import Machine, MachineError
 from .outcome import ABORTED, CommandFailed, Finding, GuestGone, judge_end, powered_down, scan
 from .protocol import (
     LINE_WINDOW,
@@ -38,7 +38,6 @@ from .protocol import (
     write_frame,
 )
 from .rundir import RunDir
-from .uml import Machine
 
 PKSM_DIR = "/sys/kernel/mm/pksm"
 GUEST_ENV = {
@@ -51,8 +50,6 @@ GUEST_ENV = {
 }
 # Seconds an orderly power-off may take.
 SHUTDOWN_SECONDS = 15.0
-# Seconds the kernel may take for an answer on its management console.
-ANSWER_SECONDS = 5.0
 # What the kernel is asked to write into its log before it is ended (see its
 # Documentation/admin-guide/sysrq.rst): blocked tasks, memory, all tasks. Those come last: UML may
 # panic over one of them.
@@ -544,7 +541,7 @@ class Guest:
         That is a BootError before the agent has answered; else a GuestTimeout, or a
         GuestHang when the kernel does not answer.
         """
-        answers = self._failure is None and self._kernel_answers()
+        answers = self._failure is None and self._machine.answers()
         if self._failure is not None:
             return self._failure
         if not self.booted:
@@ -557,28 +554,15 @@ class Guest:
         complaints = ""
         for key in _STATE_KEYS if answers else _STATE_KEYS[-1:]:
             try:
-                mconsole(self._rundir.mconsole, f"sysrq {key}")
-            except MconsoleError as error:
+                self._machine.sysrq(key)
+            except MachineError as error:
                 # The answer may be lost although the log has it.
                 complaints += f"{error}\n"
         if complaints:
-            self._rundir.write("mconsole-error.txt", complaints)
+            self._rundir.write("sysrq-error.txt", complaints)
         self._settle_log()
         self._machine.kill()
         return self._failure
-
-    def _kernel_answers(self) -> bool:
-        """Ask the kernel for something, and return whether it answers.
-
-        In real time by a kernel thread. Under time travel a program that never waits
-        keeps all others from running, so there an interrupt's answer has to do.
-        """
-        question = "help" if self._machine.time_travel else "version"
-        try:
-            mconsole(self._rundir.mconsole, question, timeout=ANSWER_SECONDS)
-        except MconsoleError:
-            return False
-        return True
 
     def _settle_log(self, *, timeout: float = 3.0) -> None:
         """Wait until the log stops growing; *timeout* in seconds."""
@@ -609,7 +593,8 @@ class Guest:
             raise self.give_up(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
         if status in ABORTED and powered_down(self._rundir.read_console()):
             return
-        if status != 0:
+        # QEMU's status does not tell a panic from an orderly end.
+        if status != 0 or any(finding.kind == "panic" for finding in self.findings()):
             raise self._gone()
 
     def destroy(self) -> None:
@@ -622,9 +607,6 @@ class Guest:
             with self._write_lock:
                 self._over = True
             self._reader.join(5.0)
-            for descriptor in (self._machine.line_in, self._machine.line_out):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            self._machine.line_in = self._machine.line_out = -1
+            self._machine.close_line()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

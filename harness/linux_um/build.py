@@ -28,6 +28,8 @@ from .term import Term
 IMAGES_KEPT = 8
 BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
+# What the kernel with its symbols is called, where that is not what is started.
+VMLINUX = "vmlinux"
 # In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
 GDB_DIR = "gdb"
 GDB_MODULES = "scripts/gdb/linux"
@@ -52,6 +54,7 @@ class Image:
     engine_hash: str
     build_dir: Path
     config: Path
+    arch: str = kconfig.UM
 
     @property
     def gdb_scripts(self) -> Path:
@@ -66,7 +69,8 @@ class Image:
     def describe(self) -> str:
         """Return one line that says what this kernel was built from."""
         return (
-            f"kernel {self.kernel} profile {self.profile} patches {self.patches_hash} "
+            f"kernel {self.kernel} profile {self.profile}"
+            f"{'' if self.arch == kconfig.UM else f' arch {self.arch}'} patches {self.patches_hash} "
             f"engine {self.engine_hash} image {self.key}"
         )
 
@@ -80,6 +84,7 @@ class Recipe:
     snapshot: patches.Snapshot
     fragments: tuple[str, ...]
     compiler: str
+    arch: str = kconfig.UM
 
     @property
     def key(self) -> str:
@@ -93,6 +98,8 @@ class Recipe:
             *self.fragments,
             self.compiler,
         ]
+        if self.arch != kconfig.UM:
+            parts.append(self.arch)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -101,9 +108,19 @@ class Recipe:
         return kconfig.for_debugger(kconfig.merge(self.fragments))
 
     @property
+    def name(self) -> str:
+        """Return what people call it."""
+        return self.profile if self.arch == kconfig.UM else f"{self.profile} {self.arch}"
+
+    @property
+    def result(self) -> str:
+        """Return the name of the file that make leaves, and that a machine starts."""
+        return "linux" if self.arch == kconfig.UM else VMLINUX
+
+    @property
     def build_dir(self) -> Path:
         """Return where the kernel is built."""
-        return paths.build_dir(self.source.key, self.profile)
+        return paths.build_dir(self.source.key, self.profile, self.arch)
 
     @property
     def tree(self) -> Path:
@@ -123,15 +140,15 @@ def compiler_identity() -> str:
     return "\n".join(lines)
 
 
-def read_recipe(profile: str, kernel: str, *, term: Term) -> Recipe:
-    """Read what the kernel of *profile* is to be made from now.
+def read_recipe(profile: str, kernel: str, *, term: Term, arch: str = kconfig.UM) -> Recipe:
+    """Read what the kernel of *profile* for the machine *arch* is to be made from now.
 
     Raises SourceError, PatchError or UsageError.
     """
     found = source.identify(kernel, term=term)
-    fragments = kconfig.texts_of(profile, source.series_of(found.version))
+    fragments = kconfig.texts_of(profile, source.series_of(found.version), arch)
     snapshot = patches.take_snapshot(paths.patches_dir(found.series), paths.overlay_dir())
-    return Recipe(found, profile, snapshot, fragments, compiler_identity())
+    return Recipe(found, profile, snapshot, fragments, compiler_identity(), arch)
 
 
 def find_image(recipe: Recipe) -> Image | None:
@@ -143,12 +160,12 @@ def find_image(recipe: Recipe) -> Image | None:
         os.utime(info)
     except (OSError, ValueError):
         return None
-    linux = directory / "linux"
+    linux, vmlinux = directory / "linux", directory / VMLINUX
     if not linux.is_file():
         return None
     return Image(
         linux=linux,
-        vmlinux=linux,
+        vmlinux=vmlinux if vmlinux.is_file() else linux,
         key=recipe.key,
         kernel=str(facts["kernel"]),
         profile=recipe.profile,
@@ -156,11 +173,12 @@ def find_image(recipe: Recipe) -> Image | None:
         engine_hash=recipe.snapshot.engine_hash,
         build_dir=recipe.build_dir,
         config=directory / "config",
+        arch=recipe.arch,
     )
 
 
-def ensure_image(profile: str, kernel: str, *, term: Term) -> Image:
-    """Return the kernel of *profile*, doing whatever is missing first.
+def ensure_image(profile: str, kernel: str, *, term: Term, arch: str = kconfig.UM) -> Image:
+    """Return the kernel of *profile* for the machine *arch*, doing what is missing first.
 
     Raises HostError, SourceError, PatchError, ConfigError or BuildError.
     """
@@ -169,14 +187,15 @@ def ensure_image(profile: str, kernel: str, *, term: Term) -> Image:
         # A first set-up: everything at once, so that one command is all to type.
         extra = [source_package] if source_package is not None else []
         packages.ensure("source", "tree", "kernel", "rootfs", term=term, extra=extra)
-    recipe = read_recipe(profile, kernel, term=term)
+    recipe = read_recipe(profile, kernel, term=term, arch=arch)
     image = find_image(recipe)
     if image is not None:
         return image
-    packages.ensure("source", "tree", "kernel", term=term)
+    stages = ["source", "tree", "kernel"] + (["kernel x86_64"] if arch == kconfig.X86_64 else [])
+    packages.ensure(*stages, term=term)
     with paths.lock(BUILD_LOCK, term=term):
         while True:
-            recipe = read_recipe(profile, kernel, term=term)
+            recipe = read_recipe(profile, kernel, term=term, arch=arch)
             image = find_image(recipe)
             if image is not None:
                 return image
@@ -202,11 +221,11 @@ def ensure_tree(profile: str, kernel: str, *, term: Term) -> Path:
 
 def _build(recipe: Recipe, *, term: Term) -> None:
     """Configure, compile and keep the kernel of *recipe*."""
-    make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir))
+    make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir), recipe.arch)
     _configure(recipe, make, term=term)
-    targets = ["linux", "scripts_gdb"] if recipe.for_debugger else ["linux"]
-    make.build(f"building the {recipe.profile} kernel", targets, term=term)
-    if os.path.getsize(recipe.build_dir / "linux") == 0:
+    targets = [recipe.result, "scripts_gdb"] if recipe.for_debugger else [recipe.result]
+    make.build(f"building the {recipe.name} kernel", targets, term=term)
+    if os.path.getsize(recipe.build_dir / recipe.result) == 0:
         raise BuildError("make left an empty kernel", f"see {make.log}")
     _keep(recipe)
     _prune()
@@ -230,7 +249,7 @@ def _configure(recipe: Recipe, make: Make, *, term: Term) -> None:
     def run(targets: Sequence[str], environment: Mapping[str, str]) -> None:
         make.run(targets, environment=environment)
 
-    with term.step(f"configuring the {recipe.profile} kernel"):
+    with term.step(f"configuring the {recipe.name} kernel"):
         kconfig.configure(recipe.build_dir, recipe.fragments, run)
     stamp_file.write_text(stamp)
 
@@ -248,10 +267,15 @@ def _keep(recipe: Recipe) -> None:
     root = paths.ensure_dir(paths.image_root())
     temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     try:
+        made = recipe.build_dir / recipe.result
         subprocess.run(
-            ["cp", "--reflink=auto", str(recipe.build_dir / "linux"), str(temporary / "linux")],
-            check=True,
+            ["cp", "--reflink=auto", str(made), str(temporary / made.name)], check=True
         )
+        if recipe.arch != kconfig.UM:
+            # QEMU reads all of a file that it starts.
+            subprocess.run(
+                ["strip", "--strip-debug", "-o", str(temporary / "linux"), str(made)], check=True
+            )
         shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
         if recipe.for_debugger:
             _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
@@ -263,6 +287,7 @@ def _keep(recipe: Recipe) -> None:
             "kernel": release,
             "source": asdict(recipe.source),
             "profile": recipe.profile,
+            "arch": recipe.arch,
             "patches": recipe.snapshot.patches_hash,
             "engine": recipe.snapshot.engine_hash,
             "compiler": recipe.compiler,
@@ -298,7 +323,8 @@ def _prune() -> None:
             continue
         info = directory / INFO_NAME
         try:
-            profile = str(json.loads(info.read_text()).get("profile"))
+            facts = json.loads(info.read_text())
+            profile = f"{facts.get('profile')} {facts.get('arch', kconfig.UM)}"
             last_use = info.stat().st_mtime
         except (OSError, ValueError):
             profile, last_use = "", 0.0

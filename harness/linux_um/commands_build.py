@@ -52,7 +52,9 @@ def command_build(arguments: argparse.Namespace, term: Term) -> int:
         return 0
     from . import rootfs
 
-    image = build.ensure_image(arguments.profile, arguments.kernel, term=term)
+    image = build.ensure_image(
+        arguments.profile, arguments.kernel, term=term, arch=arguments.arch
+    )
     initramfs = rootfs.ensure_rootfs(term=term)
     term.info(image.describe())
     print(image.linux)

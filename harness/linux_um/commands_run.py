@@ -15,7 +15,7 @@ from . import build, kconfig, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
-from .options import add_kernel_options, parse_size
+from .options import ENV_ARCH, add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
@@ -32,7 +32,8 @@ DEFAULT_TIMEOUT = 3600.0
 ENV_PROFILE = "LINUX_UM_PROFILE"
 # The argument of `test` that runs the suite against broken engines.
 MUTANTS = "--mutants"
-TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [PYTEST ARGUMENT...]
+TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [--arch ARCH]
+                     [PYTEST ARGUMENT...]
        linux-um test {MUTANTS} [PATTERN...]
 
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
@@ -41,6 +42,7 @@ describes itself by: {sys.executable} -m pytest --help
   --profile PROFILE  fast (PKSM, the default), debug (fast with the kernel's own
                      checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)
   --kernel VERSION   kernel version (default {DEFAULT_KERNEL})
+  --arch ARCH        um (User-Mode Linux, the default) or x86_64 (under QEMU)
   {MUTANTS} [PATTERN...]
                      run the tests against the broken kernels of
                      harness/tests/mutants instead: they have to fail;
@@ -160,7 +162,7 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
         raise UsageError(f"--mem {arguments.mem} is too little", "give 32M at least")
     if arguments.cpus is not None and not 1 <= arguments.cpus <= MAX_CPUS:
         raise UsageError(f"--cpus {arguments.cpus}", f"give a number from 1 to {MAX_CPUS}")
-    profile = kconfig.with_cpus(arguments.profile, arguments.cpus or 1)
+    profile = kconfig.with_cpus(arguments.profile, arguments.cpus or 1, arguments.arch)
     targets = [target for _, target in map(parse_share, arguments.share)]
     for target in targets:
         if targets.count(target) > 1:
@@ -181,6 +183,7 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
         keep=arguments.keep,
         keep_core=arguments.keep_core,
         cpus=arguments.cpus,
+        arch=arguments.arch,
     )
 
 
@@ -283,12 +286,15 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     if MUTANTS in given:
         given.remove(MUTANTS)
         return mutants.run(given, arguments.profile, arguments.kernel, term=term)
-    build.ensure_image(arguments.profile, arguments.kernel, term=term)
+    build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
+    if arguments.arch == kconfig.X86_64:
+        packages.ensure("qemu", term=term)
     rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
     command = pytest_command(given)
     environment = dict(os.environ)
     environment[ENV_PROFILE] = arguments.profile
     environment[ENV_KERNEL] = arguments.kernel
+    environment[ENV_ARCH] = arguments.arch
     return run_pytest(command, environment)
 
 

@@ -14,18 +14,19 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import build, doctor, kconfig, rootfs
+from . import accel, build, doctor, kconfig, packages, rootfs
 from .agent import Completed, Guest, Process
 from .errors import LinuxUmError, UsageError
 from .gdb_core import CoreKeeper
 from .gdb_machine import Kernel, write_machine
 from .gdb_rendezvous import wait_for_debugger
-from .options import parse_size
+from .machine import Machine, MachineOptions
+from .options import default_arch, parse_size
 from .outcome import (
     GuestOops,
     Outcome,
@@ -35,10 +36,11 @@ from .outcome import (
     scan,
     symbolise,
 )
+from .qemu import QemuMachine
 from .rundir import RunDir
 from .source import DEFAULT_KERNEL, default_kernel
 from .term import Term
-from .uml import Machine, MachineOptions
+from .uml import UmlMachine
 from .watch import Watch
 
 __all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest", "parse_share"]
@@ -46,7 +48,7 @@ __all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest",
 DEFAULT_MEM = "256M"
 DEFAULT_SHARE = "/share"
 # Wall-clock seconds a guest may take from its start to the agent's greeting.
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = {kconfig.UM: 60.0, kconfig.X86_64: 300.0}
 # Attribute of an exception that holds the report of the guest it came from.
 REPORT = "linux_um_report"
 # And of one that holds its whole console log.
@@ -79,6 +81,7 @@ class BootOptions:
     keep: bool = False
     keep_core: bool = False
     cpus: int | None = None
+    arch: str = kconfig.UM
 
 
 def _host_dir(text: str) -> Path:
@@ -102,9 +105,11 @@ def parse_share(text: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=None)
-def finished_image(profile: str, kernel: str, term: Term) -> build.Image:
+def finished_image(
+    profile: str, kernel: str, term: Term, arch: str = kconfig.UM
+) -> build.Image:
     """Return the finished kernel; made sure of once in each process."""
-    return build.ensure_image(profile, kernel, term=term)
+    return build.ensure_image(profile, kernel, term=term, arch=arch)
 
 
 @functools.lru_cache(maxsize=None)
@@ -119,8 +124,8 @@ def _default_term() -> Term:
 
 def _cpus(options: BootOptions) -> int:
     """Return the number of CPUs. Raises UsageError when the profile has no such guests."""
-    usual = kconfig.cpus_of(options.profile)
-    if options.time_travel and not kconfig.time_travels(options.profile):
+    usual = kconfig.cpus_of(options.profile, options.arch)
+    if options.time_travel and not kconfig.time_travels(options.profile, options.arch):
         raise UsageError(
             f"guests of profile {options.profile} cannot travel in time", "use --real-time"
         )
@@ -140,13 +145,18 @@ def _repeat_command(options: BootOptions) -> str:
         return options.repeat
     test = os.environ.get("PYTEST_CURRENT_TEST")
     if test:
-        return f"./linux-um test --profile {options.profile} {shlex.quote(test.rsplit(' ', 1)[0])}"
+        which = ["--profile", options.profile]
+        if options.arch != kconfig.UM:
+            which += ["--arch", options.arch]
+        return shlex.join(["./linux-um", "test", *which, test.rsplit(" ", 1)[0]])
     return shlex.join(["./linux-um", "run", *run_arguments(options), "--", "COMMAND"])
 
 
 def run_arguments(options: BootOptions) -> list[str]:
     """Return the options of ``linux-um run`` that stand for *options*."""
     words = ["--profile", options.profile, "--kernel", options.kernel, "--mem", options.mem]
+    if options.arch != kconfig.UM:
+        words += ["--arch", options.arch]
     if options.swap is not None:
         words += ["--swap", options.swap]
     words.append("--time-travel" if options.time_travel else "--real-time")
@@ -167,14 +177,15 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     term = term if term is not None else _default_term()
     mem_bytes = parse_size(options.mem)
     cpus = _cpus(options)
-    image = finished_image(options.profile, options.kernel, term)
+    image = finished_image(options.profile, options.kernel, term, options.arch)
     initrd = _initrd(options.kernel, term)
-    memory = doctor.boot_checks(mem_bytes)
+    start = _starter(options, image, mem_bytes, term)
     rundir = RunDir(options.name)
     repeat = _repeat_command(options)
     rundir.write("command.txt", repeat + "\n")
     rundir.console.write_text(
-        f"# kernel {image.kernel}, profile {image.profile}, patches {image.patches_hash}, "
+        f"# kernel {image.kernel}, profile {image.profile}, machine {image.arch}, "
+        f"patches {image.patches_hash}, "
         f"engine {image.engine_hash}, image {image.key}\n# repeat: {repeat}\n"
     )
     guest: Guest | None = None
@@ -182,7 +193,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     watch = Watch(rundir.watch)
     keep = True
     try:
-        machine = Machine(
+        machine = start(
             MachineOptions(
                 linux=image.linux,
                 initrd=initrd,
@@ -190,22 +201,23 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
                 swap=options.swap,
                 time_travel=options.time_travel,
                 append=options.append,
-                memory=memory,
                 cpus=cpus,
+                shares=[host for host, _ in options.shares],
             ),
             rundir,
         )
-        write_machine(rundir.path, machine.pid, Kernel.of(image))
+        if options.arch == kconfig.UM:
+            write_machine(rundir.path, machine.pid, Kernel.of(image))
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
             watch.serve(guest)
             if options.keep_core:
                 keeper = CoreKeeper(rundir.path, machine.pid, Kernel.of(image), term=term)
-            guest.wait_boot(min(BOOT_SECONDS, options.timeout))
+            guest.wait_boot(min(BOOT_SECONDS[options.arch], options.timeout))
             if keeper is not None:
                 keeper.wait_attached()
-            _prepare(guest, options)
-            if wait_for_debugger(machine.pid, rundir.path):
+            _prepare(guest, machine, options)
+            if options.arch == kconfig.UM and wait_for_debugger(machine.pid, rundir.path):
                 guest.lift_limits()
             yield guest
             _finish(guest, options)
@@ -242,19 +254,24 @@ def boot_guest(
     allow_taint: bool = False,
     keep: bool = False,
     cpus: int | None = None,
+    arch: str | None = None,
     term: Term | None = None,
 ) -> Iterator[Guest]:
     """Boot a guest for a test; as :func:`boot`, with time travel where there is such.
 
-    *shares* are directories, ``DIR:GUESTPATH`` texts or pairs.
+    *shares* are directories, ``DIR:GUESTPATH`` texts or pairs; the machine is that of
+    ``$LINUX_UM_ARCH`` where *arch* does not say.
     """
+    machine = default_arch() if arch is None else arch
     pairs = tuple(parse_share(item) if isinstance(item, str) else item for item in shares)
     options = BootOptions(
         profile=profile,
         kernel=default_kernel() if kernel is None else kernel,
         mem=mem,
         swap=swap,
-        time_travel=kconfig.time_travels(profile) if time_travel is None else time_travel,
+        time_travel=(
+            kconfig.time_travels(profile, machine) if time_travel is None else time_travel
+        ),
         append=(append,) if isinstance(append, str) else tuple(append),
         shares=pairs,
         timeout=timeout,
@@ -262,22 +279,40 @@ def boot_guest(
         allow_taint=allow_taint,
         keep=keep,
         cpus=cpus,
+        arch=machine,
     )
     with boot(options, term=term) as guest:
         yield guest
 
 
-def _prepare(guest: Guest, options: BootOptions) -> None:
-    for host, target in options.shares:
+def _starter(
+    options: BootOptions, image: build.Image, mem_bytes: int, term: Term
+) -> Callable[[MachineOptions, RunDir], Machine]:
+    """Return what starts a machine of the kind that is asked for, once the host is fit for it.
+
+    Raises HostError when it is not.
+    """
+    if options.arch == kconfig.X86_64:
+        if options.keep_core:
+            raise UsageError("--keep-core is for User-Mode Linux", "leave out --arch x86_64")
+        packages.ensure("qemu", term=term)
+        return functools.partial(QemuMachine, accel=accel.choose(image.linux, term))
+    memory = doctor.boot_checks(mem_bytes)
+    return lambda wishes, rundir: UmlMachine(replace(wishes, memory=memory), rundir)
+
+
+def _prepare(guest: Guest, machine: Machine, options: BootOptions) -> None:
+    for number, (host, target) in enumerate(options.shares):
         try:
-            guest.mount(host, target)
+            guest.mount(machine.share_source(number, host), target)
         except OSError as error:
             raise LinuxUmError(
                 f"cannot mount {host} at {target} in the guest: {error.strerror}",
                 "give a directory of the host that can be read",
             ) from error
     if options.swap is not None:
-        guest.sh("mkswap /dev/ubdb >/dev/null && swapon /dev/ubdb")
+        device = machine.swap_device
+        guest.sh(f"mkswap {device} >/dev/null && swapon {device}")
 
 
 def _finish(guest: Guest, options: BootOptions) -> None:

@@ -6,6 +6,9 @@ Comments in a fragment say what else belongs to its profile:
 ``# Extends: PROFILE``	it comes after the fragments of that profile
 ``# Since: SERIES``	it needs a kernel of that series, or a newer one
 ``# CPUs: NUMBER``	the guest has so many, unless --cpus says otherwise
+``# Arch: ARCH``		it is for that machine only
+
+After base come the wishes of the machine, ``um-config/arch/ARCH.config``.
 
 ``um-config/absent`` lists symbols that newer kernels do not have any more.
 """
@@ -25,12 +28,18 @@ MUTANT_PROFILE = "mutant"
 WITH_SMP = {"fast": "smp", "ksm": "smp-ksm"}
 REQUEST_NAME = "requested.config"
 
+# The machines there are: a process of the host, which is the default, and QEMU's.
+UM = "um"
+X86_64 = "x86_64"
+ARCHES = (UM, X86_64)
+
 Make = Callable[[Sequence[str], Mapping[str, str]], None]
 
 _SET = re.compile(r"^(CONFIG_\w+)=(.*)$")
 _UNSET = re.compile(r"^# (CONFIG_\w+) is not set$")
 _EXTENDS = re.compile(r"^# Extends: (\S+)$", re.MULTILINE)
 _SINCE = re.compile(r"^# Since: (\d+\.\d+)$", re.MULTILINE)
+_ARCH = re.compile(r"^# Arch: (\S+)$", re.MULTILINE)
 _CPUS = re.compile(r"^# CPUs: (\d+)$", re.MULTILINE)
 TIME_TRAVEL = "CONFIG_UML_TIME_TRAVEL_SUPPORT"
 
@@ -41,11 +50,11 @@ def profiles() -> list[str]:
     return sorted(names, key=lambda name: (name != "fast", name))
 
 
-def fragments(profile: str) -> list[Path]:
-    """Return the fragments of *profile* in the order of merging.
+def fragments(profile: str, arch: str = UM) -> list[Path]:
+    """Return the fragments of *profile* for the machine *arch* in the order of merging.
 
-    A fragment with a line ``# Extends: PROFILE`` comes after those of that
-    profile, else after base. Raises UsageError when there is no such profile.
+    A fragment with a line ``# Extends: PROFILE`` comes after those of that profile,
+    else after base and the machine's. Raises UsageError when there is no such profile.
     """
     path = paths.config_dir() / f"{profile}.config"
     if profile == "base" or not path.is_file():
@@ -53,8 +62,9 @@ def fragments(profile: str) -> list[Path]:
         raise UsageError(f"there is no profile {profile!r}", f"use one of: {known}")
     extends = _EXTENDS.search(path.read_text())
     if extends is None:
-        return [paths.config_dir() / "base.config", path]
-    return [*fragments(extends.group(1)), path]
+        machine = paths.config_dir() / "arch" / f"{arch}.config"
+        return [paths.config_dir() / "base.config", machine, path]
+    return [*fragments(extends.group(1), arch), path]
 
 
 def numbers(series: str) -> tuple[int, ...]:
@@ -81,15 +91,21 @@ def absent(series: str) -> set[str]:
     return found
 
 
-def texts_of(profile: str, series: str) -> tuple[str, ...]:
+def texts_of(profile: str, series: str, arch: str = UM) -> tuple[str, ...]:
     """Return the texts of the fragments of *profile*, as far as they apply to *series*.
 
-    Raises UsageError when there is no such profile, or not for that series.
+    Raises UsageError when there is no such profile, or not for that series or machine.
     """
-    texts = [path.read_text() for path in fragments(profile)]
+    texts = [path.read_text() for path in fragments(profile, arch)]
     for text in texts:
+        only = _ARCH.search(text)
+        if only is not None and only.group(1) != arch:
+            raise UsageError(
+                f"profile {profile} is for {only.group(1)} only", f"add --arch {only.group(1)}"
+            )
         since = _SINCE.search(text)
-        if since is not None and numbers(series) < numbers(since.group(1)):
+        # What UML has only since then, a PC has had for long.
+        if arch == UM and since is not None and numbers(series) < numbers(since.group(1)):
             raise UsageError(
                 f"profile {profile} needs a kernel from {since.group(1)} on, and this is {series}",
                 "add --kernel with a newer one",
@@ -103,27 +119,29 @@ def texts_of(profile: str, series: str) -> tuple[str, ...]:
     )
 
 
-def cpus_of(profile: str) -> int:
+def cpus_of(profile: str, arch: str = UM) -> int:
     """Return how many CPUs a guest of *profile* has unless something else is asked for."""
-    found = [_CPUS.search(path.read_text()) for path in fragments(profile)]
+    found = [_CPUS.search(path.read_text()) for path in fragments(profile, arch)]
     return int(next((match.group(1) for match in reversed(found) if match is not None), 1))
 
 
-def with_cpus(profile: str, cpus: int) -> str:
+def with_cpus(profile: str, cpus: int, arch: str = UM) -> str:
     """Return *profile*, or that with SMP which belongs to it where *cpus* is more than one."""
-    if cpus == 1 or cpus_of(profile) > 1:
+    if cpus == 1 or cpus_of(profile, arch) > 1:
         return profile
     return WITH_SMP.get(profile, profile)
 
 
-def time_travels(profile: str) -> bool:
+def time_travels(profile: str, arch: str = UM) -> bool:
     """Return whether guests of *profile* can have a clock that skips what nobody waits for."""
-    return wishes_of(profile).get(TIME_TRAVEL) == "y"
+    if arch == X86_64:
+        return True  # by QEMU, whatever kernel it runs
+    return wishes_of(profile, arch).get(TIME_TRAVEL) == "y"
 
 
-def wishes_of(profile: str) -> dict[str, str]:
+def wishes_of(profile: str, arch: str = UM) -> dict[str, str]:
     """Return what the fragments of *profile* ask for. Raises UsageError and ConfigError."""
-    return merge([path.read_text() for path in fragments(profile)])
+    return merge([path.read_text() for path in fragments(profile, arch)])
 
 
 def for_debugger(wishes: Mapping[str, str]) -> bool:

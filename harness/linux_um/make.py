@@ -51,8 +51,9 @@ def interesting_lines(log: Sequence[str]) -> list[str]:
 class Make:
     """The kernel's make for one work tree and one build directory."""
 
-    def __init__(self, tree: Path, build: Path) -> None:
+    def __init__(self, tree: Path, build: Path, arch: str = "um") -> None:
         self.tree = tree
+        self.arch = arch
         self.build_dir = build
         self.log = build / LOG_NAME
 
@@ -65,7 +66,8 @@ class Make:
         """
         compiler = "ccache gcc" if shutil.which("ccache") else "gcc"
         return [
-            "make", "-C", str(self.tree), f"O={self.build_dir}", "ARCH=um", f"CC={compiler}",
+            "make", "-C", str(self.tree), f"O={self.build_dir}", f"ARCH={self.arch}",
+            f"CC={compiler}",
             f"KCFLAGS=-fmacro-prefix-map={os.path.relpath(self.tree, self.build_dir)}/=",
             f"-j{job_count()}", *targets,
         ]  # fmt: skip

@@ -7,13 +7,19 @@ import argparse
 import os
 import re
 
-from . import paths
+from . import kconfig, paths
 from .errors import UsageError
 from .source import DEFAULT_KERNEL, default_kernel, series_of
 
 DEFAULT_PROFILE = "fast"
+ENV_ARCH = "LINUX_UM_ARCH"
 DEFAULT_MEMORY = "256M"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def default_arch() -> str:
+    """Return the machine to use where none is given: ``$LINUX_UM_ARCH`` or User-Mode Linux."""
+    return os.environ.get(ENV_ARCH, kconfig.UM)
 
 
 def add_kernel_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +30,12 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="kernel configuration: fast (PKSM, the default), debug (fast with the kernel's own "
         "checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)",
+    )
+    parser.add_argument(
+        "--arch",
+        choices=kconfig.ARCHES,
+        default=default_arch(),
+        help="the machine: um (User-Mode Linux, the default) or x86_64 (under QEMU)",
     )
     parser.add_argument(
         "--kernel",

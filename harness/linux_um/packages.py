@@ -82,6 +82,11 @@ STAGES: dict[str, tuple[Need, ...]] = {
         Need("xz-utils", _program("xz")),
         Need("ccache", _program("ccache")),
     ),
+    "kernel x86_64": (
+        # objtool, without which no file of the x86-64 kernel is compiled.
+        Need("libelf-dev", _any_file("/usr/include/libelf.h")),
+    ),
+    "qemu": (Need("qemu-system-x86", _program("qemu-system-x86_64")),),
     "rootfs": (
         Need("gcc", _program("gcc")),
         Need("libc6-dev", _any_file("/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib64/libc.a",

@@ -69,9 +69,9 @@ def tree_dir(key: str) -> Path:
     return cache_root() / "tree" / key
 
 
-def build_dir(key: str, profile: str) -> Path:
-    """Return the kernel build directory (``O=``) of *profile*."""
-    return cache_root() / "build" / key / profile
+def build_dir(key: str, profile: str, arch: str = "um") -> Path:
+    """Return the kernel build directory (``O=``) of *profile* for the machine *arch*."""
+    return cache_root() / "build" / key / (profile if arch == "um" else f"{profile}-{arch}")
 
 
 def image_root() -> Path:

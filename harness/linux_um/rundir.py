@@ -21,7 +21,7 @@ KEEP = 40
 YOUNG_SECONDS = 60.0
 LATEST = "latest"
 # What a run directory has only while its guest runs.
-PASSING = ("uml", "swap", "watch")
+PASSING = ("uml", "swap", "watch", "qmp", "serial")
 
 
 class RunDir:

@@ -1,121 +1,66 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The UML process: starting it by run_uml.sh, and ending it with all that belongs to it."""
+"""The machine that is a process: User-Mode Linux, started by run_uml.sh."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
-import signal
-import subprocess
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import HostError
-from .options import parse_size
+from .machine import SWAP_FILE, Machine, MachineError, MachineOptions, make_swap_file
+from .mconsole import MconsoleError, mconsole
 from .paths import repo_root
 from .rundir import RunDir
 
-_PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_PTRACER = 0x59616D61
-_PR_SET_PTRACER_ANY = ctypes.c_ulong(-1).value
-SWAP_FILE = "swap"
+# Seconds the kernel may take for an answer on its management console.
+ANSWER_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class MachineOptions:
-    """What a machine is to be like.
+class UmlMachine(Machine):
+    """A UML kernel; the line is a pipe each way, and its management console is asked."""
 
-    ``mem`` and ``swap`` are sizes such as 256M; no swap device when ``swap`` is
-    None. ``append`` holds words for the kernel's command line. ``memory`` is the
-    directory of the host for the file that is the guest's memory. More than one
-    of ``cpus`` takes a kernel with SMP.
-    """
-
-    linux: Path
-    initrd: Path
-    mem: str = "256M"
-    swap: str | None = None
-    time_travel: bool = False
-    append: Sequence[str] = ()
-    memory: Path | None = None
-    cpus: int = 1
-
-
-class Machine:
-    """One running UML kernel: a process group of its own, and the agent's line."""
+    swap_device = "/dev/ubdb"
 
     def __init__(self, options: MachineOptions, rundir: RunDir) -> None:
-        """Start it. The caller must call :meth:`kill` in the end, come what may.
-
-        The thread that does this must outlive the guest: the kernel is told to
-        die with it. Raises HostError when it cannot be started.
-        """
-        self._rundir = rundir
-        self._ended = False
-        self.time_travel = options.time_travel
-        _become_subreaper()
-        guest_in, self.line_out = os.pipe2(os.O_CLOEXEC)
-        self.line_in, guest_out = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.line_out, False)
+        """Start it, as :meth:`Machine._start` says. Raises HostError."""
+        super().__init__(options, rundir)
+        make_swap_file(options, rundir.path)
         try:
-            command = machine_command(options, rundir.path, guest_in, guest_out)
-            if options.swap is not None:
-                with open(rundir.path / SWAP_FILE, "wb") as swap:
-                    swap.truncate(parse_size(options.swap))
-            environment = dict(os.environ)
-            if options.memory is not None:
-                environment["TMPDIR"] = str(options.memory)
-            with open(rundir.console, "ab") as console:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(guest_in, guest_out),
-                    start_new_session=True,
-                    env=environment,
-                    preexec_fn=allow_debugger(),
-                )
+            guest_in, self.line_out = os.pipe2(os.O_CLOEXEC)
+            self.line_in, guest_out = os.pipe2(os.O_CLOEXEC)
         except OSError as error:
-            os.close(self.line_in)
-            os.close(self.line_out)
             raise HostError(f"cannot start the guest: {error}") from error
-        finally:
-            os.close(guest_in)
-            os.close(guest_out)
+        os.set_blocking(self.line_out, False)
+        environment = dict(os.environ)
+        if options.memory is not None:
+            environment["TMPDIR"] = str(options.memory)
+        command = machine_command(options, rundir.path, guest_in, guest_out)
+        self._start(command, (guest_in, guest_out), environment)
 
-    @property
-    def pid(self) -> int:
-        """The host's number of the UML process, also of its process group."""
-        return self._process.pid
+    def share_source(self, number: int, host_dir: str) -> str:
+        """Return the directory: hostfs takes what the host has."""
+        return host_dir
 
-    def poll(self) -> int | None:
-        """Return the exit status once it has ended (negative: a signal), else None."""
-        return self._process.poll()
+    def answers(self) -> bool:
+        """Ask the kernel by its management console.
 
-    def wait(self, timeout: float) -> int | None:
-        """Wait up to *timeout* seconds for its end; return as :meth:`poll` does."""
-        try:
-            return self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def kill(self) -> int:
-        """End the kernel and each of its processes, and return the exit status.
-
-        Also after an orderly end, to be sure; calling it again does nothing.
+        In real time a kernel thread has to answer. Under time travel a program that
+        never waits keeps all others from running, so there an interrupt's answer has
+        to do.
         """
-        if not self._ended:
-            # While a member is left, or the leader unreaped, the group's
-            # number cannot be anybody else's.
-            _signal_group(self.pid, signal.SIGKILL)
-            self._process.wait()
-            _reap_group(self.pid)
-            self._ended = True
-        return int(self._process.wait())
+        question = "help" if self.time_travel else "version"
+        try:
+            mconsole(self._rundir.mconsole, question, timeout=ANSWER_SECONDS)
+        except MconsoleError:
+            return False
+        return True
+
+    def sysrq(self, key: str) -> None:
+        """Press a key by the management console. Raises MachineError."""
+        try:
+            mconsole(self._rundir.mconsole, f"sysrq {key}")
+        except MconsoleError as error:
+            raise MachineError(str(error)) from error
 
 
 def machine_command(
@@ -140,54 +85,3 @@ def machine_command(
     for words in options.append:
         command += ["--append", words]
     return command + list(extra)
-
-
-def _become_subreaper() -> None:
-    """Let orphans of a guest come to us rather than to init, so that we reap them."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (OSError, AttributeError):
-        return
-
-
-def allow_debugger(
-    scope: Path = Path("/proc/sys/kernel/yama/ptrace_scope"),
-) -> Callable[[], None] | None:
-    """Return what a child has to call so that gdb may attach to it: mostly nothing.
-
-    Where kernel.yama.ptrace_scope is 1, a user's gdb may attach to its own
-    children only, unless the process to be allows others.
-    """
-    try:
-        restricted = scope.read_text().strip() == "1" and os.geteuid() != 0
-    except OSError:
-        return None
-    if not restricted:
-        return None
-    # Looked up here: between fork and exec there is to be one call and no more.
-    prctl = ctypes.CDLL(None).prctl
-    anyone = ctypes.c_ulong(_PR_SET_PTRACER_ANY)
-    return lambda: prctl(_PR_SET_PTRACER, anyone, 0, 0, 0) and None
-
-
-def _signal_group(group: int, number: int) -> bool:
-    """Return False when there is no such group any more."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _reap_group(group: int, *, timeout: float = 5.0) -> None:
-    """Kill and reap what is left of a process group; *timeout* in seconds."""
-    limit = time.monotonic() + timeout
-    while _signal_group(group, signal.SIGKILL) and time.monotonic() < limit:
-        try:
-            while os.waitpid(-group, os.WNOHANG)[0] > 0:
-                pass
-        except ChildProcessError:
-            pass
-        time.sleep(0.002)

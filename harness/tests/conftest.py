@@ -26,6 +26,7 @@ import lab  # noqa: E402
 from lab import BootFresh  # noqa: E402
 from linux_um import kconfig  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.options import default_arch  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
 
 _report_key = pytest.StashKey[pytest.TestReport]()
@@ -38,6 +39,8 @@ MARKERS = (
     "swap: the guest gets a swap device",
     "real_time: the guest runs in real time",
     "needs_smp: the guest has more than one CPU",
+    "needs_config(symbol, ...): the guest's kernel has each of these symbols",
+    "um_only: about User-Mode Linux itself, or what only its guests have",
     "time_travel: takes too long where the guest's clock is the host's",
     "regression(number): covers that class of bug (R1, R2, ...)",
 )
@@ -54,6 +57,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="kernel configuration of the guests (default: $LINUX_UM_PROFILE or fast)",
     )
     parser.addoption(
+        "--arch",
+        default=default_arch(),
+        choices=kconfig.ARCHES,
+        help="the machine of the guests (default: $LINUX_UM_ARCH or um)",
+    )
+    parser.addoption(
         "--update-walkthrough",
         action="store_true",
         help="write the sessions that gdb prints now into gdb-scripts/walkthrough.md",
@@ -67,16 +76,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what the chosen profile cannot run."""
-    profile = config.getoption("--profile")
-    wishes = kconfig.wishes_of(profile)
+    """Skip what the chosen profile or machine cannot run."""
+    profile, arch = config.getoption("--profile"), config.getoption("--arch")
+    wishes = kconfig.wishes_of(profile, arch)
     no_pksm = pytest.mark.skip(reason=f"profile {profile} has stock KSM in place of PKSM")
     no_symbols = pytest.mark.skip(reason=f"the kernel of profile {profile} has no debug info")
     no_travel = pytest.mark.skip(reason=f"guests of profile {profile} cannot travel in time")
     symbols = kconfig.for_debugger(wishes)
-    travels = kconfig.time_travels(profile)
+    travels = kconfig.time_travels(profile, arch)
     no_smp = pytest.mark.skip(reason=f"guests of profile {profile} have one CPU")
-    smp = kconfig.cpus_of(profile) > 1
+    smp = kconfig.cpus_of(profile, arch) > 1
+    of_um = pytest.mark.skip(reason="it is about User-Mode Linux itself")
+    no_gdb = pytest.mark.skip(reason="gdb looks at a process that is User-Mode Linux")
     for item in items:
         if wishes.get("CONFIG_PKSM") != "y" and item.get_closest_marker("needs_pksm"):
             item.add_marker(no_pksm)
@@ -84,9 +95,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_smp)
         if not travels and item.get_closest_marker("time_travel"):
             item.add_marker(no_travel)
+        for marker in item.iter_markers("needs_config"):
+            for symbol in marker.args:
+                if wishes.get(symbol) != "y":
+                    reason = f"the kernel of profile {profile}, {arch}, has no {symbol}"
+                    item.add_marker(pytest.mark.skip(reason=reason))
         of_gdb = item.path.name.startswith("test_gdb_")
         if not symbols and (of_gdb or item.get_closest_marker("needs_debug_info")):
             item.add_marker(no_symbols)
+        if arch != kconfig.UM and item.get_closest_marker("um_only"):
+            item.add_marker(of_um)
+        elif arch != kconfig.UM and (of_gdb or item.get_closest_marker("needs_debug_info")):
+            item.add_marker(no_gdb)
 
 
 @pytest.hookimpl(hookwrapper=True)  # type: ignore[misc]
@@ -114,9 +134,10 @@ def _failed(item: pytest.Item) -> bool:
 class GuestRack:
     """The guests of one test."""
 
-    def __init__(self, item: pytest.Item, profile: str) -> None:
+    def __init__(self, item: pytest.Item, profile: str, arch: str) -> None:
         self._item = item
         self._profile = profile
+        self._arch = arch
         self._open: list[tuple[AbstractContextManager[Guest], Guest, str]] = []
         guests: list[Guest] = []
         item.stash[_guests_key] = guests
@@ -129,6 +150,7 @@ class GuestRack:
         """
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self._item.name).strip("-")
         options.setdefault("profile", self._profile)
+        options.setdefault("arch", self._arch)
         real_time = "swap" in options or self._item.get_closest_marker("real_time")
         options.setdefault("time_travel", False if real_time else None)
         options.setdefault("name", name)
@@ -166,7 +188,8 @@ class GuestRack:
 @pytest.fixture
 def boot_fresh(request: pytest.FixtureRequest) -> Iterator[BootFresh]:
     """Return a function that boots a guest: boot_fresh(mem="128M", swap="256M", ...)."""
-    rack = GuestRack(request.node, request.config.getoption("--profile"))
+    config = request.config
+    rack = GuestRack(request.node, config.getoption("--profile"), config.getoption("--arch"))
     yield rack.boot
     rack.close()
 

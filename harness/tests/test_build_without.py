@@ -52,29 +52,6 @@ CONFIG_TRANSPARENT_HUGEPAGE=y
 USERS = ("fs/proc/task_mmu.c", "kernel/sys.c", "mm/madvise.c", "mm/migrate.c")
 
 
-class OtherMake(Make):
-    """The kernel's make for another architecture than UML."""
-
-    arch = ""
-
-    def command(self, targets: Sequence[str]) -> list[str]:
-        """Return the command that makes *targets*."""
-        words = super().command(targets)
-        return [f"ARCH={self.arch}" if word == "ARCH=um" else word for word in words]
-
-
-class Make32(OtherMake):
-    """For 32-bit x86."""
-
-    arch = "i386"
-
-
-class Make64(OtherMake):
-    """For 64-bit x86."""
-
-    arch = "x86_64"
-
-
 def recipe_of(request: pytest.FixtureRequest) -> build.Recipe:
     """Return from what the kernel under test is made."""
     profile = request.config.getoption("--profile")
@@ -88,13 +65,13 @@ def hooked(recipe: build.Recipe) -> list[str]:
 
 
 def compile_objects(
-    recipe: build.Recipe, kind: type[Make], place: str, texts: Sequence[str], names: Sequence[str]
+    recipe: build.Recipe, arch: str, place: str, texts: Sequence[str], names: Sequence[str]
 ) -> list[Path]:
     """Compile the source files *names* in the build directory *place*; return the objects."""
     term = Term(quiet=True)
     with paths.lock(place, term=term):
         tree = build.ensure_tree(recipe.profile, DEFAULT_KERNEL, term=term)
-        make = kind(tree, paths.ensure_dir(paths.build_dir(recipe.source.key, place)))
+        make = Make(tree, paths.ensure_dir(paths.build_dir(recipe.source.key, place)), arch)
 
         def run(targets: Sequence[str], environment: Mapping[str, str]) -> None:
             make.run(targets, environment=environment)
@@ -126,7 +103,7 @@ def test_r50_without_pksm_every_hook_compiles_to_nothing(
         names.append("mm/ksm.c")
     base = (paths.config_dir() / "base.config").read_text()
     fragments = [base, NO_DEBUG_INFO, FOR_PAGE_EXT, WISHES[wish]]
-    for compiled in compile_objects(recipe, Make, f"without-{wish}", fragments, names):
+    for compiled in compile_objects(recipe, "um", f"without-{wish}", fragments, names):
         assert not wanted_of_engine(compiled), compiled.name
 
 
@@ -139,7 +116,7 @@ def test_r50_without_pksm_the_hook_that_uml_has_not_compiles_to_nothing(
     recipe = recipe_of(request)
     assert UPROBES in hooked(recipe)
     fragments = [FOR_UPROBES, WISHES[wish]]
-    (compiled,) = compile_objects(recipe, Make32, f"without-{wish}-32", fragments, [UPROBES])
+    (compiled,) = compile_objects(recipe, "i386", f"without-{wish}-32", fragments, [UPROBES])
     assert not wanted_of_engine(compiled)
 
 
@@ -152,5 +129,5 @@ def test_r50_without_pksm_the_hooks_of_large_folios_compile_to_nothing(
     recipe = recipe_of(request)
     assert set(hooked(recipe)).issuperset(LARGE)
     fragments = [FOR_LARGE, WISHES[wish]]
-    for compiled in compile_objects(recipe, Make64, f"without-{wish}-64", fragments, LARGE):
+    for compiled in compile_objects(recipe, "x86_64", f"without-{wish}-64", fragments, LARGE):
         assert not wanted_of_engine(compiled), compiled.name

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 from linux_um import paths
-from test_build_without import LARGE, Make64, compile_objects, hooked, recipe_of
+from test_build_without import LARGE, compile_objects, hooked, recipe_of
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -61,7 +61,7 @@ def test_what_is_about_large_folios_compiles(request: pytest.FixtureRequest) -> 
     engine = {f"mm/pksm/{path.name}" for path in (paths.overlay_dir() / "mm/pksm").glob("*.c")}
     hooks = {name for name in hooked(recipe) if not name.startswith("arch/")}
     names = sorted({*engine, *hooks, *LARGE} - {"mm/pksm/ksm_compat.c"})
-    objects = compile_objects(recipe, Make64, "large", [WISHES], names)
+    objects = compile_objects(recipe, "x86_64", "large", [WISHES], names)
     by_name = {name.replace(".c", ".o"): path for name, path in zip(names, objects, strict=True)}
     for name, calls in CALLS.items():
         symbols = subprocess.run(["nm", str(by_name[name])], capture_output=True, text=True, check=True)

@@ -498,6 +498,34 @@ def test_a_profile_says_how_many_cpus_and_whose_clock() -> None:
     assert kconfig.with_cpus("fast", 1) == "fast"
 
 
+def test_a_machine_brings_wishes_of_its_own() -> None:
+    """Between base and the profile; time travel is QEMU's there, and CPUs are many."""
+    names = [path.name for path in kconfig.fragments("debug", kconfig.X86_64)]
+    assert names == ["base.config", "x86_64.config", "fast.config", "debug.config"]
+    um, pc = (kconfig.wishes_of("fast", arch) for arch in kconfig.ARCHES)
+    assert um["CONFIG_UML"] == "y" and "CONFIG_UML" not in pc
+    assert pc["CONFIG_NUMA"] == "y" and "CONFIG_NUMA" not in um
+    assert kconfig.cpus_of("fast", kconfig.X86_64) == 2
+    assert kconfig.time_travels("fast", kconfig.X86_64)
+    assert kconfig.with_cpus("fast", 4, kconfig.X86_64) == "fast"
+    # A PC has had SMP for long.
+    assert kconfig.texts_of("smp", "6.12", kconfig.X86_64)
+
+
+def test_a_profile_can_be_for_one_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arch").mkdir()
+    for name in ("base", "arch/um", "arch/x86_64"):
+        (tmp_path / f"{name}.config").write_text("CONFIG_KSM=y\n")
+    (tmp_path / "race.config").write_text("# Arch: x86_64\nCONFIG_KCSAN=y\n")
+    (tmp_path / "absent").write_text("")
+    monkeypatch.setattr(paths, "config_dir", lambda: tmp_path)
+    assert len(kconfig.texts_of("race", "6.12", kconfig.X86_64)) == 3
+    with pytest.raises(errors.UsageError, match="profile race is for x86_64 only"):
+        kconfig.texts_of("race", "6.12")
+
+
 def test_a_profile_can_need_a_newer_kernel() -> None:
     with pytest.raises(errors.UsageError, match="profile smp-ksm needs a kernel from 7.0 on"):
         kconfig.texts_of("smp-ksm", "6.12")

@@ -42,7 +42,9 @@ from linux_um.outcome import (  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost  # noqa: E402
 from linux_um.options import parse_size  # noqa: E402
-from linux_um.uml import MachineOptions, machine_command  # noqa: E402
+from linux_um.machine import MachineOptions  # noqa: E402
+from linux_um.qemu import qemu_command  # noqa: E402
+from linux_um.uml import machine_command  # noqa: E402
 
 BOOTED = "Checking PROT_EXEC mmap in /dev/shm...OK\n[    0.000000] Linux version 6.12.117 (x)\n"
 WARN = (
@@ -285,6 +287,33 @@ def test_run_uml_makes_the_command_line(tmp_path: Path) -> None:
     assert "ssl0=fd:7\\,fd:8" in shown
     plain = show(machine_command(MachineOptions(linux, linux), tmp_path, 7, 8, "--show"))
     assert not any("time-travel" in word or "ubdb" in word for word in plain)
+
+
+def test_qemu_gets_its_command_line(tmp_path: Path) -> None:
+    """Each option has its words; two nodes only where both have memory and CPUs."""
+    linux = tmp_path / "linux"
+    options = MachineOptions(
+        linux=linux, initrd=linux, mem="512M", swap="8M", time_travel=True, cpus=4,
+        append=("one two",), shares=("/a,b", "/c"),
+    )  # fmt: skip
+    words = qemu_command(options, 7, "tcg")
+    kernel = words[words.index("-append") + 1].split()
+    assert {"one", "two", "line=/dev/vport0p1"} <= set(kernel)
+    assert words[words.index("-icount") + 1].endswith("sleep=off")
+    assert words[words.index("-smp") + 1] == "4,sockets=2,cores=2,threads=1,maxcpus=4"
+    assert [word for word in words if word.startswith("node,")] == [
+        "node,nodeid=0,cpus=0-1,memdev=node0", "node,nodeid=1,cpus=2-3,memdev=node1"
+    ]  # fmt: skip
+    assert [word.split(",security")[0] for word in words if word.startswith("local,")] == [
+        "local,path=/a,,b,mount_tag=share0", "local,path=/c,mount_tag=share1"
+    ]  # fmt: skip
+    assert any(word.startswith("file=swap,") for word in words)
+    odd = qemu_command(MachineOptions(linux, linux, mem="512M", cpus=3), 7, "tcg")
+    assert "node,nodeid=1,cpus=2-3,memdev=node1" in odd
+    for mem, cpus in (("512M", 1), ("128M", 2)):
+        plain = qemu_command(MachineOptions(linux, linux, mem=mem, cpus=cpus), 7, "kvm")
+        assert not {"-numa", "-icount", "-virtfs", "-drive"} & set(plain)
+        assert plain[plain.index("-cpu") + 1] == "host"
 
 
 def show(command: list[str]) -> list[str]:

@@ -174,12 +174,18 @@ static void make_dirs(char *path)
 
 static int do_mount(char *source, char *target)
 {
-	if (source[0] != '/' || target[0] != '/')
+	int error;
+
+	if (!source[0] || target[0] != '/')
 		return EINVAL;
 	make_dirs(target);
-	if (mount("none", target, "hostfs", 0, source) < 0)
-		return errno;
-	return 0;
+	/* A directory of UML's host, or the name of a share of QEMU's. */
+	if (source[0] == '/')
+		error = mount("none", target, "hostfs", 0, source);
+	else
+		error = mount(source, target, "9p", 0,
+			      "trans=virtio,version=9p2000.L,msize=262144");
+	return error < 0 ? errno : 0;
 }
 
 static bool is_text(const uint8_t *payload, size_t len)

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The line to the host: /dev/ttyS0 in raw mode, frames both ways.
+ * The line to the host, frames both ways: /dev/ttyS0 in raw mode, or the port of
+ * virtio-serial that the kernel's command line names by line=/dev/NAME.
  *
- * Writing blocks, and that is the flow control: while the host does not read,
- * the agent does not either, and the pipes of the programs fill up. Input has
- * its own descriptor because O_NONBLOCK is wanted there only.
+ * Writing waits, and that is the flow control: while the host does not read, the
+ * agent does not either, and the pipes of the programs fill up. A port can be opened
+ * only once, so there is one descriptor for both ways, and it does not block.
  *
  * The two buffers are shared memory, which is not anonymous memory: however much
  * the host asks for, the agent's part in it gives the engine nothing to do.
@@ -12,6 +13,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <termios.h>
@@ -21,8 +24,11 @@
 
 #define LINE_DEVICE	"/dev/ttyS0"
 
-static int in_fd = -1;
-static int out_fd = -1;
+/* How long a port may take until it is there, and has its other end. */
+#define LINE_WAIT_MS	10000
+#define LINE_LOOK_MS	10
+
+static int line = -1;
 
 #define BUFFER		(FRAME_MAX + PAGE)
 
@@ -42,29 +48,57 @@ void *shared_memory(size_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
+/* Open @device, which the kernel may still be about to make. */
+static int open_soon(const char *device)
+{
+	int waited, fd;
+
+	for (waited = 0; ; waited += LINE_LOOK_MS) {
+		fd = open(device, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+		if (fd >= 0 || waited >= LINE_WAIT_MS)
+			return fd;
+		poll(NULL, 0, LINE_LOOK_MS);
+	}
+}
+
+/* A port says that it has been hung up as long as its other end is not there. */
+static void wait_connected(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	int waited;
+
+	for (waited = 0; waited < LINE_WAIT_MS; waited += LINE_LOOK_MS) {
+		if (poll(&p, 1, 0) >= 0 && !(p.revents & POLLHUP))
+			return;
+		poll(NULL, 0, LINE_LOOK_MS);
+	}
+}
+
 /* Afterwards line_fd() is negative when there is no line. */
 void line_open(void)
 {
+	const char *device = getenv("line");
 	struct termios raw;
 
 	in_buf = shared_memory(BUFFER);
 	out_buf = shared_memory(BUFFER);
 	if (!in_buf || !out_buf)
 		return;
-	in_fd = open(LINE_DEVICE, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-	out_fd = open(LINE_DEVICE, O_WRONLY | O_NOCTTY | O_CLOEXEC);
-	if (in_fd < 0 || out_fd < 0)
+	line = open_soon(device ? device : LINE_DEVICE);
+	if (line < 0)
 		return;
-	if (tcgetattr(in_fd, &raw) == 0) {
+	if (tcgetattr(line, &raw) == 0) {
 		cfmakeraw(&raw);
 		raw.c_cflag |= CLOCAL | CREAD;
-		tcsetattr(in_fd, TCSANOW, &raw);
+		tcsetattr(line, TCSANOW, &raw);
+	} else {
+		wait_connected(line);
 	}
 }
 
 int line_fd(void)
 {
-	return in_fd;
+	return line;
 }
 
 /* Take in what the host sent. Return: false when the host has hung up. */
@@ -77,7 +111,7 @@ bool line_receive(void)
 		in_fill -= in_head;
 		in_head = 0;
 	}
-	n = read(in_fd, in_buf + in_fill, BUFFER - in_fill);
+	n = read(line, in_buf + in_fill, BUFFER - in_fill);
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR;
 	in_fill += (size_t)n;
@@ -127,12 +161,15 @@ static void send_buffer(uint8_t type, uint32_t id, size_t len)
 	put_u32(out_buf + 5, (uint32_t)len);
 	len += FRAME_HEADER;
 	while (done < len) {
-		ssize_t n = write(out_fd, out_buf + done, len - done);
+		struct pollfd p = { .fd = line, .events = POLLOUT };
+		ssize_t n = write(line, out_buf + done, len - done);
 
-		if (n < 0 && errno != EINTR && errno != EAGAIN)
-			return;	/* hung up; line_receive() will say so */
 		if (n > 0)
 			done += (size_t)n;
+		else if (n < 0 && errno == EAGAIN)
+			poll(&p, 1, -1);
+		else if (n < 0 && errno != EINTR)
+			return;	/* hung up; line_receive() will say so */
 	}
 }
 

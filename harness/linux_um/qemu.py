@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The machine that is emulated, or virtual: x86_64 under QEMU.
+
+This is the one place that knows QEMU's command line. The agent's line is a port of
+virtio-serial, the log is the first serial port, and what the management console is
+to User-Mode Linux is QEMU's monitor: a break on the serial port, and a key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TextIO
+
+from .errors import HostError
+from .machine import SWAP_FILE, Machine, MachineError, MachineOptions, make_swap_file
+from .options import parse_size
+from .rundir import RunDir
+
+PROGRAM = "qemu-system-x86_64"
+# Where the guest finds the agent's line.
+LINE = "/dev/vport0p1"
+# Of the run directory: the monitor, and what goes in by the serial port.
+MONITOR = "qmp"
+SERIAL = "serial"
+# Seconds the kernel may take for an answer to a key.
+ANSWER_SECONDS = 10.0
+_MONITOR_SECONDS = 5.0
+# How often the guest's clock ticks for an instruction, as a power of two in ns.
+_ICOUNT_SHIFT = 0
+# Two nodes take memory enough for both.
+MIN_NODE_BYTES = 128 << 20
+
+
+class QemuMachine(Machine):
+    """A PC of the kind q35 without what a test of memory does not need."""
+
+    swap_device = "/dev/vda"
+    slowness = 10
+
+    def __init__(self, options: MachineOptions, rundir: RunDir, *, accel: str) -> None:
+        """Start it by the accelerator *accel* (kvm or tcg). Raises HostError."""
+        super().__init__(options, rundir)
+        make_swap_file(options, rundir.path)
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise HostError(f"cannot start the guest: {error}") from error
+        self.line_out = os.dup(ours.fileno())
+        self.line_in = ours.detach()
+        line = theirs.detach()
+        self._start(qemu_command(options, line, accel), (line,))
+
+    def share_source(self, number: int, host_dir: str) -> str:
+        """Return the tag of the share, as the command line has it."""
+        return share_tag(number)
+
+    def answers(self) -> bool:
+        """Ask the kernel for the list of its keys, and see whether its log grows by it."""
+        size = self._rundir.console.stat().st_size
+        try:
+            self.sysrq("h")
+        except MachineError:
+            return False
+        limit = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < limit:
+            with open(self._rundir.console, "rb") as console:
+                console.seek(size)
+                if b"sysrq: HELP" in console.read():
+                    return True
+            time.sleep(0.1)
+        return False
+
+    def sysrq(self, key: str) -> None:
+        """Send a break and the key to the serial port. Raises MachineError."""
+        try:
+            with _connect(self._rundir.path, MONITOR) as monitor:
+                answers = monitor.makefile("r")
+                answers.readline()
+                _ask(monitor, answers, "qmp_capabilities")
+                # Whoever is connected to the port is its other end.
+                with _connect(self._rundir.path, SERIAL) as serial:
+                    _ask(monitor, answers, "chardev-send-break", id=SERIAL)
+                    serial.sendall(key.encode())
+                    # What the kernel says to it comes here as well as into the log.
+                    serial.recv(1)
+        except (OSError, ValueError) as error:
+            raise MachineError(f"sysrq {key}: {error}") from error
+
+
+def share_tag(number: int) -> str:
+    """Return the name by which a guest mounts its share *number*, from 0."""
+    return f"share{number}"
+
+
+def qemu_command(options: MachineOptions, line: int, accel: str) -> list[str]:
+    """Return the command that becomes the machine.
+
+    Its current directory is the run directory. *line* is the descriptor of a socket.
+    """
+    words = [
+        "panic=-1", "console=ttyS0", f"line={LINE}", "hest_disable", "no_timer_check",
+        *options.append,
+    ]  # fmt: skip
+    command = [
+        PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "q35,vmport=off,smbus=off,hpet=off",
+        "-accel", f"{accel},thread=single" if accel == "tcg" and options.time_travel else accel,
+        "-cpu", "max" if accel == "tcg" else "host",
+        *_cpus_and_memory(options),
+        "-kernel", str(options.linux), "-initrd", str(options.initrd),
+        "-append", " ".join(words),
+        "-no-reboot",
+        "-qmp", f"unix:{MONITOR},server=on,wait=off",
+        "-chardev",
+        f"socket,id={SERIAL},path={SERIAL},server=on,wait=off,logfile=console.log,logappend=on",
+        "-serial", f"chardev:{SERIAL}",
+        "-device", "virtio-serial-pci",
+        "-chardev", f"socket,id=line,fd={line}",
+        "-device", "virtserialport,chardev=line,name=line",
+    ]  # fmt: skip
+    if options.time_travel:
+        command += ["-icount", f"shift={_ICOUNT_SHIFT},sleep=off"]
+    if options.swap is not None:
+        command += ["-drive", f"file={SWAP_FILE},format=raw,if=virtio,cache=unsafe"]
+    for number, directory in enumerate(options.shares):
+        tag = share_tag(number)
+        quoted = directory.replace(",", ",,")
+        command += [
+            "-virtfs",
+            f"local,path={quoted},mount_tag={tag},security_model=none,multidevs=remap,id={tag}",
+        ]
+    return command
+
+
+def _cpus_and_memory(options: MachineOptions) -> list[str]:
+    """Return the options for both: two nodes where there is enough of them."""
+    size = parse_size(options.mem)
+    half = size // 2 >> 21 << 21
+    words = ["-m", f"size={size // 1024}K", "-smp"]
+    if options.cpus < 2 or half < MIN_NODE_BYTES:
+        return [*words, str(options.cpus)]
+    # A node is a socket, with as many CPUs as the other or one less.
+    middle = (options.cpus + 1) // 2
+    words.append(f"{options.cpus},sockets=2,cores={middle},threads=1,maxcpus={2 * middle}")
+    for node, cpus, count in (
+        (0, f"0-{middle - 1}", half),
+        (1, f"{middle}-{2 * middle - 1}", size - half),
+    ):
+        words += [
+            "-object", f"memory-backend-ram,id=node{node},size={count}",
+            "-numa", f"node,nodeid={node},cpus={cpus},memdev=node{node}",
+        ]  # fmt: skip
+    return words
+
+
+def _connect(directory: Path, name: str) -> socket.socket:
+    """Connect to a socket of the run directory, however long its path is."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(_MONITOR_SECONDS)
+        try:
+            client.connect(f"/proc/self/fd/{descriptor}/{name}")
+        except OSError:
+            client.close()
+            raise
+        return client
+    finally:
+        os.close(descriptor)
+
+
+def _ask(monitor: socket.socket, answers: TextIO, what: str, **arguments: str) -> None:
+    """Execute a command of the monitor. Raises OSError when it is refused."""
+    request = {"execute": what, "arguments": arguments}
+    monitor.sendall(json.dumps(request).encode() + b"\n")
+    while line := answers.readline():
+        answer = json.loads(line)
+        if "return" in answer:
+            return
+        if "error" in answer:
+            raise OSError(f"{what}: {answer['error'].get('desc', 'refused')}")
+    raise OSError(f"{what}: the monitor has gone")
