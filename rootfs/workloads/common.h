@@ -24,6 +24,15 @@
 #define EXIT_ENV	3
 
 #define PAGE_BYTES	4096UL
+#define HUGE_BYTES	(2UL << 20)
+
+/* Newer than the headers of many a distribution. */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE	25
+#endif
+#ifndef MADV_SOFT_OFFLINE
+#define MADV_SOFT_OFFLINE	101
+#endif
 #define PAGES_PER_MIB	256UL
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 
@@ -189,6 +198,9 @@ struct pagestat {
 	uint64_t smaps_ptes;	/* the same, by smaps */
 	uint64_t zero;		/* PTEs that map the zero page */
 	uint64_t anon;		/* PTEs that map any other anonymous page */
+	uint64_t large;		/* of these, pages of a large folio */
+	uint64_t soft_dirty;	/* written to since /proc/PID/clear_refs was, or so it is said */
+	uint64_t uffd_wp;	/* write-protected by userfaultfd */
 	uint64_t file;		/* PTEs that map a page of a file or of shmem */
 	/* set by pagestat_finish(): */
 	uint64_t merged_pages;
@@ -247,6 +259,13 @@ int foreign_flip(pid_t pid, uint64_t base, size_t pages, size_t off, uint8_t fli
  * Returns 0 or a negative errno: -EBUSY for a page that others have as well.
  */
 int uffd_move(void *to, void *from, size_t bytes);
+
+/*
+ * Has userfaultfd write-protect memory of this process; a write to it makes it
+ * writable again without asking anybody. Returns a descriptor that keeps it so, or a
+ * negative errno.
+ */
+int uffd_protect(void *start, size_t bytes);
 
 /* ---- worker processes ----------------------------------------------- */
 

@@ -12,13 +12,14 @@ enum op {
 	OP_MAP, OP_UNMAP, OP_FILL, OP_VERIFY, OP_WRITE, OP_POKE, OP_TOUCH,
 	OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_MREMAP, OP_MPROTECT, OP_FORK,
 	OP_RANGE, OP_MERGE, OP_PIN, OP_UNPIN, OP_SELF, OP_BEAR, OP_BURY,
-	OP_RECEIVE,
+	OP_RECEIVE, OP_UFFD_WP,
 };
 
 /* Set before the first worker is started. */
 struct ops_options {
 	size_t pages;		/* of each region */
 	uint64_t seed;		/* of the contents */
+	bool huge;		/* regions are laid out, and marked, for huge pages */
 };
 
 extern struct ops_options ops;

@@ -55,10 +55,12 @@ static void take_stat(const char *name)
 	pagestat_finish(&st);
 	fprintf(stats,
 		"%s{\"name\": \"%s\", \"present\": %" PRIu64 ", \"swapped\": %" PRIu64
-		", \"anon\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
+		", \"anon\": %" PRIu64 ", \"large\": %" PRIu64 ", \"soft_dirty\": %" PRIu64
+		", \"uffd_wp\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
 		", \"merged_pages\": %" PRIu64 ", \"merged_pfn_sum\": %" PRIu64
 		", \"mapcount_other\": %" PRIu64 ", \"counters\": ",
-		ftell(stats) ? ", " : "", name, st.present, st.swapped, st.anon, st.zero,
+		ftell(stats) ? ", " : "", name, st.present, st.swapped, st.anon,
+		st.large, st.soft_dirty, st.uffd_wp, st.zero,
 		st.merged_ptes, st.merged_pages, st.pfn_sum, st.mapcount_wrong);
 	json_counters(stats);
 	fputc('}', stats);
@@ -190,6 +192,7 @@ static const struct {
 	{ "pin", OP_PIN, false }, { "unpin", OP_UNPIN, false },
 	{ "self", OP_SELF, false }, { "merge", OP_MERGE, true },
 	{ "receive", OP_RECEIVE, true },
+	{ "uffd_wp", OP_UFFD_WP, false },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 };
 
@@ -308,7 +311,7 @@ static void run_op(const char *word)
 
 static void __noreturn usage(void)
 {
-	printf("usage: pageops [--procs N] [--pages N] [--seed S] [--settle-timeout SECONDS] [--fifo]\n"
+	printf("usage: pageops [--procs N] [--pages N] [--seed S] [--settle-timeout SECONDS] [--fifo] [--huge]\n"
 		"               OPERATION...\n"
 		"\n"
 		"Each of N processes maps a region; then the operations follow, in every process\n"
@@ -321,7 +324,8 @@ static void __noreturn usage(void)
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
 		"  pin (by a pipe)   unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
-		"          populate_read|populate_write\n"
+		"          populate_read|populate_write|hugepage|nohugepage|collapse|soft_offline\n"
+		"  uffd_wp (write-protects by userfaultfd, until it is written to)\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"
@@ -329,6 +333,7 @@ static void __noreturn usage(void)
 		"\n"
 		"&@K:OPERATION or &OPERATION is not waited for but by the next of that process, or\n"
 		"by join.\n"
+		"--huge: regions are laid out for huge pages, which they ask for.\n"
 		"--fifo: as real-time tasks, which may use some of the memory reserves.\n"
 		"settle=MS: where pages are pinned; only until all were tried, and MS more.\n"
 		"\n"
@@ -347,6 +352,7 @@ int main(int argc, char **argv)
 		{ "seed", required_argument, NULL, 's' },
 		{ "settle-timeout", required_argument, NULL, 'S' },
 		{ "fifo", no_argument, NULL, 'F' },
+		{ "huge", no_argument, NULL, 'H' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
@@ -372,6 +378,9 @@ int main(int argc, char **argv)
 		case 'F':	/* a real-time task may use some of the memory reserves */
 			if (sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 }))
 				die(EXIT_ENV, "SCHED_FIFO: %s", strerror(errno));
+			break;
+		case 'H':
+			ops.huge = true;
 			break;
 		case 'h':
 			usage();

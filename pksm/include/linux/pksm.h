@@ -183,15 +183,15 @@ static inline void pksm_page_written(struct folio *folio)
 
 /**
  * pksm_page_watched - may a page not be mapped writable without a write fault?
- * @page: an anonymous page
+ * @page: an anonymous page, or one of a large folio, which is watched as a whole
  *
  * Context: Page table lock held, of a page table that maps it.
  * Return: true when the engine wants to be told of the next write.
  */
 static inline bool pksm_page_watched(struct page *page)
 {
-	return unlikely(PagePKSM(page)) && !PageCompound(page) &&
-	       __pksm_page_watched(page);
+	page = compound_head(page);
+	return unlikely(PagePKSM(page)) && __pksm_page_watched(page);
 }
 
 /**

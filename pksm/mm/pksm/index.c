@@ -395,6 +395,39 @@ void pksm_unstable_reap(void)
 				    pksm_reap_bucket);
 }
 
+#ifdef CONFIG_MEMORY_HOTREMOVE
+/**
+ * pksm_unstable_purge - take every record of a range of page frames out of the index
+ * @start: the first page frame number; none of the pages is in use any more
+ * @end: the one behind the last
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_unstable_purge(unsigned long start, unsigned long end)
+{
+	unsigned long bucket;
+
+	lockdep_assert_held(&pksm_mutex);
+	for (bucket = 0; bucket < pksm_nr_buckets(); bucket++) {
+		u32 *link = &pksm_unstable[bucket];
+
+		while (*link != PKSM_END) {
+			unsigned long pfn = *link;
+			struct pksm_rmap_item *item = pksm_item(pfn);
+
+			if (pfn < start || pfn >= end) {
+				link = &item->next;
+				continue;
+			}
+			*link = item->next;
+			VM_WARN_ON_ONCE(READ_ONCE(item->state) & PKSM_LIVE);
+			pksm_unlinked(pfn, item);
+		}
+		cond_resched();
+	}
+}
+#endif
+
 /**
  * pksm_unstable_empty - put every page of the index back into the queue
  *

@@ -38,8 +38,8 @@ struct page_ext_operations pksm_page_ext_ops __refdata = {
  * __pksm_rmap_item - find the record of a page
  * @page: any page
  *
- * Memory cannot go offline under PKSM (see Kconfig), so the record stays where
- * it is once found.
+ * It stays where it is as long as the page is in use, or the record is linked to
+ * anything: see hotplug.c.
  *
  * Context: Any.
  * Return: The record, or NULL where there is none: page_ext is not there yet,
@@ -69,9 +69,7 @@ struct pksm_rmap_item *__pksm_rmap_item(struct page *page)
  */
 struct pksm_rmap_item *pksm_item(unsigned long pfn)
 {
-	struct page *page = pfn_to_online_page(pfn);
-
-	return page ? __pksm_rmap_item(page) : NULL;
+	return pfn_valid(pfn) ? __pksm_rmap_item(pfn_to_page(pfn)) : NULL;
 }
 
 /* Is the next write to this page to be told, and was not yet? */

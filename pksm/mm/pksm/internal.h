@@ -326,6 +326,7 @@ unsigned long pksm_queue_stranded_timeout(void);
 void pksm_queue_untangle(void);
 void pksm_queue_restart(void);
 void pksm_queue_forget_all(void);
+void pksm_queue_purge(unsigned long start, unsigned long end);
 bool pksm_queue_for_each(bool (*fn)(unsigned long pfn, u32 level));
 
 /* index.c */
@@ -347,6 +348,7 @@ bool pksm_unstable_holds(u32 state, u64 hash);
 bool pksm_unstable_note_dead(u32 state);
 bool pksm_unstable_dead(void);
 void pksm_unstable_reap(void);
+void pksm_unstable_purge(unsigned long start, unsigned long end);
 void pksm_unstable_empty(void);
 bool pksm_unstable_for_each(bool (*fn)(unsigned long pfn, unsigned long bucket,
 				       bool right));
@@ -475,6 +477,7 @@ bool pksm_shares_one(struct vm_area_struct *vma, struct folio *folio,
 		     pgoff_t index);
 void pksm_reap_dead_nodes(void);
 bool pksm_dead_nodes_pending(void);
+void pksm_node_detach(struct pksm_stable_node *node);
 void pksm_detach_unmapped(void);
 bool pksm_node_alive(struct pksm_stable_node *node);
 long pksm_general_profit(void);

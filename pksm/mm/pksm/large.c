@@ -13,18 +13,23 @@
  * these is noted in the record of the page that it found, and when these notes have
  * become enough, the folio's turn comes early.
  *
- * Its PTEs, or its PMD, are not write-protected, so nobody tells of writes. It is
- * read again in intervals that double, therefore, up to the longest there is.
+ * A folio that was not split is read once more some time later, and watched from then
+ * on (see watch.c): its mappings are write-protected, and the record of its first page
+ * joins the index as well. It need not be read again before it is written to, and then
+ * it waits for longer each time. One that cannot be watched, since somebody holds a
+ * reference on it, is tried again in intervals that double, up to the longest there is.
  *
  * khugepaged makes a large folio even of pages that were all but one the zero page
- * before. Such a folio enters with the highest age, and is split for more than half of
- * its pages only, and not for zeroes, nor for equals in other large folios: each would
- * undo what the other has done, for ever.
+ * before. Such a folio enters with the highest age, which no other reaches, and is split
+ * for more than half of its pages only, and not for zeroes, nor for equals in other large
+ * folios: each would undo what the other has done, for ever.
  *
  * In the record of a page of a large folio, other than the first, PKSM_WATCHED means
  * only that a pass over the index is to leave it alone; and an age of 1 that it has
  * an equal. Its page has PG_pksm. When the folio is freed, so are they; when somebody
  * splits it, each of them is told that its page was written to, and goes to a queue.
+ * In that of the first page both mean what they mean for others; when it is found by an
+ * equal that makes them enough, it is told of a write, so that its turn comes.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
@@ -39,8 +44,12 @@
 /* How many pages of a folio must have an equal for it to be split, in per cent. */
 #define PKSM_SPLIT_PERCENT	50U
 
-/* After it was read, a folio waits for 13 to 26 seconds by default, then longer. */
-#define PKSM_LARGE_LEVEL	6U
+/*
+ * How long a folio waits that was read, by its age: 26, 102, 410 and 820 seconds by
+ * default, each of them at least once and at most twice. None is what pksm_age_level()
+ * says for that age, so that one which comes from there can be told.
+ */
+static const u8 pksm_large_levels[PKSM_MAX_AGE + 1] = { 7, 9, 11, 12 };
 
 /* How many pages of the unstable index are compared with one. */
 #define PKSM_LARGE_CANDIDATES	4U
@@ -49,6 +58,12 @@
 static bool pksm_enough(struct folio *folio, unsigned int nr, bool fresh)
 {
 	return (nr + fresh) * 100 > folio_nr_pages(folio) * PKSM_SPLIT_PERCENT;
+}
+
+/* Was the folio made by a fault, rather than by khugepaged? */
+static bool pksm_large_fresh(u32 state)
+{
+	return pksm_age(state) < PKSM_MAX_AGE;
 }
 
 /* Take a record out of the index, if it is there; a dead one may be in a queue. */
@@ -102,6 +117,8 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
 		pfn = pksm_unstable_next(hash, pfn);
 		if (pfn == PKSM_END)
 			break;
+		if (pfn == page_to_pfn(page))
+			continue;
 		other = pksm_get_tracked(pfn);
 		if (!other)
 			continue;
@@ -164,34 +181,53 @@ static unsigned int pksm_large_read(struct folio *folio, u64 domain, bool fresh)
 	return nr_matched;
 }
 
+/* How many pages of a folio are known to have an equal, without the first. */
+static unsigned int pksm_large_nr_wanted(struct folio *folio)
+{
+	unsigned long i, nr = folio_nr_pages(folio);
+	unsigned int wanted = 0;
+
+	for (i = 1; i < nr; i++) {
+		u32 state = READ_ONCE(__pksm_rmap_item(folio_page(folio, i))->state);
+
+		wanted += pksm_where(state) == PKSM_INDEX && pksm_age(state);
+	}
+	return wanted;
+}
+
 /**
  * pksm_large_wanted - somebody is equal to a page of a large folio
  * @folio: the folio, of which a reference is held
- * @pfn: the page; not the first of the folio
+ * @pfn: the page
  *
  * Context: pksmd, pksm_mutex held.
  */
 void pksm_large_wanted(struct folio *folio, unsigned long pfn)
 {
+	struct pksm_rmap_item *first = __pksm_rmap_item(folio_page(folio, 0));
 	struct pksm_rmap_item *item = pksm_item(pfn);
-	unsigned long i, nr = folio_nr_pages(folio);
 	u32 old = READ_ONCE(item->state);
-	unsigned int wanted = 0;
 
 	lockdep_assert_held(&pksm_mutex);
-	if (pksm_where(old) != PKSM_INDEX || (old & PKSM_REBORN) ||
-	    pksm_age(old))
+	if (pksm_where(old) != PKSM_INDEX || (old & PKSM_REBORN))
 		return;
-	while (!pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
-		old = READ_ONCE(item->state);
-	for (i = 1; i < nr; i++) {
-		item = __pksm_rmap_item(folio_page(folio, i));
-		old = READ_ONCE(item->state);
-		wanted += pksm_where(old) == PKSM_INDEX && pksm_age(old);
+	/* Of the first page there is no note. */
+	if (item != first) {
+		if (pksm_age(old))
+			return;
+		while (!pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
+			old = READ_ONCE(item->state);
 	}
-	item = __pksm_rmap_item(folio_page(folio, 0));
-	if (pksm_enough(folio, wanted, !pksm_age(READ_ONCE(item->state))))
-		pksm_queue_hurry(item);
+	if (!pksm_enough(folio, pksm_large_nr_wanted(folio) + (item == first),
+			 pksm_large_fresh(READ_ONCE(first->state))))
+		return;
+	/* It is in the one or in the other; whoever calls may be in its bucket. */
+	pksm_queue_hurry(first);
+	old = READ_ONCE(first->state);
+	while (pksm_large_fresh(old) && pksm_where(old) == PKSM_INDEX &&
+	       !pksm_item_set(first, old, old & ~PKSM_AGE_MASK))
+		old = READ_ONCE(first->state);
+	__pksm_page_written(folio_page(folio, 0));
 }
 
 /**
@@ -215,19 +251,97 @@ void pksm_large_forget(struct folio *folio)
 	}
 }
 
-/* Returns true when the folio is split now. */
-static bool pksm_large_try(struct folio *folio, u64 domain, bool fresh)
+/* What became of a large folio that was read. */
+enum pksm_large_result {
+	PKSM_LARGE_WAITS,
+	PKSM_LARGE_WATCHED,
+	PKSM_LARGE_SPLIT,
+};
+
+/* Returns whether the folio is split now. */
+static bool pksm_large_split(struct folio *folio, unsigned int matched)
 {
 	unsigned long nr = folio_nr_pages(folio), pfn = folio_pfn(folio);
-	unsigned int matched;
 	int err;
 
-	matched = pksm_large_read(folio, domain, fresh);
-	if (!pksm_enough(folio, matched, fresh))
-		return false;
 	err = split_folio(folio);
 	trace_pksm_split(pfn, nr, matched, err);
 	return !err;
+}
+
+/*
+ * Put the record of the first page into the index, and write-protect the folio, in
+ * this order: a write from now on is told, or the pages are read after it.
+ */
+static bool pksm_large_watch(struct folio *folio, struct pksm_rmap_item *item,
+			     u64 domain, u32 age)
+{
+	struct page *page = folio_page(folio, 0);
+	u64 hash;
+
+	if (!pksm_no_foreign_reference(folio))
+		return false;
+	pksm_count_event(PKSM_EVENT_SCANNED);
+	hash = pksm_hash_page(page);
+	trace_pksm_hash(page_to_pfn(page), hash);
+	pksm_unstable_insert_watched(page_to_pfn(page), item, hash ^ domain, age);
+	if (pksm_watch(folio))
+		return true;
+	pksm_unstable_unlink(page_to_pfn(page), item);
+	return false;
+}
+
+/*
+ * With the record of the first page not linked. Unless the result is
+ * PKSM_LARGE_WATCHED it is not linked afterwards.
+ */
+static enum pksm_large_result pksm_large_try(struct folio *folio,
+					     struct pksm_rmap_item *item,
+					     u64 domain, bool watch)
+{
+	u32 age = pksm_age(READ_ONCE(item->state));
+	bool fresh = pksm_large_fresh(READ_ONCE(item->state));
+	unsigned long pfn = folio_pfn(folio);
+	unsigned int matched;
+
+	if (watch)
+		watch = pksm_large_watch(folio, item, domain, age);
+	if (domain == PKSM_NO_DOMAIN) {
+		/* Nobody looks for its pages. */
+		pksm_large_forget(folio);
+	} else {
+		matched = pksm_large_read(folio, domain, fresh);
+		if (pksm_enough(folio, matched, fresh) &&
+		    pksm_large_split(folio, matched)) {
+			if (watch)
+				pksm_unstable_unlink(pfn, item);
+			return PKSM_LARGE_SPLIT;
+		}
+	}
+	return watch ? PKSM_LARGE_WATCHED : PKSM_LARGE_WAITS;
+}
+
+/*
+ * It was written to, and is in no hurry: it waits, longer each time. But it does not
+ * become as old as one that khugepaged has made.
+ */
+static void pksm_large_changed(struct folio *folio, struct pksm_rmap_item *item)
+{
+	u32 age = pksm_age(READ_ONCE(item->state));
+
+	pksm_queue_add(folio_pfn(folio), item, pksm_large_levels[age],
+		       age + 1 < PKSM_MAX_AGE ? age + 1 : age);
+}
+
+/* It waits, since it could not be had, or not be watched: longer each time. */
+static void pksm_large_again(struct folio *folio, struct pksm_rmap_item *item,
+			     u32 level, u32 age)
+{
+	level = max(level + 1, (u32)pksm_large_levels[0]);
+	if (level == pksm_age_level(age))
+		level++;
+	pksm_queue_add(folio_pfn(folio), item,
+		       min(level, PKSM_NR_LEVELS - 1), age);
 }
 
 /**
@@ -240,14 +354,21 @@ static bool pksm_large_try(struct folio *folio, u64 domain, bool fresh)
  */
 void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 {
-	u32 age = pksm_age(READ_ONCE(item->state));
-	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
+	enum pksm_large_result became = PKSM_LARGE_WAITS;
+	u32 state = READ_ONCE(item->state);
+	u32 age = pksm_age(state), level = pksm_level(state);
 	unsigned long pfn = folio_pfn(folio);
 	enum pksm_result result;
-	bool split = false;
 	u64 domain;
 
 	lockdep_assert_held(&pksm_mutex);
+	/* Not one that is new, nor one that has waited here. */
+	if (level && level == pksm_age_level(age) &&
+	    !pksm_enough(folio, pksm_large_nr_wanted(folio) + 1,
+			 pksm_large_fresh(state))) {
+		pksm_large_changed(folio, item);
+		return;
+	}
 	if (folio_trylock(folio)) {
 		result = folio_test_hwpoison(folio) ||
 			 folio_test_has_hwpoisoned(folio) ?
@@ -258,14 +379,18 @@ void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 			folio_unlock(folio);
 			return;
 		}
-		if (result == PKSM_MERGED && domain != PKSM_NO_DOMAIN &&
-		    !folio_test_swapcache(folio)) {
-			split = pksm_large_try(folio, domain, !age);
-			level = max(level, PKSM_LARGE_LEVEL);
-		}
+		if (result == PKSM_MERGED && !folio_test_swapcache(folio))
+			became = pksm_large_try(folio, item, domain, level);
 		folio_unlock(folio);
 	}
-	pksm_queue_add(pfn, item,
-		       split ? 0 : min(level, PKSM_NR_LEVELS - 1),
-		       split ? 0 : age);
+	switch (became) {
+	case PKSM_LARGE_WATCHED:
+		break;
+	case PKSM_LARGE_SPLIT:
+		pksm_queue_add(pfn, item, 0, 0);
+		break;
+	case PKSM_LARGE_WAITS:
+		pksm_large_again(folio, item, level, age);
+		break;
+	}
 }

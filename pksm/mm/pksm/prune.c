@@ -146,6 +146,12 @@ static void pksm_prune_stale(struct pksm_stable_node *node)
 
 	if (!folio)
 		return;		/* queued by the free path, or about to be */
+	/* Broken memory is never freed, and nobody is to find it again. */
+	if (folio_test_hwpoison(folio) && !folio_mapped(folio)) {
+		folio_put(folio);
+		pksm_node_detach(node);
+		return;
+	}
 	/* The page's own place, which is no sharer, may be mapped as well. */
 	if (node->nr_sharers >= folio_mapcount(folio) && node->nr_sharers) {
 		if (folio_trylock(folio)) {

@@ -602,6 +602,46 @@ void pksm_queue_forget_all(void)
 	pksm_nr_late = 0;
 }
 
+#ifdef CONFIG_MEMORY_HOTREMOVE
+static void pksm_chain_purge(u32 *link, u32 level, unsigned long start,
+			     unsigned long end)
+{
+	while (*link != PKSM_END) {
+		struct pksm_rmap_item *item = pksm_item(*link);
+
+		if (*link < start || *link >= end) {
+			link = &item->next;
+		} else {
+			*link = item->next;
+			pksm_nr_late -= level >= PKSM_LATE_LEVEL;
+			WARN_ON_ONCE(pksm_queue_settle(item));
+		}
+		cond_resched();
+	}
+}
+
+/**
+ * pksm_queue_purge - take every record of a range of page frames out of the queues
+ * @start: the first page frame number; none of the pages is in use any more
+ * @end: the one behind the last
+ *
+ * Context: Process context, pksm_mutex held, the new lists collected. May sleep.
+ */
+void pksm_queue_purge(unsigned long start, unsigned long end)
+{
+	u32 level;
+
+	lockdep_assert_held(&pksm_mutex);
+	for (level = 0; level < PKSM_NR_LEVELS; level++) {
+		struct pksm_queue *queue = &pksm_queues[level];
+
+		pksm_chain_purge(&queue->filling, level, start, end);
+		pksm_chain_purge(&queue->ripening, level, start, end);
+		pksm_chain_purge(&queue->ripe, level, start, end);
+	}
+}
+#endif
+
 #ifdef CONFIG_PKSM_KUNIT_TEST
 #include "tests/queue_test.h"
 #endif

@@ -215,7 +215,7 @@ static void pksm_rescan_page(unsigned long pfn)
 
 	if (!folio)
 		return;
-	/* Large ones are never unwatched for long: see large.c. */
+	/* Of large ones none is in the index without being watched: see large.c. */
 	if (!folio_test_large(folio) && folio_trylock(folio)) {
 		/* It may be another page by now: then it will be reaped. */
 		state = READ_ONCE(item->state);

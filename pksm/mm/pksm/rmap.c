@@ -259,5 +259,8 @@ void collect_procs_ksm(pksm_const struct folio *folio,
 	hlist_for_each_entry(sharer, &node->sharers, link)
 		pksm_collect_procs(sharer->anon_vma, sharer->index,
 				   (struct page *)page, to_kill, force_early);
+	/* It is about to be unmapped: see pksm_prune(). */
+	if (pksm_stable_note_stale(node))
+		pksm_kick();
 }
 #endif

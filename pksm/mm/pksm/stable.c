@@ -225,8 +225,13 @@ bool pksm_dead_nodes_pending(void)
 	return false;
 }
 
-/* A stable page of which nothing is mapped: leave it without a node. */
-static void pksm_node_detach(struct pksm_stable_node *node)
+/**
+ * pksm_node_detach - leave a stable page without a node, if nothing is mapped of it
+ * @node: its node, which is gone afterwards
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_node_detach(struct pksm_stable_node *node)
 {
 	struct folio *folio = pksm_node_get_folio(node);
 

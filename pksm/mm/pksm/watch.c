@@ -6,7 +6,8 @@
  * (PG_anon_exclusive stays), so that the next write is a short fault without a
  * copy; wp_page_reuse() tells the engine of it, and can_change_pte_writable() does
  * not make the PTE writable without such a fault. Who writes to a page by other
- * means than a PTE has a reference on it, and then it is not watched.
+ * means than a PTE has a reference on it, and then it is not watched. A large folio
+ * is watched as a whole, whether PTEs map it or a PMD, by the record of its first page.
  *
  * That may cost a fault, too much for a page that keeps changing. There a dirty PTE
  * serves as a hint: it was cleaned when the page was last found changed, so that one
@@ -23,13 +24,40 @@
 
 /**
  * struct pksm_protect - one attempt to write-protect a page
- * @nr: number of PTEs that are write-protected now
+ * @nr: number of PTEs and PMDs that are write-protected now
  * @failed: one could not be
  */
 struct pksm_protect {
 	unsigned int nr;
 	bool failed;
 };
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+static void pksm_watch_pmd(struct page_vma_mapped_walk *pvmw,
+			   struct folio *folio, struct pksm_protect *protect)
+{
+	struct vm_area_struct *vma = pvmw->vma;
+	unsigned long addr = pvmw->address;
+	pmd_t pmd;
+
+	flush_cache_range(vma, addr, addr + HPAGE_PMD_SIZE);
+	/* Not present, and the TLB flushed: until it is set again, nobody writes. */
+	pmd = pmdp_invalidate(vma, addr, pvmw->pmd);
+	if (!pksm_no_foreign_reference(folio)) {
+		protect->failed = true;
+	} else {
+		pmd = pmd_wrprotect(pmd);
+		protect->nr++;
+	}
+	set_pmd_at(vma->vm_mm, addr, pvmw->pmd, pmd);
+}
+#else
+static void pksm_watch_pmd(struct page_vma_mapped_walk *pvmw,
+			   struct folio *folio, struct pksm_protect *protect)
+{
+	protect->failed = true;
+}
+#endif
 
 static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 			   unsigned long addr, void *arg)
@@ -41,9 +69,13 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 	pte_t pte;
 
 	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
-				vma->vm_mm, addr, addr + PAGE_SIZE);
+				vma->vm_mm, addr, vma_address_end(&pvmw));
 	mmu_notifier_invalidate_range_start(&range);
 	while (page_vma_mapped_walk(&pvmw)) {
+		if (!pvmw.pte) {
+			pksm_watch_pmd(&pvmw, folio, protect);
+			continue;
+		}
 		pte = ptep_get(pvmw.pte);
 		if (!pte_present(pte)) {
 			protect->failed = true;
@@ -66,8 +98,8 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 
 /**
  * pksm_watch - write-protect a page, so that the next write is a fault
- * @folio: an anonymous page of order 0, locked, with one reference of the caller;
- *	its record says already that it is watched
+ * @folio: an anonymous folio, locked, with one reference of the caller; the record of
+ *	its first page says already that it is watched
  *
  * Context: pksmd, pksm_mutex held. May sleep.
  * Return: true when nobody can write to it any more without a fault; false when

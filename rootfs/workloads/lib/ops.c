@@ -47,10 +47,22 @@ static size_t bytes(void)
 
 static int do_map(void)
 {
-	me.base = mmap(NULL, ops.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+	size_t size = ops.pages * PAGE_BYTES, more = ops.huge ? HUGE_BYTES : 0;
+	char *end;
+
+	me.base = mmap(NULL, size + more, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (me.base == MAP_FAILED)
 		return -errno;
+	if (ops.huge) {
+		end = me.base + size + more;
+		more = -(uintptr_t)me.base % HUGE_BYTES;
+		munmap(me.base, more);
+		me.base += more;
+		munmap(me.base + size, (size_t)(end - me.base) - size);
+		if (madvise(me.base, size, MADV_HUGEPAGE))
+			return -errno;
+	}
 	memset(me.shadow, 0, ops.pages * sizeof(*me.shadow));
 	me.first = 0;
 	me.last = ops.pages;
@@ -184,6 +196,8 @@ static int do_madvise(const char *name)
 		{ "populate_read", MADV_POPULATE_READ },
 		{ "populate_write", MADV_POPULATE_WRITE },
 		{ "willneed", MADV_WILLNEED },
+		{ "hugepage", MADV_HUGEPAGE }, { "nohugepage", MADV_NOHUGEPAGE },
+		{ "collapse", MADV_COLLAPSE }, { "soft_offline", MADV_SOFT_OFFLINE },
 	};
 	size_t i, a;
 
@@ -201,6 +215,14 @@ static int do_madvise(const char *name)
 			me.shadow[i].maybe_zero = 1;
 	}
 	return 0;
+}
+
+/* For good: nobody closes the descriptor before this process ends. */
+static int do_uffd_wp(void)
+{
+	int fd = uffd_protect(at(me.first), bytes());
+
+	return fd < 0 ? fd : 0;
 }
 
 static int do_mremap(void)
@@ -431,6 +453,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_SELF:
 		r->status = do_self(o->text);
+		break;
+	case OP_UFFD_WP:
+		r->status = do_uffd_wp();
 		break;
 	case OP_BEAR:
 		r->status = do_bear();

@@ -8,10 +8,13 @@
 
 #include "../common.h"
 
+#define PM_SOFT_DIRTY	(1ULL << 55)
+#define PM_UFFD_WP	(1ULL << 57)
 #define PM_PRESENT	(1ULL << 63)
 #define PM_SWAP		(1ULL << 62)
 #define PM_PFN_MASK	((1ULL << 55) - 1)
 #define KPF_ANON	(1ULL << 12)
+#define KPF_COMPOUND	(3ULL << 15)	/* head or tail */
 #define KPF_KSM		(1ULL << 21)
 #define KPF_ZERO_PAGE	(1ULL << 24)
 
@@ -47,6 +50,8 @@ static int pagestat_entry(int flags_fd, uint64_t entry, struct pagestat *st)
 	int err;
 
 	st->pages++;
+	st->soft_dirty += !!(entry & PM_SOFT_DIRTY);
+	st->uffd_wp += !!(entry & PM_UFFD_WP);
 	if (entry & PM_SWAP)
 		st->swapped++;
 	if (!(entry & PM_PRESENT))
@@ -64,6 +69,7 @@ static int pagestat_entry(int flags_fd, uint64_t entry, struct pagestat *st)
 			pageset_add(&st->merged, pfn);
 		} else {
 			st->anon++;
+			st->large += !!(flags & KPF_COMPOUND);
 		}
 	} else {
 		st->file++;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Moving pages by userfaultfd; see common.h. */
+/* Moving and write-protecting pages by userfaultfd; see common.h. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -17,6 +17,7 @@ struct move {
 
 #define UFFDIO_MOVE_PAGES	_IOWR(UFFDIO, 0x05, struct move)
 #define FEATURE_MOVE		(1ULL << 16)
+#define FEATURE_WP_ASYNC	(1ULL << 15)
 
 int uffd_move(void *to, void *from, size_t bytes)
 {
@@ -33,6 +34,29 @@ int uffd_move(void *to, void *from, size_t bytes)
 	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg) ||
 	    ioctl(uffd, UFFDIO_MOVE_PAGES, &move))
 		err = -errno;
+	close(uffd);
+	return err;
+}
+
+int uffd_protect(void *start, size_t bytes)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = FEATURE_WP_ASYNC };
+	struct uffdio_register reg = {
+		.range = { (uintptr_t)start, bytes },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffdio_writeprotect wp = {
+		.range = reg.range,
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int uffd = (int)syscall(__NR_userfaultfd, O_CLOEXEC), err;
+
+	if (uffd < 0)
+		return -errno;
+	if (!ioctl(uffd, UFFDIO_API, &api) && !ioctl(uffd, UFFDIO_REGISTER, &reg) &&
+	    !ioctl(uffd, UFFDIO_WRITEPROTECT, &wp))
+		return uffd;
+	err = -errno;
 	close(uffd);
 	return err;
 }

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Large folios: split for many equal pages, watched as a whole, at peace with khugepaged.
+
+User-Mode Linux has none: these tests run with --arch x86_64.
+"""
+
+from __future__ import annotations
+
+import pytest
+from lab import BootFresh, baseline, loop_swap, pageops, settle, vmstat
+from linux_um.guest import Guest
+
+pytestmark = [
+    pytest.mark.needs_pksm,
+    pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE"),
+    pytest.mark.time_travel,
+]
+
+THP = "/sys/kernel/mm/transparent_hugepage"
+# Pages of a huge page, and of each process' region.
+HUGE = 512
+PAGES = 2 * HUGE
+# Until a folio that was written to has been read again, in milliseconds: twice what
+# an age of 1 has to wait.
+AGAIN_MS = 450_000
+
+
+@pytest.fixture
+def huge(boot_fresh: BootFresh) -> Guest:
+    """Return a guest with memory enough for huge pages, where khugepaged does not stir."""
+    guest = boot_fresh(mem="512M")
+    # Below 512 MiB the kernel is against it.
+    guest.write_file(f"{THP}/enabled", "madvise")
+    guest.write_file(f"{THP}/khugepaged/scan_sleep_millisecs", "4000000000")
+    return guest
+
+
+def khugepaged(guest: Guest) -> None:
+    """Let khugepaged look at everything ten times a second."""
+    guest.write_file(f"{THP}/khugepaged/pages_to_scan", "100000")
+    guest.write_file(f"{THP}/khugepaged/alloc_sleep_millisecs", "100")
+    guest.write_file(f"{THP}/khugepaged/scan_sleep_millisecs", "100")
+
+
+def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
+    before = baseline(settle(huge))
+    split = vmstat(huge, "thp_split_page")
+    report = pageops(
+        huge, "--huge", "fill=dup", "stat=filled", "settle", "sleep=60000", "settle",
+        "stat=merged", "verify", "write=50", "verify", procs=2, pages=PAGES,
+    )  # fmt: skip
+    assert report["filled"]["large"] == 2 * PAGES
+    assert report["merged"]["large"] == 0
+    assert report["merged"]["merged_ptes"] == 2 * PAGES
+    assert report["merged"].sharing == PAGES
+    assert vmstat(huge, "thp_split_page") - split >= 2 * PAGES // HUGE
+    assert baseline(settle(huge)) == before
+
+
+def test_a_large_folio_of_zeroes_becomes_the_zero_page(huge: Guest) -> None:
+    report = pageops(
+        huge, "--huge", "fill=unique", "fill=zero", "stat=filled", "settle", "sleep=60000",
+        "stat=merged", "verify", procs=1, pages=PAGES,
+    )  # fmt: skip
+    assert report["filled"]["large"] == PAGES
+    assert report["merged"]["zero"] == PAGES
+
+
+@pytest.mark.parametrize(("equal", "whole"), [(96, True), (416, False)])
+def test_a_large_folio_is_split_for_more_than_half_of_its_pages(
+    huge: Guest, equal: int, whole: bool
+) -> None:
+    """Never for a few: it is worth more than they are."""
+    report = pageops(
+        huge, "--huge", "fill=unique", f"range=0-{equal}", "fill=dup", "settle", "sleep=60000",
+        "settle", "stat=after", "range=all", "verify", procs=2, pages=HUGE,
+    )  # fmt: skip
+    if whole:
+        assert report["after"]["large"] == 2 * HUGE
+        assert report["after"]["merged_ptes"] == 0
+    else:
+        assert report["after"]["large"] == 0
+        assert report["after"].sharing == equal
+
+
+def test_small_pages_split_the_large_folio_that_they_are_equal_to(huge: Guest) -> None:
+    """Which was read, and watched, before they came."""
+    report = pageops(
+        huge, "--huge", "@1:madvise=nohugepage", "@0:fill=dup", "settle", "sleep=200000",
+        "stat=alone", "@1:fill=dup", "settle", "sleep=200000", "settle", "stat=merged", "verify",
+        procs=2, pages=PAGES,
+    )  # fmt: skip
+    assert report["alone"]["large"] == PAGES
+    assert report["merged"].sharing == PAGES
+
+
+# How often pksmd was woken, and how many pages it has read, in an hour and in a day.
+LOOK = r"""
+pid=$(pidof pksmd)
+look() {
+	read -r scanned < /sys/kernel/mm/pksm/pages_scanned
+	while read -r name number; do
+		[ $name != voluntary_ctxt_switches: ] || echo $scanned $number
+	done < /proc/$pid/status
+}
+pageops --huge --procs 1 --pages 1024 fill=unique settle sleep=100000000 verify > /dev/null &
+sleep 1200
+look
+sleep 3600
+look
+sleep 86400
+look
+kill $!
+"""
+
+
+def test_a_large_folio_that_is_not_written_to_costs_nothing(huge: Guest) -> None:
+    """It is watched like any other page: nobody reads it again, nor wakes up for it."""
+    looks = [[int(word) for word in line.split()] for line in huge.sh(LOOK).stdout.splitlines()]
+    hour, day = (
+        [after - before for before, after in zip(looks[first], looks[first + 1], strict=True)]
+        for first in (0, 1)
+    )
+    # The pages of the sleep itself, in both.
+    assert hour[0] < 128
+    assert day[0] <= hour[0] + 16
+    assert day[1] <= hour[1] + 4
+
+
+@pytest.mark.parametrize("way", ["write=100", "poke=7", "fill=dup"])
+def test_a_write_to_a_watched_large_folio_is_told(huge: Guest, way: str) -> None:
+    """By the fault of a PMD, or it would not be read again."""
+    report = pageops(
+        huge, "--huge", "fill=unique", "settle", "sleep=200000", "stat=watched",
+        f"sleep={AGAIN_MS}", "stat=quiet", f"@0:{way}", f"sleep={AGAIN_MS}", "stat=told",
+        f"sleep={AGAIN_MS}", "stat=later", "verify", procs=2, pages=HUGE,
+    )  # fmt: skip
+    watched, quiet, told, later = (
+        report[name].counters["pages_scanned"] for name in ("watched", "quiet", "told", "later")
+    )
+    assert report["later"]["large"] == 2 * HUGE
+    # Besides it, only pages of the programs are read.
+    assert quiet - watched < HUGE // 2
+    assert HUGE <= told - quiet < 2 * HUGE
+    assert later - told < HUGE // 2
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("fill=dup",),
+        ("mprotect=ro", "mprotect=rw", "fill=dup"),
+        ("mprotect=none", "mprotect=rw", "fill=dup"),
+        ("mremap", "fill=dup"),
+        ("fork", "fill=dup"),
+        ("fork=write", "fill=dup"),
+        ("mlock", "fill=dup"),
+        ("range=0-1", "madvise=dontneed", "range=all", "fill=dup"),
+    ],
+    ids=lambda steps: "-".join(step.split(":")[-1] for step in steps),
+)
+def test_large_folios_that_become_equal_late_are_found(
+    huge: Guest, steps: tuple[str, ...]
+) -> None:
+    """Whatever was done to the mapping in between, no write is missed."""
+    report = pageops(
+        huge, "--huge", "fill=unique", "settle", "sleep=200000", *steps, f"sleep={AGAIN_MS}",
+        "settle", "stat=merged", "verify", procs=2, pages=HUGE,
+    )  # fmt: skip
+    assert report["merged"].sharing == HUGE
+
+
+def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
+    """Zeroes are split off, collapsed again, and then left; merged pages stay merged."""
+    khugepaged(huge)
+    names = ("thp_split_page", "thp_collapse_alloc")
+    report = pageops(
+        huge, "--huge", "range=0-512", "fill=zero", "@0:poke=3", "range=512-1024", "fill=dup",
+        "settle", "sleep=400000", "stat=first", "range=all", "verify", procs=2, pages=PAGES,
+    )  # fmt: skip
+    assert report["first"].sharing + report["first"]["zero"] > 0
+    job = huge.start(["pageops", "--huge", "--procs", "2", "--pages", str(PAGES), "range=0-512",
+                      "fill=zero", "range=512-1024", "fill=dup", "settle", "sleep=30000000",
+                      "range=all", "verify"])  # fmt: skip
+    done = huge.sh(
+        "sleep 3600; grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat; sleep 20000;"
+        "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
+    )
+    seen = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    job.signal(15)
+    job.wait()
+    assert len(seen) == 2 * len(names)
+    grown = dict(zip(names, (seen[2] - seen[0], seen[3] - seen[1]), strict=True))
+    assert all(value <= 2 for value in grown.values()), grown
+
+
+def test_large_folios_come_and_go(huge: Guest) -> None:
+    """Collapsed, reclaimed, freed in parts: no wrong byte, and nothing is left."""
+    before = baseline(settle(huge))
+    report = pageops(
+        huge, "--huge", "fill=dup", "settle", "sleep=5000", "madvise=collapse", "stat=collapsed",
+        "verify", "sleep=60000", "range=100-300", "madvise=dontneed", "range=all", "verify",
+        "fork=write", "verify", "madvise=free", "touch=write", "sleep=60000", "settle", "verify",
+        procs=2, pages=PAGES,
+    )  # fmt: skip
+    assert report["collapsed"]["large"] > 0
+    assert baseline(settle(huge)) == before
+
+
+def test_large_folios_are_swapped(huge: Guest) -> None:
+    loop_swap(huge, 64)
+    before = baseline(settle(huge))
+    report = pageops(
+        huge, "--huge", "fill=unique", "settle", "sleep=200000", "madvise=pageout", "stat=out",
+        "verify", "fill=dup", "settle", "sleep=200000", "madvise=pageout", "verify", "settle",
+        "sleep=60000", "settle", "stat=merged", "verify", procs=2, pages=HUGE,
+    )  # fmt: skip
+    assert report["out"]["swapped"] > 0
+    assert report["merged"].sharing == HUGE
+    assert baseline(settle(huge)) == before
+
+
+@pytest.mark.parametrize("size", [16, 64, 256])
+def test_folios_of_other_sizes_are_split_as_well(huge: Guest, size: int) -> None:
+    """*size* in KiB."""
+    huge.write_file(f"{THP}/hugepages-{size}kB/enabled", "always")
+    huge.write_file(f"{THP}/hugepages-2048kB/enabled", "never")
+    report = pageops(
+        huge, "--huge", "fill=unique", "stat=filled", "settle", "sleep=200000", "stat=watched",
+        "fill=dup", f"sleep={AGAIN_MS}", "settle", "stat=merged", "verify",
+        procs=2, pages=HUGE,
+    )  # fmt: skip
+    assert report["filled"]["large"] == report["watched"]["large"] == 2 * HUGE
+    assert report["merged"].sharing == HUGE
