@@ -262,7 +262,8 @@ int main(int argc, char **argv)
 	       st.merged_ptes, st.smaps_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
 	       said.ksm_zero_pages, said.ksm_merging_pages, looks, counters ? counters : "{}");
 	if (all && st.mapcount_wrong)
-		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count", st.mapcount_wrong);
+		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count, the first is 0x%" PRIx64,
+		    st.mapcount_wrong, st.wrong_pfn);
 	if (said.rss_wrong)
 		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", said.rss_wrong);
 	pagestat_free(&st);

@@ -174,8 +174,10 @@ void pagestat_finish(struct pagestat *st)
 			;
 		if (j - i > 1)
 			st->pfn_sum += s->pfn[i];
-		if (fd < 0 || read_u64(fd, s->pfn[i], &count) || count != j - i)
-			st->mapcount_wrong++;
+		if (fd >= 0 && !read_u64(fd, s->pfn[i], &count) && count == j - i)
+			continue;
+		if (!st->mapcount_wrong++)
+			st->wrong_pfn = s->pfn[i];
 	}
 	if (fd >= 0)
 		close(fd);

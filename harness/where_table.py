@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Makes the table of which test ran where, from what runs of the suite have left.
+
+    where_table.py TITLE=JUNIT.XML... > harness/tests/where.md
+
+Each run of `./linux-um test` leaves the results of its tests in junit.xml, or where
+--junitxml says. TITLE names the kernel and the machine; columns are in the order given.
+"""
+
+from __future__ import annotations
+
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HEAD = """\
+# Which test ran where
+
+Made by `harness/where_table.py` from the results of these runs. A cell says how many
+tests of a file passed; in parentheses, how many were skipped. Empty: it was not run.
+
+"""
+
+
+@dataclass
+class Run:
+    """The results of one run: of each file of tests, how many had which outcome."""
+
+    title: str
+    files: dict[str, Counter[str]] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def read(cls, title: str, path: Path) -> Run:
+        """Read a junit file. Raises OSError, or ElementTree.ParseError."""
+        run = cls(title)
+        for case in ElementTree.parse(path).getroot().iter("testcase"):
+            name = case.get("classname", "").rsplit(".", 1)[-1]
+            skipped = case.find("skipped")
+            if skipped is not None:
+                outcome = "skipped"
+                run.reasons[skipped.get("message", "")] += 1
+            elif case.find("failure") is not None or case.find("error") is not None:
+                outcome = "failed"
+            else:
+                outcome = "passed"
+            run.files.setdefault(name, Counter())[outcome] += 1
+        return run
+
+    def cell(self, name: str) -> str:
+        """Return what is to be said of one file."""
+        seen = self.files.get(name)
+        if seen is None:
+            return ""
+        text = str(seen["passed"]) if seen["passed"] or not seen["skipped"] else ""
+        if seen["skipped"]:
+            text += f" ({seen['skipped']})"
+        if seen["failed"]:
+            text += f" **{seen['failed']} failed**"
+        return text.strip()
+
+    def total(self) -> str:
+        """Return the sum of all files."""
+        whole: Counter[str] = sum(self.files.values(), Counter())
+        failed = f" **{whole['failed']} failed**" if whole["failed"] else ""
+        return f"{whole['passed']} ({whole['skipped']}){failed}"
+
+
+def table(runs: list[Run]) -> str:
+    """Return the table, and below it why tests were skipped."""
+    lines = ["| tests | " + " | ".join(run.title for run in runs) + " |"]
+    lines.append("|---" * (len(runs) + 1) + "|")
+    for name in sorted({name for run in runs for name in run.files}):
+        lines.append(f"| {name} | " + " | ".join(run.cell(name) for run in runs) + " |")
+    lines.append("| **all** | " + " | ".join(run.total() for run in runs) + " |")
+    for run in runs:
+        if run.reasons:
+            lines += ["", f"Skipped, {run.title}:", ""]
+            lines += [f"- {number}: {reason}" for reason, number in run.reasons.most_common()]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the table; 125 when an argument is no result of a run."""
+    runs = []
+    for argument in arguments:
+        title, equals, path = argument.partition("=")
+        try:
+            if not equals:
+                raise ValueError("not TITLE=JUNIT.XML")
+            runs.append(Run.read(title, Path(path)))
+        except (OSError, ValueError, ElementTree.ParseError) as error:
+            print(f"where_table.py: {argument}: {error}", file=sys.stderr)
+            return 125
+    if not runs:
+        print("usage: where_table.py TITLE=JUNIT.XML...", file=sys.stderr)
+        return 125
+    sys.stdout.write(HEAD + table(runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
