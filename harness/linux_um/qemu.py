@@ -102,8 +102,7 @@ def qemu_command(options: MachineOptions, line: int, accel: str) -> list[str]:
     Its current directory is the run directory. *line* is the descriptor of a socket.
     """
     words = [
-        "panic=-1", "console=ttyS0", f"line={LINE}", "hest_disable", "no_timer_check",
-        *options.append,
+        "panic=-1", "console=ttyS0", f"line={LINE}", "no_timer_check", *options.append,
     ]  # fmt: skip
     command = [
         PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",

@@ -36,6 +36,7 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
+#include <linux/swap.h>
 
 #include <trace/events/pksm.h>
 
@@ -344,6 +345,13 @@ static void pksm_large_again(struct folio *folio, struct pksm_rmap_item *item,
 		       min(level, PKSM_NR_LEVELS - 1), age);
 }
 
+/* As pksm_folio_fit() for a page: a swap entry that nobody else needs is freed. */
+static bool pksm_large_out_of_swap(struct folio *folio)
+{
+	return !folio_test_writeback(folio) &&
+	       (!folio_test_swapcache(folio) || folio_free_swap(folio));
+}
+
 /**
  * pksm_consider_large - deal with a large folio whose time has come
  * @folio: the folio, of which a reference is held
@@ -379,7 +387,7 @@ void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 			folio_unlock(folio);
 			return;
 		}
-		if (result == PKSM_MERGED && !folio_test_swapcache(folio))
+		if (result == PKSM_MERGED && pksm_large_out_of_swap(folio))
 			became = pksm_large_try(folio, item, domain, level);
 		folio_unlock(folio);
 	}
