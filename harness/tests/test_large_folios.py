@@ -103,14 +103,14 @@ look() {
 		[ $name != voluntary_ctxt_switches: ] || echo $scanned $number
 	done < /proc/$pid/status
 }
-pageops --huge --procs 1 --pages 1024 fill=unique settle sleep=100000000 verify > /dev/null &
+pageops --huge --procs 1 --pages 1024 fill=unique sleep=50000000 verify > /dev/null &
 sleep 1200
 look
 sleep 2400
 look
 sleep 9600
 look
-kill $!
+kill -0 $!
 """
 
 
@@ -180,18 +180,18 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     )  # fmt: skip
     assert report["first"].sharing + report["first"]["zero"] > 0
     job = huge.start(["pageops", "--huge", "--procs", "2", "--pages", str(PAGES), "range=0-512",
-                      "fill=zero", "range=512-1024", "fill=dup", "settle", "sleep=30000000",
+                      "fill=zero", "range=512-1024", "fill=dup", "settle", "sleep=10000000",
                       "range=all", "verify"])  # fmt: skip
     done = huge.sh(
-        "sleep 3600; grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat; sleep 20000;"
+        "sleep 2000; grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat; sleep 6000;"
         "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
     )
+    assert job.poll() is None, job.stderr
     seen = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    job.signal(15)
-    job.wait()
     assert len(seen) == 2 * len(names)
     grown = dict(zip(names, (seen[2] - seen[0], seen[3] - seen[1]), strict=True))
     assert all(value <= 2 for value in grown.values()), grown
+    assert job.wait(240).status == 0
 
 
 def test_large_folios_come_and_go(huge: Guest) -> None:

@@ -157,7 +157,7 @@ static bool parent_op(const char *name, const char *arg)
 		for (unsigned int i = 0; i < opt.procs; i++)
 			join(i);
 	} else if (!strcmp(name, "sleep")) {
-		sleep_ms((unsigned int)parse_number("sleep", arg, 0, 3600000));
+		sleep_ms((unsigned int)parse_number("sleep", arg, 0, 100000000));
 	} else if (!strcmp(name, "file")) {
 		/* file=PATH:TEXT writes TEXT to a file of the guest's kernel. */
 		const char *text = strchr(arg, ':');
