@@ -22,7 +22,8 @@ set print inferior-events off
 # UML's interrupts and page faults, and what ends its processes with it.
 # SIGTRAP is gdb's own; SIGINT is Ctrl-C, and stops; SIGABRT is a panic.
 handle SIGSEGV SIGUSR1 SIGUSR2 SIGALRM SIGVTALRM SIGIO SIGCHLD SIGWINCH nostop noprint pass
-handle SIGTERM SIGCONT nostop noprint pass
+# SIG34 is what one CPU sends another; nothing else uses it where there is one.
+handle SIGTERM SIGCONT SIG34 nostop noprint pass
 
 python
 import os
