@@ -17,7 +17,7 @@ _C1 = 0xFF51AFD7ED558CCD
 _C2 = 0xC4CEB9FE1A85EC53
 NOBODY = _MASK
 PROCESS_ID = 1 << 63
-# include/linux/sched.h, include/linux/sched/coredump.h
+# include/linux/sched.h; include/linux/sched/coredump.h, or since 7.2 exec_state.h
 TASK_NEW = 0x800
 DUMPABLE_MASK, DUMPABLE_USER = 3, 1
 
@@ -62,15 +62,23 @@ def _process(mm: int) -> int:
     return mix(kernel.member(mm, "struct mm_struct", "pksm_id") | PROCESS_ID)
 
 
-def _is_users_own(mm: int, cred: int) -> bool:
+def _dumpable(mm: int, owner: int) -> int:
+    task = "struct task_struct"
+    if not kernel.has_member(task, "exec_state"):
+        return kernel.member(mm, "struct mm_struct", "flags") & DUMPABLE_MASK
+    state = kernel.member(owner, task, "exec_state")
+    return kernel.member(state, "struct task_exec_state", "dumpable", 4) if state else 0
+
+
+def _is_users_own(mm: int, owner: int, cred: int) -> bool:
     """Return what pksm_is_users_own() says."""
 
     def ids(what: str) -> set[int]:
         names = (f"{what}.val", f"e{what}.val", f"s{what}.val")
         return {kernel.member(cred, "struct cred", name, 4) for name in names}
 
-    dumpable = kernel.member(mm, "struct mm_struct", "flags") & DUMPABLE_MASK
-    return len(ids("uid")) == 1 and len(ids("gid")) == 1 and dumpable == DUMPABLE_USER
+    readable = _dumpable(mm, owner) == DUMPABLE_USER
+    return len(ids("uid")) == 1 and len(ids("gid")) == 1 and readable
 
 
 def of_mm(mm: int) -> int:
@@ -86,7 +94,7 @@ def of_mm(mm: int) -> int:
         cred = kernel.member(owner, task, "real_cred")
         if not cred:
             return NOBODY
-        if _is_users_own(mm, cred):
+        if _is_users_own(mm, owner, cred):
             return mix(kernel.member(cred, "struct cred", "uid.val", 4) + 1)
     if what == "memcg":
         groups = kernel.member(owner, task, "cgroups")

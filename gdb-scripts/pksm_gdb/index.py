@@ -48,16 +48,14 @@ def new_lists() -> list[Chain]:
 
 def queues() -> list[Chain]:
     """Return the chains of the queues in which pages settle, by level."""
-    array = kernel.symbol("pksm_queues")
     base = kernel.address("pksm_queues")
     stride = kernel.size("struct pksm_queue")
-    levels = int(array.type.range()[1]) + 1
     return [
         Chain(
             f"queue {level}, {name}",
             kernel.number(base + level * stride + kernel.offset("struct pksm_queue", name), 4),
         )
-        for level in range(levels)
+        for level in range(kernel.length("pksm_queues"))
         for name in CHAINS
     ]
 

@@ -71,12 +71,36 @@ def offset(name: str, path: str) -> int:
 
     Members of anonymous structures and unions are found by their own name.
     """
+    found = _offset(name, path)
+    if found is None:
+        raise gdb.GdbError(_missing(f"member '{path}' in {name}"))
+    return found
+
+
+def has_member(name: str, path: str) -> bool:
+    """Return whether the type *name* has a member *path*, which other kernels may not have."""
+    return _offset(name, path) is not None
+
+
+def first_member(name: str, *paths: str) -> str:
+    """Return the first of *paths* that the type *name* has: kernels rename members.
+
+    Raises GdbError when it has none of them.
+    """
+    for path in paths:
+        if has_member(name, path):
+            return path
+    raise gdb.GdbError(_missing(f"member '{paths[-1]}' in {name}"))
+
+
+@functools.lru_cache(maxsize=None)
+def _offset(name: str, path: str) -> int | None:
     here = typ(name).strip_typedefs()
     bits = 0
     for member in path.split("."):
         found = _member(here, member)
         if found is None:
-            raise gdb.GdbError(_missing(f"member '{path}' in {name}"))
+            return None
         bits += found[0]
         here = found[1].strip_typedefs()
     return bits // 8
@@ -104,6 +128,7 @@ def forget_caches(_event: object = None) -> None:
     typ.cache_clear()
     size.cache_clear()
     offset.cache_clear()
+    _offset.cache_clear()
     enum.cache_clear()
 
 
@@ -204,6 +229,11 @@ def member(where: int, name: str, path: str, length: int = WORD, *, signed: bool
 def pointer(where: int, name: str) -> gdb.Value:
     """Return *where* as a pointer to the type *name*."""
     return gdb.Value(where).cast(typ(name).pointer())
+
+
+def length(name: str) -> int:
+    """Return how many elements the array *name* has."""
+    return int(symbol(name).type.range()[1]) + 1
 
 
 def text(where: int, length: int) -> str:

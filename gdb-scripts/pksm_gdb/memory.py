@@ -68,8 +68,10 @@ def content(pfn: int) -> bytes:
 
 def zero_pfn() -> int:
     """Return the page frame number of the kernel's page of zeroes."""
-    start = kernel.variable("empty_zero_page") - kernel.variable("uml_physmem")
-    return start >> PAGE_SHIFT
+    # It was a pointer to the page, and is the page itself since 7.0.
+    is_page = kernel.symbol("empty_zero_page").type.code == gdb.TYPE_CODE_ARRAY
+    find = kernel.address if is_page else kernel.variable
+    return find("empty_zero_page") - kernel.variable("uml_physmem") >> PAGE_SHIFT
 
 
 def flag_mask(name: str) -> int:
@@ -167,11 +169,11 @@ def _parse(pfn: int, where: int, data: bytes) -> Page:
         address=where,
         flags=field("flags"),
         mapping=field("mapping"),
-        index=field("index"),
+        index=field(kernel.first_member("struct page", "index", "__folio_index")),
         refcount=field("_refcount.counter", 4, signed=True),
         raw_mapcount=field("_mapcount.counter", 4, signed=True),
         private=field("private"),
-        compound_head=field("compound_head"),
+        compound_head=field(kernel.first_member("struct page", "compound_head", "compound_info")),
     )
 
 

@@ -90,7 +90,8 @@ def _file(page: Page) -> str:
     name = ""
     dentry = kernel.member(inode, "struct inode", "i_dentry.first")
     if dentry:
-        dentry -= kernel.offset("struct dentry", "d_u.d_alias")
+        alias = kernel.first_member("struct dentry", "d_u.d_alias", "d_alias")
+        dentry -= kernel.offset("struct dentry", alias)
         text = kernel.member(dentry, "struct dentry", "d_name.name")
         name = f" '{kernel.text(text, 256)}'"
     block = kernel.member(inode, "struct inode", "i_sb")

@@ -139,6 +139,22 @@ The kernel's own lx-symbols would look for vmlinux here, and lose what there is.
         print("The symbols of the kernel are loaded, and it has no modules.")
 
 
+class LxCurrent(gdb.Function):
+    """Return the current task.
+
+$lx_current(): the task_struct of the task that runs on the CPU at the stop.
+
+The kernel's own knows how UML of 6.12 notes it, with one CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("lx_current")
+
+    def invoke(self) -> gdb.Value:
+        """Return it."""
+        where = tasks.current().address
+        return kernel.pointer(where, "struct task_struct").dereference()
+
+
 def _check_kernel() -> None:
     """See that gdb has a kernel with symbols. Raises SessionError."""
     if gdb.lookup_global_symbol("linux_banner") is None:
@@ -157,6 +173,7 @@ def _load_lx(scripts: str | None) -> None:
         if path.is_file():
             gdb.execute(f"source {path}")
             LxSymbols()
+            LxCurrent()
             return
     missing = candidates[0] if scripts else "vmlinux-gdb.py beside the kernel"
     gdb.write(f"session.gdb: no {missing}: this session has no lx- commands\n", gdb.STDERR)

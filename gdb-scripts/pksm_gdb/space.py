@@ -8,10 +8,6 @@ from dataclasses import dataclass
 
 from . import kernel, memory, tasks
 
-# How many bytes each level of page tables spans; see tasks.walk().
-_PGD_SPAN = 1 << tasks.PGDIR_SHIFT
-_PMD_SPAN = 1 << tasks.PMD_SHIFT
-
 
 @dataclass(frozen=True)
 class Place:
@@ -46,31 +42,31 @@ def spaces() -> dict[int, str]:
     return found
 
 
-def _table(base: int, entry: int) -> memoryview:
-    """Return the entries of the page table that an entry points at."""
-    return memoryview(kernel.read(base + (entry & tasks.PFN_MASK), memory.PAGE_SIZE)).cast("Q")
+def _table(where: int) -> memoryview:
+    """Return the entries of the page table at *where*."""
+    return memoryview(kernel.read(where, memory.PAGE_SIZE)).cast("Q")
 
 
 def entries(mm: int) -> Iterator[tuple[int, int, int]]:
     """Yield (user address, address of the PTE, its value) of each PTE that is not zero."""
-    base = kernel.variable("uml_physmem")
     pgd = kernel.member(mm, "struct mm_struct", "pgd")
     if not pgd:
         return
-    # The entries above that are the kernel's own. exec fills in mm->task_size late.
-    spans = -(-kernel.variable("task_size") // _PGD_SPAN)
-    top = memoryview(kernel.read(pgd, memory.PAGE_SIZE)).cast("Q")
-    for i, upper in enumerate(top[: min(spans, tasks.PTRS)]):
-        if not upper & tasks.TABLE_PRESENT:
-            continue
-        for j, middle in enumerate(_table(base, upper)):
-            if not middle & tasks.TABLE_PRESENT:
-                continue
-            start = i * _PGD_SPAN + j * _PMD_SPAN
-            where = base + (middle & tasks.PFN_MASK)
-            for k, value in enumerate(_table(base, middle)):
-                if value:
-                    yield start + k * memory.PAGE_SIZE, where + 8 * k, value
+    base = kernel.variable("uml_physmem")
+    # What is above that is the kernel's own. exec fills in mm->task_size late.
+    end = kernel.variable("task_size")
+    tables = [(0, pgd)]
+    for _, shift in tasks.levels():
+        tables = [
+            (start + (i << shift), base + (entry & tasks.PFN_MASK))
+            for start, table in tables
+            for i, entry in enumerate(_table(table))
+            if entry & tasks.TABLE_PRESENT and start + (i << shift) < end
+        ]
+    for start, table in tables:
+        for i, value in enumerate(_table(table)):
+            if value:
+                yield start + i * memory.PAGE_SIZE, table + 8 * i, value
 
 
 class PageTables:

@@ -11,8 +11,11 @@ import gdb
 from . import kernel, memory
 
 COMM_LEN = 16
-# UML, three levels (arch/um/include/asm/pgtable.h and pgtable-3level.h).
-PGDIR_SHIFT, PMD_SHIFT, PTRS = 30, 21, 512
+# UML (arch/um/include/asm/pgtable.h). The levels above the PTE, from the top, and the
+# shift of each: 6.12 has three levels, with the pud folded into the pgd; later kernels four.
+LEVELS = (("pgd", 39), ("pud", 30), ("pmd", 21))
+FOLDED_LEVELS = (("pgd", 30), ("pmd", 21))
+PTRS = 512
 PTE_BITS = {
     "present": 0x001,
     "protnone": 0x010,
@@ -52,11 +55,26 @@ def read_task(where: int) -> Task:
     )
 
 
-def current(cpu: int = 0) -> Task:
-    """Return the task that runs on *cpu*, as UML notes it when it switches."""
+def current_cpu() -> int:
+    """Return the CPU that the selected thread of the guest is.
+
+    Each but the first is a thread, whose pthread_t is the base of its thread-local storage.
+    """
+    if not kernel.has_symbol("cpu_threads"):
+        return 0
+    base = int(gdb.newest_frame().read_register("fs_base")) & (1 << 64) - 1
+    threads = kernel.address("cpu_threads")
+    for cpu in range(1, kernel.length("cpu_threads")):
+        if kernel.number(threads + cpu * kernel.WORD) == base:
+            return cpu
+    return 0
+
+
+def current() -> Task:
+    """Return the task that runs on the CPU at the stop, as UML notes it when it switches."""
     kernel.need_memory()
-    where = kernel.address("cpu_tasks") + cpu * kernel.size("struct cpu_task")
-    task = kernel.number(where)
+    # An array of pointers, or (6.12) of structures that have nothing else in them.
+    task = kernel.number(kernel.address("cpu_tasks") + current_cpu() * kernel.WORD)
     if not task:
         raise gdb.GdbError("no task runs yet: the guest is still booting")
     return read_task(task)
@@ -140,32 +158,38 @@ class Pte:
 
 def check_address(address: int) -> int:
     """Return *address*. Raises GdbError when no process can have it."""
-    if not 0 <= address < 1 << (PGDIR_SHIFT + 9):
+    if not 0 <= address < PTRS << levels()[0][1]:
         raise gdb.GdbError(f"{address:#x} is not an address of a process")
     return address
+
+
+def levels() -> tuple[tuple[str, int], ...]:
+    """Return (name, shift) of the levels above the PTE that this kernel has."""
+    return LEVELS if kernel.has_symbol("__pud_alloc") else FOLDED_LEVELS
 
 
 def upper_levels(mm: int, address: int) -> list[tuple[str, int]]:
     """Return (name, entry) of the levels above the PTE, down to the first without a table."""
     check_address(address)
-    pgd = kernel.member(mm, "struct mm_struct", "pgd")
-    # The levels p4d and pud are folded into the pgd.
-    pud = kernel.number(pgd + 8 * (address >> PGDIR_SHIFT & PTRS - 1))
-    if not pud & TABLE_PRESENT:
-        return [("pgd", pud)]
     base = kernel.variable("uml_physmem")
-    pmd = kernel.number(base + (pud & PFN_MASK) + 8 * (address >> PMD_SHIFT & PTRS - 1))
-    return [("pgd", pud), ("pmd", pmd)]
+    table = kernel.member(mm, "struct mm_struct", "pgd")
+    found = []
+    for name, shift in levels():
+        entry = kernel.number(table + 8 * (address >> shift & PTRS - 1))
+        found.append((name, entry))
+        if not entry & TABLE_PRESENT:
+            break
+        table = base + (entry & PFN_MASK)
+    return found
 
 
 def walk(mm: int, address: int) -> Pte | None:
     """Return the entry for *address* in the mm_struct at *mm*; None without a page table."""
-    levels = upper_levels(mm, address)
-    pmd = levels[-1][1]
-    if len(levels) < 2 or not pmd & TABLE_PRESENT:
+    last = upper_levels(mm, address)[-1][1]
+    if not last & TABLE_PRESENT:
         return None
     base = kernel.variable("uml_physmem")
-    where = base + (pmd & PFN_MASK) + 8 * (address >> memory.PAGE_SHIFT & PTRS - 1)
+    where = base + (last & PFN_MASK) + 8 * (address >> memory.PAGE_SHIFT & PTRS - 1)
     return Pte(where, kernel.number(where))
 
 
@@ -184,7 +208,7 @@ def need_pte(task: Task, address: int) -> Pte:
 
 @dataclass(frozen=True)
 class Vma:
-    """A vm_area_struct; addresses in bytes, ``pgoff`` in pages."""
+    """A vm_area_struct; addresses in bytes; ``pgoff``, that of its anonymous pages, in pages."""
 
     address: int
     mm: int
@@ -201,6 +225,20 @@ class Vma:
         return where if self.start <= where < self.end else None
 
 
+def _anon_pgoff(where: int) -> int:
+    """Return the page offset of an area's anonymous pages; see vma_start_anon_pgoff().
+
+    It is that of its file's pages, and no longer so since 7.3.
+    """
+    name = "struct vm_area_struct"
+    if not kernel.has_member(name, "__vm_anon_pgoff_lo"):
+        return kernel.member(where, name, "vm_pgoff")
+    low, high = (
+        kernel.member(where, name, f"__vm_anon_pgoff_{half}", 4) for half in ("lo", "hi")
+    )
+    return high << 32 | low
+
+
 def read_vma(where: int) -> Vma:
     """Read the vm_area_struct at *where*."""
     name = "struct vm_area_struct"
@@ -213,7 +251,7 @@ def read_vma(where: int) -> Vma:
         mm=word("vm_mm"),
         start=word("vm_start"),
         end=word("vm_end"),
-        pgoff=word("vm_pgoff"),
+        pgoff=_anon_pgoff(where),
         flags=word("vm_flags"),
         anon_vma=word("anon_vma"),
         file=word("vm_file"),
