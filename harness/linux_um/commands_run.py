@@ -102,7 +102,10 @@ def add_parsers(subparsers: Any) -> None:
 def add_machine_options(
     parser: argparse.ArgumentParser, *, time_travel: bool = False
 ) -> None:
-    """Add the options that say what a guest is to be like; *time_travel* is the default pace."""
+    """Add the options that say what a guest is to be like.
+
+    *time_travel* is the default pace, for profiles that have it.
+    """
     add_kernel_options(parser)
     parser.add_argument(
         "--mem", default=DEFAULT_MEM, metavar="SIZE", help="memory (default %(default)s)"
@@ -133,9 +136,9 @@ def add_machine_options(
         "--time-travel",
         action="store_true",
         dest="time_travel",
-        default=time_travel,
+        default=None if time_travel else False,
         help="the guest's waiting takes no time; a busy loop on the clock never ends"
-        + (" (default)" if time_travel else ""),
+        + (" (default, where the profile has it)" if time_travel else ""),
     )
     pace.add_argument(
         "--real-time",
@@ -169,12 +172,15 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
             raise UsageError(f"two shares at {target}", "write --share DIR:GUESTPATH")
     if arguments.swap is not None:
         parse_size(arguments.swap)
+    travels = arguments.time_travel
+    if travels is None:
+        travels = kconfig.time_travels(profile)
     return BootOptions(
         profile=profile,
         kernel=arguments.kernel,
         mem=arguments.mem,
         swap=arguments.swap,
-        time_travel=arguments.time_travel,
+        time_travel=travels,
         append=tuple(arguments.append),
         shares=tuple(parse_share(text) for text in arguments.share),
         timeout=timeout,
