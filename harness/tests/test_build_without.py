@@ -16,7 +16,7 @@ import pytest
 from linux_um import build, kconfig, paths
 from linux_um.make import Make
 from linux_um.patches import touched_files
-from linux_um.source import DEFAULT_KERNEL
+from linux_um.source import default_kernel, series_of
 from linux_um.term import Term
 
 # What CONFIG_KSM is in place of PKSM.
@@ -55,7 +55,7 @@ USERS = ("fs/proc/task_mmu.c", "kernel/sys.c", "mm/madvise.c", "mm/migrate.c")
 def recipe_of(request: pytest.FixtureRequest) -> build.Recipe:
     """Return from what the kernel under test is made."""
     profile = request.config.getoption("--profile")
-    return build.read_recipe(profile, DEFAULT_KERNEL, term=Term(quiet=True))
+    return build.read_recipe(profile, default_kernel(), term=Term(quiet=True))
 
 
 def hooked(recipe: build.Recipe) -> list[str]:
@@ -70,7 +70,7 @@ def compile_objects(
     """Compile the source files *names* in the build directory *place*; return the objects."""
     term = Term(quiet=True)
     with paths.lock(place, term=term):
-        tree = build.ensure_tree(recipe.profile, DEFAULT_KERNEL, term=term)
+        tree = build.ensure_tree(recipe.profile, default_kernel(), term=term)
         make = Make(tree, paths.ensure_dir(paths.build_dir(recipe.source.key, place)), arch)
 
         def run(targets: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -101,7 +101,7 @@ def test_r50_without_pksm_every_hook_compiles_to_nothing(
     assert len(names) > len(USERS) + 10
     if wish == "classic":
         names.append("mm/ksm.c")
-    base = (paths.config_dir() / "base.config").read_text()
+    base = "".join(kconfig.texts_of("fast", series_of(default_kernel()))[:-1])
     fragments = [base, NO_DEBUG_INFO, FOR_PAGE_EXT, WISHES[wish]]
     for compiled in compile_objects(recipe, "um", f"without-{wish}", fragments, names):
         assert not wanted_of_engine(compiled), compiled.name

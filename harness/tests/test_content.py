@@ -109,6 +109,8 @@ def test_a_page_that_changed_since_it_was_hashed_is_found_out(guest: Guest) -> N
     The page of process 0 is in the index by a hash that no longer holds when process 1 comes
     with the old contents. It is then hashed anew, so that process 2 finds it.
     """
+    # There are many offsets, and each waits for pages to settle again and again.
+    guest.set_pksm("settle_millisecs", 20)
     for offset in OFFSETS:
         report = pageops(
             guest,

@@ -15,8 +15,9 @@ PAGES = 1000
 def test_each_touched_page_enters_and_each_freed_page_leaves(guest: Guest) -> None:
     """Stopped, so that nothing but intake moves the counters: 1000 in, 1000 out."""
     report = pageops(
-        guest, "set=run:0", "range=0-1", "fill=unique", "stat=before", f"range=1-{PAGES + 1}",
-        "fill=unique", "stat=touched", "madvise=dontneed", "stat=freed",
+        guest, "set=run:0", "range=0-1", "fill=unique", "drain", "stat=before",
+        f"range=1-{PAGES + 1}", "fill=unique", "stat=touched", "madvise=dontneed", "drain",
+        "stat=freed",
         procs=1, pages=PAGES + 1,
     )  # fmt: skip
     before, touched, freed = (tracked(stage.counters) for stage in report)
@@ -30,8 +31,9 @@ def test_each_touched_page_enters_and_each_freed_page_leaves(guest: Guest) -> No
 def test_pages_touched_by_reading_only_do_not_enter(guest: Guest) -> None:
     """They are the zero page; there is nothing to merge."""
     report = pageops(
-        guest, "set=run:0", "stat=before", "touch=read", "stat=read", procs=1, pages=PAGES
-    )
+        guest, "set=run:0", "drain", "stat=before", "touch=read", "stat=read",
+        procs=1, pages=PAGES,
+    )  # fmt: skip
     assert tracked(report["read"].counters) == tracked(report["before"].counters)
     guest.set_pksm("run", 1)
 
@@ -39,7 +41,7 @@ def test_pages_touched_by_reading_only_do_not_enter(guest: Guest) -> None:
 def test_pages_made_by_get_user_pages_enter(guest: Guest) -> None:
     """__get_user_pages, faultin_page, handle_mm_fault: the notes' second way in."""
     report = pageops(
-        guest, "set=run:0", "stat=before", "madvise=populate_write", "stat=populated",
+        guest, "set=run:0", "drain", "stat=before", "madvise=populate_write", "stat=populated",
         procs=1, pages=PAGES,
     )  # fmt: skip
     assert tracked(report["populated"].counters) - tracked(report["before"].counters) == PAGES
@@ -49,8 +51,9 @@ def test_pages_made_by_get_user_pages_enter(guest: Guest) -> None:
 @pytest.mark.regression("R36")
 def test_r36_untouched_memory_costs_nothing(guest: Guest) -> None:
     """R36: a large mapping of which little is touched is not searched."""
+    guest.set_pksm("rescan_seconds", 2)
     report = pageops(
-        guest, "range=0-8", "fill=dup", "settle", "sleep=90000", "stat=before", "sleep=60000",
+        guest, "range=0-8", "fill=dup", "settle", "sleep=9000", "stat=before", "sleep=6000",
         "stat=after",
         procs=2, pages=1 << 17,
     )  # fmt: skip
@@ -61,7 +64,8 @@ def test_r36_untouched_memory_costs_nothing(guest: Guest) -> None:
 
 def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:
     report = pageops(
-        guest, "set=run:0", "stat=before", "@1:fill=unique", "stat=filled", "@1:exit", "stat=gone",
+        guest, "set=run:0", "drain", "stat=before", "@1:fill=unique", "stat=filled", "@1:exit",
+        "drain", "stat=gone",
         procs=2, pages=PAGES,
     )  # fmt: skip
     before, filled, gone = (tracked(stage.counters) for stage in report)
@@ -74,8 +78,9 @@ def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:
 def test_r49_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> None:
     """R49: the zero page was mapped there; the write copies it."""
     report = pageops(
-        guest, "touch=read", "stat=before", "fill=unique", "stat=after", procs=1, pages=PAGES
-    )
+        guest, "touch=read", "drain", "stat=before", "fill=unique", "stat=after",
+        procs=1, pages=PAGES,
+    )  # fmt: skip
     grown = tracked(report["after"].counters) - tracked(report["before"].counters)
     assert grown == PAGES
 

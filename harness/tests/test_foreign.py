@@ -8,6 +8,10 @@ from lab import GROUP, BootFresh, baseline, group, kin, loop_swap, meminfo, sett
 from linux_um.guest import Guest
 
 PAGES = 64
+# Pages that were written to again and again wait up to a thousand times as long as others.
+SETTLE_MS = 10
+SOON = f"set=settle_millisecs:{SETTLE_MS}"
+LONG = f"sleep={2 * 1024 * SETTLE_MS}"
 WAYS = ("remote", "ptrace", "memfile")
 
 
@@ -35,9 +39,9 @@ def test_a_foreign_write_to_a_watched_page_is_told(guest: Guest, way: str) -> No
     """So that it is looked for by what it is now: it is merged with its new equal."""
     guest.set_pksm("rescan_seconds", 1)
     report = kin(
-        guest, "a:new", "b:new", "a:fill=unique", "b:fill=dup:1", "settle", "sleep=10000",
-        "stat=watched", f"a:{way}=7", "verify", "stat=told", f"a:{way}=7", "sleep=60000",
-        "verify", "a:fill=dup:1", f"a:{way}=9", f"b:{way}=9", "sleep=400000", "verify",
+        guest, "a:new", "b:new", "a:fill=unique", "b:fill=dup:1", "settle", "sleep=10000", "settle",
+        "stat=watched", f"a:{way}=7", "verify", "stat=told", SOON, f"a:{way}=7", "sleep=3000",
+        "verify", "a:fill=dup:1", f"a:{way}=9", f"b:{way}=9", LONG, "verify",
         "stat=merged", pages=PAGES,
     )  # fmt: skip
     watched, told = report["watched"].counters, report["told"].counters
@@ -53,8 +57,8 @@ def test_a_forced_write_to_a_watched_page_that_is_read_only_is_told(
     """A debugger writes through a PTE that nobody else could write through."""
     guest.set_pksm("rescan_seconds", 1)
     report = kin(
-        guest, "a:new", "a:fill=unique", "a:protect=ro", "settle", "sleep=10000", "stat=watched",
-        f"a:{way}=7", "stat=told", "verify", pages=PAGES,
+        guest, "a:new", "a:fill=unique", "a:protect=ro", "settle", "sleep=10000", "settle",
+        "stat=watched", f"a:{way}=7", "stat=told", "verify", pages=PAGES,
     )  # fmt: skip
     watched, told = report["watched"].counters, report["told"].counters
     assert told["pages_volatile"] - watched["pages_volatile"] >= PAGES
@@ -65,8 +69,8 @@ def test_a_watched_page_that_userfaultfd_moves_is_told(guest: Guest) -> None:
     """It is mapped writable where it comes to: nobody would be told of the next write."""
     guest.set_pksm("rescan_seconds", 1)
     report = kin(
-        guest, "a:new", "b:new", "fill=unique", "settle", "sleep=10000", "stat=watched",
-        "a:uffdmove", "stat=told", "verify", "a:fill=dup", "b:fill=dup", "sleep=400000",
+        guest, "a:new", "b:new", "fill=unique", "settle", "sleep=10000", "settle", "stat=watched",
+        "a:uffdmove", "stat=told", SOON, "verify", "a:fill=dup", "b:fill=dup", LONG,
         "stat=merged", "verify", pages=PAGES,
     )  # fmt: skip
     watched, told = report["watched"].counters, report["told"].counters

@@ -179,8 +179,9 @@ def test_r46_a_hash_does_not_outlive_its_page(guest: Guest) -> None:
     before = settle(guest)
     report = pageops(
         guest, "@0:fill=unique", "@1:fill=unique", "settle", "stat=indexed",
-        "@0:madvise=dontneed", "@1:madvise=dontneed", "@0:fill=dup", "@1:fill=dup",
-        "stat=reborn", "settle", "stat=end", "verify",
+        "set=settle_millisecs:60000", "@0:madvise=dontneed", "@1:madvise=dontneed",
+        "@0:fill=dup", "@1:fill=dup", "stat=reborn", "set=settle_millisecs:200", "settle",
+        "stat=end", "verify",
         procs=2, pages=512,
     )  # fmt: skip
     assert report["indexed"]["anon"] == 2 * 512

@@ -48,7 +48,7 @@ def run_cases(profile: str, names: tuple[str, ...], swap: str | None) -> Run:
             name=PROGRAM,
             shares=[str(program().parent)],
             swap=swap,
-            time_travel=swap is None,
+            time_travel=None if swap is None else False,
             timeout=WORKLOAD_SECONDS,
         ) as guest:
             show = f"cd /sys/kernel/mm/pksm && grep -H . {CONTROLS}"

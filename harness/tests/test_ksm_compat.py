@@ -240,6 +240,7 @@ def test_a_scan_over_nothing_takes_no_time(guest: Guest) -> None:
     assert wait_scans(guest, 5, seconds=5) >= 5
 
 
+@pytest.mark.time_travel
 def test_nobody_reads_nobody_scans(guest: Guest) -> None:
     """The counter does not tick by itself, and pksmd sleeps."""
     settle(guest)
@@ -279,7 +280,8 @@ def test_new_pages_hold_the_scan_up_until_they_were_looked_at(guest: Guest) -> N
     assert guest.pksm("pages_new") >= waiting
     guest.set_pksm("settle_millisecs", 200)
     assert wait_scans(guest, 2) >= 2
-    assert guest.pksm("pages_new") == 0
+    # What the agent has touched since may be new.
+    assert guest.pksm("pages_new") < 32
     assert int(read(guest, "pages_sharing")) >= 2 * 256
     release(job)
 

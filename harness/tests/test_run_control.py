@@ -103,7 +103,7 @@ def test_a_control_reads_back_what_was_written(guest: Guest, control: str, value
 
 def test_a_longer_settle_time_makes_pages_wait_longer(guest: Guest) -> None:
     report = pageops(
-        guest, "set=settle_millisecs:60000", "fill=dup", "sleep=20000", "stat=early",
+        guest, "set=settle_millisecs:10000", "fill=dup", "sleep=3000", "stat=early",
         "wait=pages_new==0", "stat=late", "verify",
         procs=2, pages=64,
     )  # fmt: skip

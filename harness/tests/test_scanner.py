@@ -111,6 +111,7 @@ def test_r39_pages_behind_one_that_never_gets_ready_have_their_turn(
     assert report["part"]["merged_ptes"] == 2 * (64 - (last - first))
 
 
+@pytest.mark.time_travel
 @pytest.mark.regression("R43")
 def test_r43_one_entry_that_is_out_of_date_does_not_end_the_search(guest: Guest) -> None:
     """R43: of two equal pages in the index, pinned when they came, one has changed since.

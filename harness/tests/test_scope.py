@@ -49,8 +49,9 @@ def test_the_heap_stays_one_area(guest: Guest) -> None:
 
 def test_asked_only_means_that_nothing_else_merges(guest: Guest) -> None:
     guest.set_pksm("scope", "madvise")
+    guest.set_pksm("rescan_seconds", 2)
     report = pageops(
-        guest, "fill=dup", "settle", "sleep=60000", "stat=unasked", "@0:madvise=mergeable",
+        guest, "fill=dup", "settle", "sleep=10000", "stat=unasked", "@0:madvise=mergeable",
         "@1:madvise=mergeable", "settle", "stat=asked", "verify",
         procs=3, pages=64,
     )  # fmt: skip
@@ -100,9 +101,10 @@ def test_prctl_takes_in_what_is_there(guest: Guest) -> None:
 
 def test_a_process_can_keep_out(guest: Guest) -> None:
     """And keeps out: what it maps later is not merged either, until it asks for it."""
+    guest.set_pksm("rescan_seconds", 2)
     report = pageops(
         guest, "fill=dup", "settle", "@0:merge=0", "stat=out", "verify", "@0:unmap", "@0:map",
-        "@0:fill=dup", "settle", "sleep=60000", "stat=later", "@0:merge=1", "settle",
+        "@0:fill=dup", "settle", "sleep=10000", "stat=later", "@0:merge=1", "settle",
         "stat=back", "verify",
         procs=3, pages=64,
     )  # fmt: skip
@@ -138,8 +140,9 @@ def test_who_keeps_out_is_not_even_tracked(guest: Guest) -> None:
 
 def test_unmergeable_lasts(guest: Guest) -> None:
     """Pages that come later in the range are not merged, nor those of children."""
+    guest.set_pksm("rescan_seconds", 2)
     report = pageops(
-        guest, "@0:madvise=unmergeable", "fill=dup", "settle", "sleep=60000", "stat=out",
+        guest, "@0:madvise=unmergeable", "fill=dup", "settle", "sleep=10000", "stat=out",
         "@0:fork=write", "@0:madvise=mergeable", "settle", "stat=in", "verify",
         procs=3, pages=64,
     )  # fmt: skip

@@ -431,6 +431,8 @@ static int run(const struct way *way)
 	for (i = 0; i < PROCS; i++)
 		worker_start(w, i, serve, (void *)way);
 	wrong = worker_all(w, PROCS, &prepare);
+	/* What has ended before is not to go meanwhile. */
+	lru_drain();
 	before = tracked();
 	wrong += worker_all(w, PROCS, &birth);
 	if (way->birth_main)

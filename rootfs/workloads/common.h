@@ -165,10 +165,16 @@ bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms);
 
 /*
  * Operations of the small languages that no worker carries out: settle,
- * wait=CONDITION, set=CONTROL:VALUE, sleep=MS, compact. @arg is written to; a wait
- * ends after @settle_s seconds. False if @name is none of them.
+ * wait=CONDITION, set=CONTROL:VALUE, sleep=MS, compact, drain. @arg is written to; a
+ * wait ends after @settle_s seconds. False if @name is none of them.
  */
 bool script_op(const char *name, char *arg, uint64_t settle_s);
+
+/*
+ * Empties the batches in which each CPU gathers pages for the LRU: a page that nobody
+ * maps any more is freed when it is in none.
+ */
+void lru_drain(void);
 
 /*
  * Holds the engine at a moment: what is written to /sys/kernel/debug/pksm/hold. Ends

@@ -625,7 +625,7 @@ static void __noreturn usage(void)
 		"  remote=BYTE  ptrace=BYTE  memfile=BYTE (a poke, by the first process: with\n"
 		"  process_vm_writev(), as a debugger, and by /proc/PID/mem)\n"
 		"and, in no process:\n"
-		"  settle  stat=NAME  set=CONTROL:VALUE  wait=CONDITION  sleep=MS  compact\n"
+		"  settle  stat=NAME  set=CONTROL:VALUE  wait=CONDITION  sleep=MS  compact  drain\n"
 		"  evict=GROUP (reclaim from a memory cgroup until nothing is left in memory)\n"
 		"  reclaim=GROUP (the same, and something may be left)\n"
 		"\n"

@@ -158,6 +158,8 @@ static bool parent_op(const char *name, const char *arg)
 			join(i);
 	} else if (!strcmp(name, "sleep")) {
 		sleep_ms((unsigned int)parse_number("sleep", arg, 0, 100000000));
+	} else if (!strcmp(name, "drain")) {
+		lru_drain();
 	} else if (!strcmp(name, "file")) {
 		/* file=PATH:TEXT writes TEXT to a file of the guest's kernel. */
 		const char *text = strchr(arg, ':');
@@ -327,7 +329,7 @@ static void __noreturn usage(void)
 		"          populate_read|populate_write|hugepage|nohugepage|collapse|soft_offline\n"
 		"  uffd_wp (write-protects by userfaultfd, until it is written to)\n"
 		"and, in the parent:\n"
-		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS\n"
+		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"
 		"  hold=POINT[:NUMBER|:@K] (of the engine)   held   hold=step|off\n"
 		"\n"

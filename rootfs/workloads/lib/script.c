@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What the small languages have in common; see common.h. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../common.h"
 
@@ -27,6 +29,17 @@ static void compact(void)
 
 	if (!f || fputs("1", f) < 0 || fclose(f))
 		die(EXIT_ENV, "%s: %s", path, strerror(errno));
+}
+
+void lru_drain(void)
+{
+	static const char path[] = "/proc/sys/vm/drop_caches";
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	/* By the way, and on all CPUs. */
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		die(EXIT_ENV, "%s: %s", path, strerror(errno));
+	close(fd);
 }
 
 static void settle(uint64_t seconds)
@@ -58,6 +71,8 @@ bool script_op(const char *name, char *arg, uint64_t settle_s)
 		sleep_ms((unsigned int)parse_number("sleep", arg, 0, 3600000));
 	} else if (!strcmp(name, "compact")) {
 		compact();
+	} else if (!strcmp(name, "drain")) {
+		lru_drain();
 	} else {
 		return false;
 	}
