@@ -18,7 +18,8 @@ BODIES = ("__handle_mm_fault", "handle_pte_fault", "do_pte_missing", "do_anonymo
           "do_fault", "do_cow_fault", "do_swap_page", "do_wp_page", "wp_page_copy",
           "alloc_anon_folio", "folio_prealloc")  # fmt: skip
 # Those that write the PTE in the end.
-PTE_BODIES = (*BODIES, "set_pte_range", "ptep_set_access_flags", "wp_page_reuse")
+PTE_BODIES = (*BODIES, "set_pte_range", "ptep_set_access_flags", "wp_page_reuse",
+              "__map_anon_folio_pte")  # fmt: skip
 # Bounds what is unwound for a condition.
 TOP = frozenset({"handle_mm_fault"})
 # The cases, and why each is chosen: see handle_pte_fault(), do_pte_missing() and do_fault().
@@ -67,7 +68,10 @@ class FaultGuide(FaultBase):
                   self._show_swapped_in),
             Stage("allocation", code.exits("__folio_alloc_noprof"), self._comes_back,
                   self._show_allocation),
-            Stage("copy", self._places("__wp_page_copy_user"), self.in_fault, self._show_copy),
+            # Code of its caller may have been moved to where it begins.
+            Stage("copy", [*self._places("__wp_page_copy_user"),
+                           *code.copies("copy_mc_user_highpage", "__wp_page_copy_user")],
+                  self.in_fault, self._show_copy),
             Stage("finish", code.entries("finish_fault"), self.in_fault, self._show_finish),
             Stage("clear", code.entries("ptep_clear_flush"), self._at_clear, self._show_clear),
             Stage("rmap", code.entries("folio_add_new_anon_rmap"), self._at_rmap, self._show_rmap),

@@ -113,7 +113,7 @@ class FaultBase(guide.Guide):
             ("address", f"{self.address:#x}, in the page {self.address & PAGE_MASK:#x}"),
             ("access", "write" if is_write else "read"),
         ]
-        if code.find(levels, "maybe_map") is not None:
+        if code.find(levels, *ways.KERNEL_ACCESS) is not None:
             caller = "the kernel itself wants to touch the user's memory"
             call = ways.syscall(levels)
             facts.append(("for", f"the system call {call}()" if call else "the kernel"))

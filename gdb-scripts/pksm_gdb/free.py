@@ -2,7 +2,7 @@
 """pksm free: the free of one page, from its last PTE to the list it is put on.
 
 The functions are those of mm/memory.c, mm/mmu_gather.c, mm/swap_state.c,
-mm/swap.c and mm/page_alloc.c of 6.12.
+mm/swap.c and mm/page_alloc.c of 6.12, and of 7.3 where they were renamed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,19 @@ from .guide import Facts, Stage
 # What encode_page() keeps in the low bits of a struct page's address (include/linux/mm_types.h).
 ENCODED_PAGE_BITS = 3
 HOOK = "pksm_del_anon_page"
+# What 7.3 calls these functions of 6.12.
+LATER = {
+    "free_unref_page": "free_frozen_pages",
+    "free_unref_page_commit": "free_frozen_page_commit",
+    "free_pages_prepare": "__free_pages_prepare",
+}
+
+
+def name_here(function: str) -> str:
+    """Return what this kernel calls a function of 6.12."""
+    later = LATER[function]
+    there = code.function_address(later) is not None or bool(code.inlined(later))
+    return later if there else function
 
 
 def batch_pages(where: int) -> list[int]:
@@ -58,13 +71,13 @@ class FreeGuide(guide.Guide):
                   self._show_free_batch, first=True),
             Stage("put", code.entries("__folio_put"), lambda: self._begins(code.argument(0)),
                   self._show_put, first=True),
-            Stage("free one", code.entries("free_unref_page"),
+            Stage("free one", code.entries(name_here("free_unref_page")),
                   lambda: self._begins(code.argument(0)), self._show_free_one, first=True),
             Stage("free block", code.entries("__free_pages_ok"),
                   lambda: self._begins(code.argument(0)), self._show_free_block, first=True),
             Stage("hook", code.entries(HOOK), self._at_hook, self._show_hook, first=True),
             Stage("hook's end", code.exits(HOOK), self._at_hook_end, self._show_hook_end),
-            Stage("per-CPU list", code.entries("free_unref_page_commit"),
+            Stage("per-CPU list", code.entries(name_here("free_unref_page_commit")),
                   lambda: self._is_argument(2), self._show_pcp),
             Stage("buddy", code.entries("__free_one_page"), lambda: self._is_argument(0),
                   self._show_buddy),
@@ -193,7 +206,7 @@ class FreeGuide(guide.Guide):
     def _show_free_one(self) -> None:
         order = code.argument(1) & 0xFFFFFFFF
         self.say(
-            "free_unref_page",
+            name_here("free_unref_page"),
             "The page goes to the page allocator, alone.",
             [("order", str(order)), *self._facts()],
         )
@@ -210,7 +223,7 @@ class FreeGuide(guide.Guide):
         assert self.pfn is not None
         # It is inlined wherever it is used, and has no beginning of its own to stop at.
         self.say(
-            "free_pages_prepare",
+            name_here("free_pages_prepare"),
             "Every free comes by here. PagePKSM() says that the hook is to be called.",
             [("flags", show.flags(self.pfn))],
             within=code.called_by(),
@@ -252,7 +265,7 @@ class FreeGuide(guide.Guide):
         where = code.argument(1)
         kind = show.enumerator(code.argument(3) & 0xFFFFFFFF, "migratetype", "MIGRATE_")
         self.say(
-            "free_unref_page_commit",
+            name_here("free_unref_page_commit"),
             "The page is put on a per-CPU list, from which it is soon taken again.",
             [
                 ("list", f"{kind} pages of order {code.argument(4) & 0xFFFFFFFF}"),

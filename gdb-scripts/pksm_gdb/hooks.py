@@ -20,7 +20,8 @@ MOVERS = {
 }  # fmt: skip
 HEADER = f"{'hook':8} {'pfn':>8}  {'process':22} {'address':>16}  state"
 # Where the functions end that know the user address.
-OUTER = frozenset({"__handle_mm_fault", "copy_page_range", "zap_page_range_single", "unmap_region",
+OUTER = frozenset({"__handle_mm_fault", "copy_page_range", "zap_page_range_single",
+                   "zap_page_range_single_batched", "unmap_region",
                    "exit_mmap", "pksm_consider", "handle_syscall", "userspace"})  # fmt: skip
 
 

@@ -142,14 +142,14 @@ The kernel's own lx-symbols would look for vmlinux here, and lose what there is.
 class LxCurrent(gdb.Function):
     """Return the current task.
 
-$lx_current(): the task_struct of the task that runs on the CPU at the stop.
+$lx_current(): the task_struct of the task that runs on the CPU of the selected thread.
 
 The kernel's own knows how UML of 6.12 notes it, with one CPU."""
 
     def __init__(self) -> None:
         super().__init__("lx_current")
 
-    def invoke(self) -> gdb.Value:
+    def invoke(self, *args: gdb.Value) -> gdb.Value:
         """Return it."""
         where = tasks.current().address
         return kernel.pointer(where, "struct task_struct").dereference()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The ways a page enters and leaves, told from the call chain.
 
-The names are those of 6.12: mm/memory.c, mm/gup.c, mm/migrate.c, mm/swap*.c,
-mm/mmu_gather.c, mm/page_alloc.c, fs/exec.c and arch/um.
+The names are those of 6.12, and of 7.3 where they differ: mm/memory.c, mm/gup.c,
+mm/migrate.c, mm/swap*.c, mm/mmu_gather.c, mm/page_alloc.c, fs/exec.c and arch/um.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ OUTSIDE = frozenset(
 )
 SYSCALL = re.compile(r"__(?:do|se)_(?:compat_)?sys_(\w+)$")
 
-FAULT = frozenset(
+# Where the kernel itself accesses the memory of a process, and looks up the page first.
+KERNEL_ACCESS = frozenset({"maybe_map", "map_user"})
+FAULT = KERNEL_ACCESS | frozenset(
     {
-        "segv_handler", "segv", "handle_page_fault", "maybe_map", "handle_mm_fault",
-        "__handle_mm_fault", "handle_pte_fault", "do_swap_page", "do_wp_page", "finish_fault",
+        "segv_handler", "segv", "handle_page_fault", "handle_mm_fault", "__handle_mm_fault",
+        "handle_pte_fault", "do_swap_page", "do_wp_page", "finish_fault",
         "faultin_page", "__get_user_pages", "fixup_user_fault",
     }
 )  # fmt: skip
@@ -47,7 +49,9 @@ FREE = frozenset(
         "pksm_del_anon_page", "free_pages_prepare", "free_unref_page", "free_unref_folios",
         "free_unref_page_commit", "__free_pages_ok", "free_one_page", "__free_pages", "free_pages",
         "__folio_put", "folios_put_refs", "free_pages_and_swap_cache", "free_page_and_swap_cache",
-        "tlb_batch_pages_flush", "tlb_finish_mmu", "tlb_flush_mmu", "unmap_page_range",
+        "__free_pages_prepare", "free_frozen_pages", "__free_frozen_pages",
+        "free_frozen_page_commit", "free_folio_and_swap_cache", "__zap_vma_range",
+        "zap_page_range_single_batched", "tlb_batch_pages_flush", "tlb_finish_mmu", "tlb_flush_mmu", "unmap_page_range",
         "zap_pte_range", "zap_page_range_single", "unmap_vmas", "unmap_region", "exit_mmap",
         "release_pages",
     }
@@ -212,7 +216,7 @@ def _fault(levels: list[Level]) -> Way:
     case = _case(levels)
     if names & {"faultin_page", "__get_user_pages", "fixup_user_fault"}:
         how = f"GUP, for {_gup_for(levels)}"
-    elif "maybe_map" in names:
+    elif names & KERNEL_ACCESS:
         call = syscall(levels)
         by = f" in {call}()" if call else ""
         how = f"a kernel access to user memory{by}, for which arch/um maps the page itself"
@@ -230,7 +234,8 @@ def _fault(levels: list[Level]) -> Way:
 
 
 def _order(levels: list[Level]) -> int:
-    for name in ("free_pages_prepare", "free_unref_page", "__free_pages_ok", "__free_pages"):
+    for name in ("free_pages_prepare", "__free_pages_prepare", "free_unref_page",
+                 "__free_frozen_pages", "__free_pages_ok", "__free_pages"):  # fmt: skip
         level = code.find(levels, name)
         order = level.number("order") if level is not None else None
         if order is not None:
@@ -253,6 +258,7 @@ def _free(levels: list[Level]) -> Way:
     elif order:
         how = f"a block of {1 << order} pages (order {order})"
     elif names & {"free_unref_page", "__folio_put", "__free_pages", "free_pages_prepare",
+                  "__free_pages_prepare", "__free_frozen_pages", "free_frozen_pages",
                   "__free_pages_ok", "free_one_page"}:  # fmt: skip
         how = "a single page"
     else:

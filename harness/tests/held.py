@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gdblab
+from lab import one_cpu
 from linux_um.guest import Guest, Process
 
 # Wall-clock seconds for an answer.
@@ -47,6 +48,7 @@ class Held:
     def __init__(self, guest: Guest, *options: str) -> None:
         self.guest = guest
         self._lines = 0
+        one_cpu(guest)
         self.job: Process = guest.start(["holdpages", *options])
         self.pages = self._answer()
 

@@ -330,6 +330,14 @@ def contradiction(guest: Guest) -> str:
     return "" if fine else both
 
 
+def one_cpu(guest: Guest) -> None:
+    """Let pksmd, the agent and what it starts from now on take turns on the first CPU.
+
+    What a test sees of a task that stands still is not to be changed by another CPU.
+    """
+    guest.sh("for pid in 1 $(pidof pksmd); do taskset -p 1 $pid; done")
+
+
 def group(guest: Guest) -> None:
     """Make a memory cgroup."""
     guest.sh(

@@ -13,7 +13,10 @@ from typing import Any
 
 import gdblab
 from gdblab import Session
+from lab import one_cpu
 from linux_um.guest import Guest
+from linux_um.kconfig import numbers
+from linux_um.source import default_kernel, series_of
 
 PAGE_SIZE = 4096
 # Wall-clock seconds an order may take, gdb's work included.
@@ -39,6 +42,7 @@ class Pages:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
+        one_cpu(guest)
         self._job = guest.start(["pagestep"])
         first = self._line(0)
         self.pid = int(first["pid"])
@@ -139,6 +143,27 @@ NONE_LEFT = "breakpoints left: 0"
 
 # What the guided steps print
 
+# What 7.3 calls a function, and 6.12 does; the tests have the names of 6.12.
+LATER_NAMES = {
+    "map_user": "maybe_map",
+    "free_frozen_pages": "free_unref_page",
+    "free_frozen_page_commit": "free_unref_page_commit",
+    "__free_pages_prepare": "free_pages_prepare",
+    "zap_page_range_single_batched": "zap_page_range_single",
+}
+
+
+def in_612(function: str) -> str:
+    """Return what 6.12 calls a function of the kernel under test."""
+    return LATER_NAMES.get(function, function)
+
+
+def here(function: str) -> str:
+    """Return what the kernel under test calls a function of 6.12."""
+    if numbers(series_of(default_kernel())) < (7, 3):
+        return function
+    return next((later for later, name in LATER_NAMES.items() if name == function), function)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -160,7 +185,7 @@ def steps_of(text: str) -> list[Step]:
             if match is None:
                 break
             facts.setdefault(match.group(1), match.group(2))
-        found.append(Step(lines[0].split("(")[0], lines[1].strip(), facts))
+        found.append(Step(in_612(lines[0].split("(")[0]), lines[1].strip(), facts))
     return found
 
 

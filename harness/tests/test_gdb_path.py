@@ -9,7 +9,7 @@ import gdblab
 import pytest
 from lab import BootFresh
 from linux_um.guest import Guest
-from steplab import READY, SAY_READY, Pages, order_when_ready
+from steplab import READY, SAY_READY, Pages, here, in_612, order_when_ready
 from test_migrate import COMPACT, FILLER, ISLANDS
 
 pytestmark = pytest.mark.needs_pksm
@@ -42,7 +42,7 @@ def functions(lines: list[str]) -> list[str]:
         assert line.startswith(arrow), line
         match = re.match(r"(\w+)\(\)  +\S+\.[chS](  \(inlined\))?$", line[len(arrow) :])
         assert match, line
-        names.append(match.group(1))
+        names.append(in_612(match.group(1)))
     return names
 
 
@@ -153,7 +153,7 @@ def test_the_ways_out_are_told_apart(guest: Guest) -> None:
     script += hook.format(pfn=first) + show.format(label="madvise")
     script += 'tbreak __folio_put if $_any_caller_is("pksm_consider", 6)\ncontinue\n'
     script += show.format(label="single")
-    script += "tbreak free_unref_page if $rsi > 0\ncontinue\n" + show.format(label="order")
+    script += f"tbreak {here('free_unref_page')} if $rsi > 0\ncontinue\n" + show.format(label="order")
     script += hook.format(pfn=second) + show.format(label="exit")
     with gdblab.session(guest, script) as gdb:
         order_when_ready(gdb, pages, "free 1", "write 10 3", "settle", "child 11 1")
