@@ -202,7 +202,7 @@ def test_a_conversation(session: Callable[..., Any]) -> None:
     child.expect_exact("\r\nsaid\r\n")
     child.expect_exact("has ended with status 3")
     child.send(CTRL_C)
-    child.expect_exact("Program received signal SIGINT")
+    child.expect_exact(" received signal SIGINT")
     child.expect(PROMPT)
     # The launcher is still there to start another one.
     assert ask(child, "pksm guest echo again") == ""
@@ -258,6 +258,7 @@ def test_nothing_is_left_of_a_session_that_is_ended(
     assert number in (child.signalstatus, (child.exitstatus or 0) - 128)
 
 
+@pytest.mark.time_travel
 def test_the_guests_clock_stands_still_while_one_looks(runs: Path, script: Script) -> None:
     """Seconds at a stop are none in the guest, by its clock and by what it says afterwards."""
     clock = "time_travel_time"
@@ -311,7 +312,7 @@ def test_attach_leaves_the_guest_going_on(runs: Path, script: Script, tmp_path: 
     for which in (run.name, str(run)):
         done = launch("gdb", "--attach", which, "--batch", name)
         assert done.returncode == 0, done.stderr
-        assert b"Linux version 6." in done.stdout
+        assert b"Linux version " in done.stdout
     assert launch("gdb", "--attach", run.name, "--batch", script("quit 6")).returncode == 6
     unknown = launch("gdb", "--attach", "no-such-run")
     assert "there run: " in one_line(unknown.stderr) and run.name in one_line(unknown.stderr)

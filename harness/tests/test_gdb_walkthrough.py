@@ -13,10 +13,15 @@ import re
 import pytest
 import walklab
 from lab import BootFresh
+from linux_um.source import DEFAULT_KERNEL, default_kernel, series_of
 
 pytestmark = pytest.mark.needs_pksm
 
 
+@pytest.mark.skipif(
+    series_of(default_kernel()) != series_of(DEFAULT_KERNEL),
+    reason=f"the sessions of walkthrough.md are those of Linux {DEFAULT_KERNEL}",
+)
 @pytest.mark.parametrize(
     "capture",
     [
