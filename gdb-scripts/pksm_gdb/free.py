@@ -15,7 +15,7 @@ ENCODED_PAGE_BITS = 3
 HOOK = "pksm_del_anon_page"
 # What 7.3 calls these functions of 6.12.
 LATER = {
-    "free_unref_page": "free_frozen_pages",
+    "free_unref_page": "__free_frozen_pages",
     "free_unref_page_commit": "free_frozen_page_commit",
     "free_pages_prepare": "__free_pages_prepare",
 }

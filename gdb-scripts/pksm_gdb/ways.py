@@ -78,6 +78,8 @@ FREE_FOR = (
     ("exec_mmap", "exec, which drops the former address space"),
     ("exit_mmap", "the end of an address space (exit)"),
     ("madvise_dontneed_free", "madvise(MADV_DONTNEED or MADV_FREE)"),
+    # Where 7.3 flushes the TLB once for all ranges.
+    ("madvise_finish_tlb", "madvise(MADV_DONTNEED or MADV_FREE)"),
     ("wp_page_copy", "a copy-on-write: the page it copied is not needed any more"),
     ("pksm_consider", "pksmd: nothing maps the page since it was merged"),
     ("shrink_folio_list", "reclaim"),

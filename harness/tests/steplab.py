@@ -15,7 +15,7 @@ import gdblab
 from gdblab import Session
 from lab import one_cpu
 from linux_um.guest import Guest
-from linux_um.kconfig import numbers
+from linux_um.kconfig import cpus_of, numbers
 from linux_um.source import default_kernel, series_of
 
 PAGE_SIZE = 4096
@@ -146,16 +146,23 @@ NONE_LEFT = "breakpoints left: 0"
 # What 7.3 calls a function, and 6.12 does; the tests have the names of 6.12.
 LATER_NAMES = {
     "map_user": "maybe_map",
-    "free_frozen_pages": "free_unref_page",
+    "__free_frozen_pages": "free_unref_page",
     "free_frozen_page_commit": "free_unref_page_commit",
     "__free_pages_prepare": "free_pages_prepare",
-    "zap_page_range_single_batched": "zap_page_range_single",
 }
 
 
 def in_612(function: str) -> str:
     """Return what 6.12 calls a function of the kernel under test."""
     return LATER_NAMES.get(function, function)
+
+
+def end_of_free() -> str:
+    """Return where a free of a page ends: 7.3 has no per-CPU lists for one CPU."""
+    profile = os.environ.get("LINUX_UM_PROFILE", "fast")
+    if numbers(series_of(default_kernel())) < (7, 3) or cpus_of(profile) > 1:
+        return "free_unref_page_commit"
+    return "__free_one_page"
 
 
 def here(function: str) -> str:

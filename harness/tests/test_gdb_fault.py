@@ -172,7 +172,12 @@ def test_a_break_of_a_merged_page(guest: Guest) -> None:
     assert stage(steps, "folio_remove_rmap_ptes").facts["mappings"] == "3, then 2"
     end = steps[-1].facts
     assert end["pte now"].startswith(f"pfn {answer.pfn:#x} present write")
-    assert end["record after"].startswith("volatile, waiting, level 3, age 1")
+    after = end["record after"]
+    if "of a former page" in after:
+        # The frame of the copy has been in the index before, and pksmd has not come by since.
+        assert after.startswith("new, in the unstable index") and "age 1 " in after
+    else:
+        assert after.startswith("volatile, waiting, level 3, age 1")
     assert end["old page"] == f"pfn {old:#x}, merged, refcount 2, mapcount 2"
     assert guest.pksm("pages_broken") == broken + 1
     pages.finish()

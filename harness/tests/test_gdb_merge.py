@@ -14,6 +14,7 @@ from steplab import (
     READY,
     SAY_READY,
     Pages,
+    end_of_free,
     events_of,
     follow,
     merge,
@@ -27,8 +28,12 @@ pytestmark = pytest.mark.needs_pksm
 BATCH = [
     "folio_remove_rmap_ptes", "__tlb_remove_folio_pages", "free_pages_and_swap_cache",
     "folios_put_refs", "free_unref_folios", "free_pages_prepare", "pksm_del_anon_page",
-    "pksm_del_anon_page", "free_unref_page_commit",
+    "pksm_del_anon_page", end_of_free(),
 ]  # fmt: skip
+LISTS = {
+    "free_unref_page_commit": "movable pages of order 0",
+    "__free_one_page": "movable pages, from order 0 on",
+}
 
 
 def test_a_free_by_madvise_and_what_is_left_to_pksmd(guest: Guest) -> None:
@@ -52,7 +57,7 @@ def test_a_free_by_madvise_and_what_is_left_to_pksmd(guest: Guest) -> None:
         assert "pksm" in steps[5].facts["flags"].split()
         assert "refcount 0" in steps[4].facts["page"]
         assert steps[7].facts["record after"].startswith("untracked")
-        assert steps[8].facts["list"] == "movable pages of order 0"
+        assert steps[8].facts["list"] == LISTS[BATCH[-1]]
     assert events[0][6].facts["record before"].startswith("new, waiting, level 0")
     assert "stays in its list" in events[0][7].facts["left to pksmd"]
     assert events[1][6].facts["record before"].startswith("unshared, in the unstable index")
