@@ -27,6 +27,7 @@ from .gdb_core import keep_kernel
 from .gdb_machine import CORE_NAME, Kernel, find_core, find_running
 from .gdb_session import Session, check_scripts, gdb, indexing
 from .guest import REPORT, boot, finished_image, run_arguments
+from .options import only_um
 from .source import ENV_KERNEL
 from .term import Term
 
@@ -85,6 +86,7 @@ def gdb_command(arguments: argparse.Namespace, term: Term) -> int:
     command = list(arguments.command_line)
     if command[:1] == ["--"]:
         del command[0]
+    only_um(arguments, "gdb")
     scripts = check_scripts(arguments.batch)
     packages.ensure("gdb", term=term)
     boots = arguments.attach is None and arguments.core is None and arguments.test is None

@@ -15,7 +15,7 @@ from . import build, kconfig, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
-from .options import ENV_ARCH, add_kernel_options, parse_size
+from .options import ENV_ARCH, add_kernel_options, only_um, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
@@ -174,7 +174,7 @@ def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> Bo
         parse_size(arguments.swap)
     travels = arguments.time_travel
     if travels is None:
-        travels = kconfig.time_travels(profile)
+        travels = kconfig.time_travels(profile, arguments.arch)
     return BootOptions(
         profile=profile,
         kernel=arguments.kernel,
@@ -291,6 +291,7 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     packages.ensure("test", term=term)
     if MUTANTS in given:
         given.remove(MUTANTS)
+        only_um(arguments, MUTANTS)
         return mutants.run(given, arguments.profile, arguments.kernel, term=term)
     build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
     if arguments.arch == kconfig.X86_64:

@@ -45,6 +45,12 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def only_um(arguments: argparse.Namespace, what: str) -> None:
+    """Raise UsageError when *what* is asked for a machine that is not User-Mode Linux."""
+    if arguments.arch != kconfig.UM:
+        raise UsageError(f"{what} is for User-Mode Linux", f"leave out --arch {arguments.arch}")
+
+
 def check_series(kernel: str) -> None:
     """See that there are patches for a kernel version. Raises UsageError with those there are."""
     if "/" in kernel or not paths.patches_dir(series_of(kernel)).is_dir():

@@ -145,13 +145,16 @@ class GuestRack:
     def boot(self, **options: Any) -> Guest:
         """Boot a guest; *options* are those of boot_guest().
 
-        With a swap device it runs in real time: time travel does not wait for
-        the host's disk, and leaps over minutes while a page is read.
+        With a swap device it runs in real time: time travel does not wait for the
+        host's disk, and leaps over minutes while a page is read. So does one that needs
+        several CPUs: under time travel QEMU lets them take turns.
         """
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self._item.name).strip("-")
         options.setdefault("profile", self._profile)
         options.setdefault("arch", self._arch)
-        real_time = "swap" in options or self._item.get_closest_marker("real_time")
+        real_time = "swap" in options or any(
+            self._item.get_closest_marker(name) for name in ("real_time", "needs_smp")
+        )
         options.setdefault("time_travel", False if real_time else None)
         options.setdefault("name", name)
         options.setdefault("timeout", lab.WORKLOAD_SECONDS)
