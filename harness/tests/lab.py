@@ -235,11 +235,18 @@ def _pagestat(guest: Guest, *options: str) -> dict[str, Any]:
 
 
 def at_rest(guest: Guest, look: Callable[[], _Seen]) -> tuple[_Seen, Counters]:
-    """Return what *look* returns, and the counters, once these are the same before and after."""
-    before = counters(guest)
+    """Return what *look* returns, and the counters MOVING, once these are the same after it.
+
+    *look* is to start no program: that has pages, too, which may be merged.
+    """
+
+    def moving() -> Counters:
+        return {name: guest.pksm(name) for name in MOVING}
+
+    before = moving()
     for _ in range(LOOKS):
-        seen, after = look(), counters(guest)
-        moved = [name for name in MOVING if before.get(name) != after.get(name)]
+        seen, after = look(), moving()
+        moved = [name for name in MOVING if before[name] != after[name]]
         if not moved:
             return seen, after
         before = after

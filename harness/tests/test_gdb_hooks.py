@@ -92,10 +92,10 @@ def test_the_lines_are_what_the_counters_moved_by(guest: Guest, tmp_path: Path) 
     merged = sum(1 for line in lines if line.hook == "merge" and line.state.endswith(": merged"))
     assert after[2] - before[2] == merged >= PAGES
     assert f"The trace is on: {len(lines)} lines" in text
-    # What the engine itself said, in sysfs, of the pages of this run.
+    # What the engine itself said, in sysfs, while the pages of this run were written to.
     report = parse_report(done.stdout)
     broken = [stage.counters["pages_broken"] for stage in report]
-    assert broken[1] - broken[0] == counts["broken"]
+    assert PAGES <= broken[1] - broken[0] <= counts["broken"]
     assert NONE_LEFT in text
 
 

@@ -293,7 +293,9 @@ def test_every_line_of_ksm_stat_is_exact(guest: Guest, held: Process) -> None:
 
 def test_the_processes_add_up_to_the_whole(guest: Guest, held: Process) -> None:
     """Zero pages and merged PTEs: the sum over all processes is what the engine counts."""
-    stats, now = at_rest(guest, lambda: [ksm_stat(guest, pid) for pid in processes(guest)])
+    pids = processes(guest)
+    settle(guest)
+    stats, now = at_rest(guest, lambda: [ksm_stat(guest, pid) for pid in pids])
     assert sum(stat["ksm_zero_pages"] for stat in stats) == now["zero_pages"] > 0
     merging = sum(stat["ksm_merging_pages"] for stat in stats)
     assert merging == now["pages_shared"] + now["pages_sharing"]
