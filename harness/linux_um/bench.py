@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command ``bench``: how long things take on this host. It judges nothing.
+"""The command ``bench``: PKSM measured against stock KSM, and a report of it.
 
-The measurements take turns, so that a host that is busy for a while is busy
-for all of them.
+The measurements make samples; everything else is worked out of these, so that a report
+can be made again, or compared with another, from the file that has them.
 """
 
 from __future__ import annotations
@@ -12,133 +12,185 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench_harness, packages, rootfs
+from . import packages
+from .bench_lab import BenchError
 from .errors import LinuxUmError, UsageError
-from .gdb_machine import Kernel
-from .gdb_session import indexing
-from .guest import finished_image
 from .options import add_kernel_options
 from .term import Term
 
-DEFAULT_REPEAT = 5
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Something to measure: ``run`` does it once and returns seconds."""
-
-    name: str
-    title: str
-    run: Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a measurement, in seconds."""
-
-    name: str
-    title: str
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The median of the runs."""
-        # Not at the top: every start of the launcher would pay for it.
-        from statistics import median
-
-        return median(self.seconds)
-
-    def row(self) -> str:
-        """Return the result as a line of the table."""
-        spread = f"{min(self.seconds):.2f} .. {max(self.seconds):.2f}"
-        return f"{self.title:44} {self.median:7.2f} s   {spread}"
-
-    def facts(self) -> dict[str, object]:
-        """Return the result for the JSON file."""
-        return {
-            "title": self.title,
-            "unit": "s",
-            "median": round(self.median, 4),
-            "min": round(min(self.seconds), 4),
-            "max": round(max(self.seconds), 4),
-            "runs": [round(value, 4) for value in self.seconds],
-        }
+FORMAT = 1
+DEFAULT_DIRECTORY = "bench-report"
+JSON_NAME = "bench.json"
+HTML_NAME = "index.html"
 
 
 def add_parsers(subparsers: Any) -> None:
     """Add the parser of this module's command."""
     parser = subparsers.add_parser(
         "bench",
-        help="how long things take here",
-        description="Measure how long the harness takes: each thing several times, in turns. "
-        "The table has medians and the spread from the fastest to the slowest run.",
+        help="measure PKSM against stock KSM",
+        description="Measure PKSM against stock KSM, against the floor of this machine and "
+        "against kernels without either, in guests that take turns; and how long the harness "
+        "takes. Leaves a report: index.html, a PNG file of each plot, and bench.json with every "
+        "number. The table has medians and the spread from the lowest to the highest run.",
     )
     add_kernel_options(parser)
     parser.add_argument(
-        "--repeat",
-        metavar="N",
-        type=int,
-        default=DEFAULT_REPEAT,
-        help="how often each thing is measured (default %(default)s)",
+        "--quick", action="store_true", help="two minutes, in place of an hour: smaller and fewer"
     )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there too")
+    parser.add_argument(
+        "--only",
+        metavar="PART,...",
+        help="some of: work, convergence, idle, volatile, paths, savings, rmap, "
+        "programs, harness (programs are no part of --quick)",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, default=Path(DEFAULT_DIRECTORY),
+        help="where the report goes (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", type=Path,
+        help="measure nothing: make the report of that bench.json again",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", metavar="FILE", type=Path,
+        help="say what is slower or faster than in that bench.json",
+    )  # fmt: skip
     parser.set_defaults(handler=bench_command)
 
 
 def bench_command(arguments: argparse.Namespace, term: Term) -> int:
-    """``linux-um bench``: print the table; return 0."""
-    if arguments.repeat < 1:
-        raise UsageError("--repeat must be 1 at least", "write --repeat 5")
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise UsageError(f"--json {arguments.json}: no such directory", "name one that exists")
-    packages.ensure("gdb", term=term)
-    image = finished_image(arguments.profile, arguments.kernel, term)
-    rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
-    with indexing(Kernel.of(image)):
-        pass
-    kernel = ["--profile", arguments.profile, "--kernel", arguments.kernel]
-    measurements = [
-        Measurement(name, title, partial(what, kernel))
-        for name, title, what in bench_harness.MEASUREMENTS
-    ]
-    results = measure(measurements, arguments.repeat, term=term)
-    print(table(results, image.describe()), flush=True)
-    if arguments.json is not None:
-        facts = {
-            "image": image.key,
-            "kernel": image.kernel,
-            "profile": image.profile,
-            "host": {"machine": platform.machine(), "cpus": os.cpu_count(),
-                     "release": platform.release(), "load": os.getloadavg()[0]},
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "harness": {result.name: result.facts() for result in results},
-        }  # fmt: skip
-        try:
-            arguments.json.write_text(json.dumps(facts, indent=2) + "\n")
-        except OSError as error:
-            raise LinuxUmError(f"--json {arguments.json}: {error.strerror}") from error
+    """``linux-um bench``: measure, leave the report, print the tables; return 0."""
+    packages.ensure("bench", term=term)
+    before = read(arguments.against) if arguments.against is not None else None
+    if arguments.source is not None:
+        document = read(arguments.source)
+    else:
+        document = measure(arguments, term)
+    directory: Path = arguments.output
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # At once: what was measured for an hour is not to be lost.
+        write(directory / JSON_NAME, document)
+        report(document, directory, before, term)
+    except OSError as error:
+        raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
     return 0
 
 
-def measure(measurements: Sequence[Measurement], repeat: int, *, term: Term) -> list[Result]:
-    """Do each of *measurements* *repeat* times, in turns; raises what they raise."""
-    seconds: dict[str, list[float]] = {item.name: [] for item in measurements}
-    with term.step(f"measuring {len(measurements)} things, {repeat} times each") as step:
-        for turn in range(repeat):
-            for item in measurements:
-                step.update(f"turn {turn + 1}: {item.title}")
-                seconds[item.name].append(item.run())
-    return [Result(item.name, item.title, tuple(seconds[item.name])) for item in measurements]
+def parts_of(text: str | None) -> tuple[str, ...]:
+    """Return the parts that ``--only`` names, or all. Raises UsageError for another word."""
+    from .bench_run import PARTS
+
+    chosen = tuple(text.split(",")) if text else PARTS
+    for name in chosen:
+        if name not in PARTS:
+            raise UsageError(f"--only {name}: no such part", f"there are: {','.join(PARTS)}")
+    return chosen
 
 
-def table(results: Sequence[Result], what: str) -> str:
-    """Return the results as a table, under *what* was measured."""
-    head = f"{'':44} {'median':>7}     min .. max"
-    runs = len(results[0].seconds) if results else 0
-    return "\n".join([f"{what}; {runs} runs", head, *(result.row() for result in results)])
+def read(path: Path) -> dict[str, Any]:
+    """Return the document of a bench.json. Raises BenchError when it is none."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BenchError(f"cannot read {path}: {error}", "give a bench.json") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BenchError(f"{path} is no bench.json of this version", "measure again")
+    return document
+
+
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a bench.json, a sample a line. Raises OSError."""
+    lines = ",\n  ".join(json.dumps(sample) for sample in document["samples"])
+    rest = json.dumps({**document, "samples": []}, indent=1)
+    path.write_text(rest.replace('"samples": []', f'"samples": [\n  {lines}\n ]', 1) + "\n")
+
+
+def measure(arguments: argparse.Namespace, term: Term) -> dict[str, Any]:
+    """Make all measurements that are asked for; return the document that has them."""
+    from . import bench_harness, bench_run
+    from .guest import finished_image
+
+    plan = bench_run.QUICK if arguments.quick else bench_run.FULL
+    parts = parts_of(arguments.only)
+    images = {}
+    for profile in bench_run.profiles_of(parts):
+        images[profile] = finished_image(profile, arguments.kernel, term)
+    load = [os.getloadavg()[0]]
+    began = time.monotonic()
+    samples, took = bench_run.run(plan, arguments.kernel, parts, term=term)
+    harness: Mapping[str, Any] = {}
+    if "harness" in parts:
+        harness = bench_harness.measure(
+            (arguments.profile, arguments.kernel), plan.harness_turns, term=term
+        )
+    load.append(os.getloadavg()[0])
+    return {
+        "format": FORMAT,
+        "mode": plan.mode,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "seconds": round(time.monotonic() - began, 1),
+        "steps": took,
+        "kernel": arguments.kernel,
+        "images": {name: image.describe() for name, image in images.items()},
+        "host": {
+            "machine": platform.machine(), "cpu": cpu_name(), "cpus": os.cpu_count(),
+            "release": platform.release(), "load": load,
+        },
+        "samples": samples,
+        "harness": harness,
+    }  # fmt: skip
+
+
+def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the name of this host's processor, or an empty text."""
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def report(
+    document: dict[str, Any], directory: Path, before: Mapping[str, Any] | None, term: Term
+) -> None:
+    """Write the report of *document* into *directory*, and print the tables of it.
+
+    Raises OSError when a file cannot be written.
+    """
+    from . import bench_html, bench_plots, bench_table
+    from .bench_facts import results_of
+    from .bench_targets import targets_of
+
+    samples, harness = document["samples"], document["harness"]
+    results = results_of(samples)
+    targets = targets_of(results, samples, harness)
+    document = {
+        **document,
+        "results": [each.facts() for each in results.all],
+        "targets": [each.facts() for each in targets],
+    }
+    write(directory / JSON_NAME, document)
+    try:
+        plots = bench_plots.draw(results, samples, directory)
+    except ImportError as error:
+        raise BenchError(f"no plots: {error}", "install python3-matplotlib") from error
+    html = bench_html.page(document, results, targets, plots)
+    (directory / HTML_NAME).write_text(html, encoding="utf-8")
+    colour = os.isatty(1) and not os.environ.get("NO_COLOR")
+    print(bench_table.results_table(results))
+    if harness:
+        print(bench_table.harness_table(harness))
+    print()
+    print(bench_table.targets_table(targets, colour=colour))
+    if before is not None:
+        print("\nsince the other run:")
+        print(bench_table.changes_table(results, results_of(before["samples"]), colour=colour))
+    print(f"\n{bench_table.summary(targets)}; see {directory / HTML_NAME}", flush=True)

@@ -10,17 +10,19 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from .errors import LinuxUmError
+from . import packages, rootfs
+from .bench_lab import BenchError
+from .gdb_machine import Kernel
+from .gdb_session import indexing
+from .guest import finished_image
 from .paths import repo_root
+from .term import Term
 
 # Wall-clock seconds that any of this may take.
 LIMIT = 120.0
 GDB_PROMPT = b"(gdb) "
-
-
-class BenchError(LinuxUmError):
-    """What was to be measured did not work."""
 
 
 def _launcher() -> str:
@@ -109,3 +111,36 @@ MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
     ("gdb", "gdb to its prompt", gdb_to_prompt),
     ("gdb_first_stop", "gdb -- memdup to the first stop", gdb_to_first_stop),
 )
+
+
+def measure(kernel: tuple[str, str], turns: int, *, term: Term) -> dict[str, dict[str, Any]]:
+    """Do each measurement *turns* times, in turns; return the seconds by name.
+
+    *kernel* is its profile and version. Raises BenchError for what does not work.
+    """
+    from statistics import median
+
+    profile, version = kernel
+    options = ["--profile", profile, "--kernel", version]
+    packages.ensure("gdb", term=term)
+    image = finished_image(profile, version, term)
+    rootfs.ensure_rootfs(term=term, kernel=version)
+    with indexing(Kernel.of(image)):
+        pass
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in MEASUREMENTS}
+    with term.step(f"measuring the harness, {turns} times") as step:
+        for turn in range(turns):
+            for name, title, run in MEASUREMENTS:
+                step.update(f"turn {turn + 1}: {title}")
+                seconds[name].append(run(options))
+    return {
+        name: {
+            "title": title,
+            "unit": "s",
+            "median": round(median(seconds[name]), 4),
+            "min": round(min(seconds[name]), 4),
+            "max": round(max(seconds[name]), 4),
+            "runs": [round(value, 4) for value in seconds[name]],
+        }
+        for name, title, _ in MEASUREMENTS
+    }

@@ -106,6 +106,8 @@ STAGES: dict[str, tuple[Need, ...]] = {
         Need("libelf-dev", _any_file("/usr/include/libelf.h")),
     ),
     "gdb": (Need("gdb", _program("gdb")),),
+    # Of the interpreter that runs the launcher.
+    "bench": (Need("python3-matplotlib", lambda: find_spec("matplotlib") is not None),),
     "lint": (
         Need("shellcheck", _program("shellcheck")),
         Need("sparse", _program("sparse")),

@@ -96,6 +96,25 @@ unsigned long pksm_nr_buckets(void)
 	return pksm_unstable ? 1UL << pksm_unstable_bits : 0;
 }
 
+#ifdef CONFIG_PKSM_BENCH
+/**
+ * pksm_index_bytes - how much memory do both indexes take?
+ *
+ * Return: Bytes, of the buckets and of the marks that belong to them.
+ */
+unsigned long pksm_index_bytes(void)
+{
+	unsigned long unstable = 1UL << pksm_unstable_bits;
+	unsigned long stable = 1UL << pksm_stable_bits;
+
+	if (!pksm_nr_buckets())
+		return 0;
+	return unstable * sizeof(*pksm_unstable) +
+	       stable * sizeof(*pksm_stable) + pksm_marks_bytes(unstable) +
+	       pksm_marks_bytes(stable);
+}
+#endif
+
 /**
  * pksm_hash_page - read a page once
  * @page: the page; it may change meanwhile

@@ -335,6 +335,7 @@ u64 pksm_hash_page(struct page *page);
 u64 pksm_zero_hash(void);
 bool pksm_hash_alike(u64 hash1, u64 hash2);
 unsigned long pksm_nr_buckets(void);
+unsigned long pksm_index_bytes(void);
 void pksm_unstable_insert(unsigned long pfn, struct pksm_rmap_item *item,
 			  u64 hash, u32 age);
 void pksm_unstable_insert_watched(unsigned long pfn,
@@ -380,6 +381,7 @@ struct pksm_marks {
 
 int pksm_marks_alloc(struct pksm_marks *marks, unsigned int bits);
 void pksm_marks_free(struct pksm_marks *marks);
+unsigned long pksm_marks_bytes(unsigned long nr_buckets);
 bool pksm_mark(struct pksm_marks *marks, unsigned long bucket);
 void pksm_marks_for_each(struct pksm_marks *marks, unsigned int bits,
 			 void (*fn)(unsigned long bucket));

@@ -37,6 +37,21 @@ int pksm_marks_alloc(struct pksm_marks *marks, unsigned int bits)
 	return -ENOMEM;
 }
 
+#ifdef CONFIG_PKSM_BENCH
+/**
+ * pksm_marks_bytes - how much memory does a set take?
+ * @nr_buckets: how many buckets it is of
+ *
+ * Return: Bytes.
+ */
+unsigned long pksm_marks_bytes(unsigned long nr_buckets)
+{
+	unsigned long words = BITS_TO_LONGS(nr_buckets);
+
+	return (words + BITS_TO_LONGS(words)) * sizeof(long);
+}
+#endif
+
 /**
  * pksm_marks_free - free the memory of a set
  * @marks: the set

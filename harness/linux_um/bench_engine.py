@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Measurements of page mergers: each function makes samples, and judges nothing.
+
+A sample is a dict: ``what`` was measured, of which ``engine`` (a name of bench_lab.SETTINGS),
+with how many ``mib`` and ``procs``, and numbers whose names end with their unit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from . import bench_trace
+from .agent import Guest
+from .bench_lab import (
+    PAGES_PER_MIB,
+    BenchError,
+    Hoard,
+    Lab,
+    Setting,
+    counters,
+    engine_file,
+    hoard,
+    kernel_cpu_ns,
+    named_numbers,
+    set_engine,
+    slabs,
+    tune,
+)
+
+Sample = dict[str, Any]
+
+BENCH_DIR = "/sys/kernel/debug/pksm_bench"
+# Half of them are hashed: twice of what most caches hold.
+FLOOR_PAGES = 32768
+# A few pages of somebody else's may come and go.
+NEARLY_ALL = 0.999
+# Guest seconds after which PKSM has looked at unmatched pages once more, and watches them.
+REST_SECONDS = 180
+# How often it is looked whether an engine is ready: KSM goes on when it is.
+POLL_MS = {"pksmd": 10, "ksmd": 2}
+SHARERS = 10_000
+
+
+def floor(guest: Guest) -> list[Sample]:
+    """Measure the least that merging takes: hash, comparison, PTE. Of the profile bench."""
+    guest.write_file(f"{BENCH_DIR}/floor", str(FLOOR_PAGES))
+    found = []
+    for line in guest.read_file(f"{BENCH_DIR}/floor").splitlines():
+        step, *numbers = line.split()
+        times, samples, low, lower, median, upper, high = map(int, numbers)
+        found.append({
+            "what": "floor", "step": step, "steps_per_sample": times, "samples": samples,
+            "min_ns": low, "lower_ns": lower, "median_ns": median, "upper_ns": upper,
+            "max_ns": high,
+        })  # fmt: skip
+    return found
+
+
+def _run_until(guest: Guest, setting: Setting, pages: Hoard, counter: str, more: int) -> Sample:
+    """Let the engine run until *counter* has grown by *more*; return what that took.
+
+    What polling has cost is measured as well, with the engine stopped.
+    """
+    goal = engine_file(guest, setting, counter) + int(more * NEARLY_ALL)
+    before = counters(guest, setting)
+    start = kernel_cpu_ns(guest)
+    began = time.monotonic_ns()
+    set_engine(guest, setting, "run", "1")
+    answer = pages.order(f"until {counter}>={goal} {POLL_MS[setting.daemon]} 600", 660.0)
+    used, took = kernel_cpu_ns(guest) - start, time.monotonic_ns() - began
+    if not answer["ok"]:
+        raise BenchError(f"{setting.title}: {counter} has not come to {goal}", "see its counters")
+    start = kernel_cpu_ns(guest)
+    set_engine(guest, setting, "run", "0")
+    pages.order(f"poll {counter} {answer['polls']}")
+    polls = kernel_cpu_ns(guest) - start
+    after = counters(guest, setting)
+    return {
+        "cpu_ns": used,
+        "polls_cpu_ns": polls,
+        "polls": answer["polls"],
+        "wall_ns": took,
+        "scanned_pages": after["pages_scanned"] - before["pages_scanned"],
+        "daemon_usecs": after.get("cpu_usecs", 0) - before.get("cpu_usecs", 0),
+    }
+
+
+def _memory(guest: Guest, setting: Setting) -> Sample:
+    """Return what the engine's records take now: of slabs, and for good."""
+    found: Sample = {
+        f"slab_{name}": {"objects": number, "bytes": size}
+        for name, (number, size) in slabs(guest).items()
+    }
+    if setting.profile == "bench":
+        found.update(named_numbers(guest.read_file(f"{BENCH_DIR}/memory")))
+    return found
+
+
+def work(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample]:
+    """Measure what unmatched and merged pages cost *setting*, and what can be done with these."""
+    with lab.guest(setting.profile, mib) as guest:
+        found = floor(guest) if setting.profile == "bench" else []
+        tune(guest, setting)
+        return found + unmatched(guest, setting, mib, procs) + merged(guest, setting, mib, procs)
+
+
+def unmatched(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Sample]:
+    """Measure what pages cost that are like no other, until the engine knows that."""
+    with hoard(guest, mib, procs, dup=0) as pages:
+        number = pages.order("fill")["pages"]
+        sample = _run_until(guest, setting, pages, "pages_unshared", number)
+        return [{
+            "what": "unmatched", "engine": setting.name, "mib": mib, "procs": pages.procs,
+            "pages": number, **sample, "memory": _memory(guest, setting),
+        }]  # fmt: skip
+
+
+def merged(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Sample]:
+    """Measure merging pages, breaking some off by writes, and unmerging the rest."""
+    with hoard(guest, mib, procs, dup=100) as pages:
+        where = {"engine": setting.name, "mib": mib, "procs": pages.procs}
+        number = pages.order("fill")["expected_sharing"]
+        sample = _run_until(guest, setting, pages, "pages_sharing", number)
+        found = [{
+            "what": "merged", **where, "pages": number, **sample,
+            "memory": _memory(guest, setting), "counters": counters(guest, setting),
+        }]  # fmt: skip
+        found.append({"what": "cow", **where, **pages.order("break 0")})
+        pages.order("verify")
+        found.append({"what": "unmerge", **where, **_unmerge(guest, setting)})
+        pages.order("verify")
+    return found
+
+
+def _unmerge(guest: Guest, setting: Setting) -> Sample:
+    """Measure giving every merged page its own copy back."""
+    before = counters(guest, setting)
+    start, began = kernel_cpu_ns(guest), time.monotonic_ns()
+    set_engine(guest, setting, "run", "2")
+    return {
+        "cpu_ns": kernel_cpu_ns(guest) - start,
+        "wall_ns": time.monotonic_ns() - began,
+        "pages": before["pages_sharing"] + before["pages_shared"],
+    }
+
+
+def convergence(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample]:
+    """Measure the time from the last write to all duplicates merged, and the CPU until then."""
+    with lab.guest(setting.profile, mib) as guest:
+        tune(guest, setting)
+        with hoard(guest, mib, procs, dup=100) as pages:
+            # Twice: memory that was never used is new to the host as well.
+            for _ in range(2):
+                start = kernel_cpu_ns(guest)
+                number = pages.order("fill")["expected_sharing"]
+                filled = kernel_cpu_ns(guest) - start
+                pages.order("drop")
+            set_engine(guest, setting, "run", "1")
+            goal = engine_file(guest, setting, "pages_sharing") + int(number * NEARLY_ALL)
+            start = kernel_cpu_ns(guest)
+            pages.order("fill")
+            answer = pages.wait(f"pages_sharing>={goal}", 10, 900)
+            used = kernel_cpu_ns(guest) - start
+            pages.order("verify")
+    return [{
+        "what": "convergence", "engine": setting.name, "mib": mib, "procs": pages.procs,
+        "pages": number, "ns": answer["ns"], "polls": answer["polls"], "cpu_ns": used,
+        "fill_cpu_ns": filled,
+    }]  # fmt: skip
+
+
+def idle(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
+    """Measure what an engine does while nothing changes: with it, and with it stopped.
+
+    The guest's clock skips what nobody waits for, so that a minute of it takes a moment;
+    the CPU time is real. Wake-ups are those of the last *seconds*: to have asked for the
+    measurement is a change, too, which an engine may look at.
+    """
+    found = []
+    daemon = setting.daemon
+    with lab.guest(setting.profile, mib, time_travel=True) as guest:
+        for name, value in setting.controls:
+            set_engine(guest, setting, name, value)
+        with hoard(guest, mib, dup=50, zero=10) as pages:
+            set_engine(guest, setting, "run", "1")
+            pages.order("fill")
+            pages.order(f"sleep {REST_SECONDS * 1000}")
+            for running in (True, False):
+                if not running:
+                    set_engine(guest, setting, "run", "0")
+                bench_trace.start(guest, daemon)
+                start = kernel_cpu_ns(guest)
+                pages.order(f"sleep {(REST_SECONDS + seconds) * 1000}")
+                used = kernel_cpu_ns(guest) - start
+                wakings = bench_trace.wakings_of(bench_trace.stop(guest), daemon)
+                window = [w for w in wakings if REST_SECONDS <= w < REST_SECONDS + seconds]
+                found.append({
+                    "what": "idle", "engine": setting.name, "mib": mib, "running": running,
+                    "seconds": seconds, "cpu_ns": used, "cpu_seconds": REST_SECONDS + seconds,
+                    "wakeups": len(window),
+                })  # fmt: skip
+    return found
+
+
+def volatile(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
+    """Measure the daemon's share of a CPU while every page changes ten times a second."""
+    daemon = setting.daemon
+    with lab.guest(setting.profile, mib) as guest:
+        tune(guest, setting)
+        with hoard(guest, mib, procs=4, dup=0) as pages:
+            pages.order("fill")
+            set_engine(guest, setting, "run", "1")
+            # What pages cost that were never seen to change is another matter.
+            pages.order("change 100 5000")
+            usecs = counters(guest, setting).get("cpu_usecs", 0)
+            bench_trace.start(guest, daemon)
+            began, start = time.monotonic_ns(), kernel_cpu_ns(guest)
+            pages.order(f"change 100 {seconds * 1000}")
+            took, used = time.monotonic_ns() - began, kernel_cpu_ns(guest) - start
+            runs = bench_trace.runs_of(bench_trace.stop(guest), daemon)
+            usecs = counters(guest, setting).get("cpu_usecs", 0) - usecs
+    return [{
+        "what": "volatile", "engine": setting.name, "mib": mib, "wall_ns": took,
+        "kernel_cpu_ns": used, "daemon_ns": sum(runs), "daemon_runs": len(runs),
+        "daemon_usecs": usecs,
+    }]  # fmt: skip
+
+
+def savings(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
+    """Follow what is saved of a mix, half of which comes later and lives for a third of the time.
+
+    Of the pages 50 % are duplicates and 10 % zeroes.
+    """
+    with lab.guest(setting.profile, mib) as guest:
+        tune(guest, setting)
+        set_engine(guest, setting, "run", "1")
+        start, began = kernel_cpu_ns(guest), time.monotonic_ns()
+        with hoard(guest, mib // 2, dup=50, zero=10) as pages:
+            pages.order("fill")
+            pages.send(f"sample 100 {seconds * 1000}")
+            time.sleep(seconds / 3)
+            came = time.monotonic_ns()
+            with hoard(guest, mib // 2, dup=50, zero=10) as guests:
+                guests.order("fill")
+                time.sleep(max(0.0, seconds / 3 - (time.monotonic_ns() - came) / 1e9))
+            went = time.monotonic_ns()
+            samples = pages.answer(seconds + 60.0)["samples"]
+            used = kernel_cpu_ns(guest) - start
+            pages.order("verify")
+    return [{
+        "what": "savings", "engine": setting.name, "mib": mib, "seconds": seconds,
+        "cpu_ns": used, "came_ms": (came - began) // 1_000_000,
+        "went_ms": (went - began) // 1_000_000,
+        "samples": [[when - samples[0][0], sharing + zero] for when, sharing, zero in samples],
+        "possible_at_rest_pages": _possible(mib // 2, 1),
+        "possible_at_peak_pages": _possible(mib // 2, 2),
+    }]  # fmt: skip
+
+
+def _possible(mib: int, copies: int) -> int:
+    """Return how many pages can be saved of *copies* hoards of eight processes."""
+    pages = mib * PAGES_PER_MIB // 8
+    return (8 * copies - 1) * (pages * 50 // 100) + 8 * copies * (pages * 10 // 100)
+
+
+def rmap(lab: Lab, setting: Setting) -> list[Sample]:
+    """Measure a walk over all mappings of a page that is shared 10,000 times."""
+    with lab.guest(setting.profile, 96) as guest:
+        tune(guest, setting)
+        set_engine(guest, setting, "max_page_sharing", str(SHARERS))
+        command = ["rmapstorm", "--procs", "2", "--pages", str(SHARERS // 2), "sharers"]
+        found = guest.run(command, timeout=300.0).stdout
+    many = json.loads(found)["many"]
+    return [{"what": "rmap", "engine": setting.name, **many}]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The report as one HTML file, with everything that it shows inside of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .bench_facts import Results
+from .bench_table import engine_title, summary, title_of, verdict
+from .bench_targets import Target, number
+
+_CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
+p.about { color: #666; margin-top: .2rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th { text-align: left; border-bottom: 2px solid #ddd; }
+td { border-bottom: 1px solid #eee; padding: .2rem .6rem .2rem 0; }
+td.n { text-align: right; white-space: nowrap; }
+tr.missed td { color: #b00020; font-weight: 600; }
+tr.met td.v { color: #1a7f37; } tr.unknown td { color: #888; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+"""
+
+
+def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target],
+         plots: Sequence[tuple[str, str]]) -> str:  # fmt: skip
+    """Return the report as a page."""
+    host = document["host"]
+    about = (
+        f"{document['time']}, {document['mode']} mode; kernel {document['kernel']}; "
+        f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['release']}, "
+        f"load {host['load'][0]:.1f} at the beginning and {host['load'][1]:.1f} at the end"
+    )
+    parts = [
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>",
+        "<title>PKSM and KSM, measured</title>",
+        f"<style>{_CSS}</style></head><body>",
+        f"<h1>PKSM and KSM, measured</h1><p class='about'>{escape(about)}</p>",
+        f"<p><strong>{escape(summary(targets))}.</strong></p>",
+        *(f"<figure>{_unique(name, svg)}</figure>" for name, svg in plots[:2]),
+        "<h2>Targets</h2>",
+        _targets(targets),
+        *(f"<figure>{_unique(name, svg)}</figure>" for name, svg in plots[2:]),
+        "<h2>Every result</h2>",
+        "<p>Medians, with the lowest and the highest of the runs.</p>",
+        _results(results),
+        _harness(document.get("harness", {})),
+        "</body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _unique(name: str, svg: str) -> str:
+    """Return an SVG text whose ids are no other plot's."""
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg
+
+
+def _row(cells: Sequence[tuple[str, str]], kind: str = "") -> str:
+    inner = "".join(f"<td class='{style}'>{escape(text)}</td>" for text, style in cells)
+    return f"<tr class='{kind}'>{inner}</tr>"
+
+
+def _table(head: Sequence[str], rows: Sequence[str]) -> str:
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _targets(targets: Sequence[Target]) -> str:
+    kinds = {True: "met", False: "missed", None: "unknown"}
+    return _table(
+        ["", "is", "to be", "", ""],
+        [
+            _row([(each.title, ""), (each.text, "n"), (each.bound, "n"), (verdict(each), "v"),
+                  (each.note, "")], kinds[each.met])
+            for each in targets
+        ],
+    )  # fmt: skip
+
+
+def _results(results: Results) -> str:
+    rows = []
+    for each in results.all:
+        size = "" if each.mib is None else f"{each.mib} MiB"
+        if each.procs is not None:
+            size += f", {each.procs} processes"
+        stat = each.stat
+        rows.append(_row([
+            (title_of(each), ""), (engine_title(each.engine), ""), (size, ""),
+            (f"{number(stat.median)} {each.unit}", "n"),
+            (f"{number(stat.low)} .. {number(stat.high)}", "n"), (str(stat.runs), "n"),
+        ]))  # fmt: skip
+    return _table(["", "engine", "size", "median", "min .. max", "runs"], rows)
+
+
+def _harness(harness: Mapping[str, Any]) -> str:
+    if not harness:
+        return ""
+    rows = [
+        _row([(each["title"], ""), (f"{each['median']:.2f} s", "n"),
+              (f"{each['min']:.2f} .. {each['max']:.2f}", "n"), (str(len(each["runs"])), "n")])
+        for each in harness.values()
+    ]  # fmt: skip
+    return "<h2>The harness</h2>" + _table(["", "median", "min .. max", "runs"], rows)

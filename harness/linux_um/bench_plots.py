@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The plots of the report, by matplotlib. Each is made only where there is something to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .bench_facts import PATH_STEPS, Results, Sample, overheads
+from .bench_table import engine_title
+
+COLOURS = {
+    "pksm": "#1b6ca8", "pksm-full": "#1b6ca8", "ksm": "#d1495b", "ksm-full": "#edae49",
+    "ksm-advisor": "#8d6a9f", "none-a": "#999999", "none-b": "#bbbbbb", "pksm-off": "#66a182",
+    "pksm-on": "#1b6ca8", "ksm-on": "#d1495b",
+}  # fmt: skip
+_STYLE = {
+    "figure.figsize": (8.0, 4.2), "figure.dpi": 110, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 10,
+    "axes.titlesize": 12, "axes.titleweight": "bold", "legend.frameon": False,
+    "svg.hashsalt": "linux-um", "svg.fonttype": "none",
+}  # fmt: skip
+
+
+def _error(stat: Any) -> tuple[float, float]:
+    return stat.median - stat.low, stat.high - stat.median
+
+
+def _work(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
+    """CPU for a page: PKSM, KSM, and the floor."""
+    bars = [
+        (label, what, engine)
+        for what in ("merged", "unmatched")
+        for label, engine in (("PKSM", "pksm-full"), ("KSM", "ksm-full"))
+    ]
+    bars = [bar for bar in bars if results.last(bar[1], bar[2]) is not None]
+    if not bars:
+        return None
+    figure, axes = plt.subplots()
+    for place, (label, what, engine) in enumerate(bars):
+        found = results.last(what, engine)
+        assert found is not None
+        low, high = _error(found.stat)
+        axes.barh(place, found.stat.median, xerr=[[low], [high]], color=COLOURS[engine],
+                  error_kw={"ecolor": "#444444", "capsize": 3})  # fmt: skip
+        axes.text(found.stat.high, place, f"  {found.stat.median:.2f} µs", va="center")
+    left = 0.0
+    for step, colour in (("hash", "#555555"), ("memcmp", "#888888"), ("pte", "#bbbbbb")):
+        value = results.value(f"floor {step}", "")
+        if value is not None:
+            axes.barh(len(bars), value, left=left, color=colour, label=step)
+            left += value
+    labels = [f"{what} page, {label}" for label, what, _ in bars]
+    if left:
+        labels.append("the floor")
+        axes.text(left, len(bars), f"  {left:.2f} µs: hash, memcmp, PTE", va="center")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set_xlabel("kernel CPU time per page, µs (median; whiskers: all runs)")
+    axes.set_title("CPU per page at full speed")
+    return figure
+
+
+def _scale(
+    what: str, title: str, label: str, engines: Sequence[str]
+) -> Callable[[Any, Results, Sequence[Sample]], Any]:
+    """Return what makes a log-log plot of *what* against the size of memory."""
+
+    def make(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
+        found = {engine: results.by_size(what, engine) for engine in engines}
+        if max((len(each) for each in found.values()), default=0) < 2:
+            return None
+        figure, axes = plt.subplots()
+        for engine, each in found.items():
+            if each:
+                sizes = [result.mib for result in each]
+                errors = list(zip(*(_error(result.stat) for result in each), strict=True))
+                axes.errorbar(sizes, [result.stat.median for result in each], yerr=errors,
+                              marker="o", capsize=3, color=COLOURS[engine],
+                              label=engine_title(engine))  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("memory that is filled, MiB")
+        axes.set_ylabel(label)
+        axes.set_title(title)
+        axes.legend()
+        return figure
+
+    return make
+
+
+def _convergence(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
+    """Time from the last write to all merged."""
+    found = [results.last("convergence", name)
+             for name in ("pksm", "ksm-full", "ksm-advisor", "ksm")]  # fmt: skip
+    bars = [each for each in found if each is not None]
+    if not bars:
+        return None
+    figure, axes = plt.subplots(figsize=(8.0, 3.2))
+    for place, each in enumerate(bars):
+        axes.barh(place, each.stat.median / 1000, color=COLOURS[each.engine])
+        axes.text(each.stat.median / 1000, place, f"  {each.stat.median / 1000:.2f} s",
+                  va="center")  # fmt: skip
+    axes.set_yticks(range(len(bars)), [engine_title(each.engine) for each in bars])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.2)
+    axes.set_xlabel("seconds")
+    axes.set_title(f"From the last write to all duplicates merged, {bars[0].mib} MiB")
+    return figure
+
+
+def _savings(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
+    """What is saved of a mix, over time."""
+    found = [sample for sample in samples if sample["what"] == "savings"]
+    if not found:
+        return None
+    figure, axes = plt.subplots()
+    for sample in found:
+        axes.plot([when / 1000 for when, _ in sample["samples"]],
+                  [pages / 256 for _, pages in sample["samples"]],
+                  color=COLOURS[sample["engine"]], label=engine_title(sample["engine"]))  # fmt: skip
+    for name in ("possible_at_rest_pages", "possible_at_peak_pages"):
+        axes.axhline(found[0][name] / 256, color="#999999", linestyle=":", linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds (a second half of the processes comes and goes)")
+    axes.set_ylabel("MiB saved")
+    axes.set_title("Savings over time; dotted: what the contents allow")
+    axes.legend()
+    return figure
+
+
+def _programs(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
+    """What is saved of real programs, over time."""
+    found = [sample for sample in samples if sample["what"] == "programs"]
+    names = list(dict.fromkeys(sample["program"] for sample in found))
+    if not names:
+        return None
+    figure, every = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), squeeze=False)
+    for axes, name in zip(every[0], names, strict=True):
+        for sample in found:
+            if sample["program"] == name:
+                axes.plot([when / 1000 for when, _ in sample["samples"]],
+                          [pages / 256 for _, pages in sample["samples"]],
+                          color=COLOURS[sample["engine"]],
+                          label=engine_title(sample["engine"]))  # fmt: skip
+        axes.set_title(name)
+        axes.set_xlabel("seconds")
+        axes.set_ylim(bottom=0)
+    every[0][0].set_ylabel("MiB saved")
+    every[0][0].legend()
+    return figure
+
+
+def _paths(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
+    """What the hooks cost."""
+    found = overheads(samples)
+    if not found:
+        return None
+    variants = list(dict.fromkeys(each.variant for each in found))
+    figure, axes = plt.subplots()
+    for place, variant in enumerate(variants):
+        mine = [each for each in found if each.variant == variant]
+        axes.bar([step + place * 0.27 for step in range(len(mine))],
+                 [100 * each.share for each in mine], 0.25, color=COLOURS[variant],
+                 label=engine_title(variant))  # fmt: skip
+    noise = [each.noise for each in found if each.variant == variants[0]]
+    for step, each in enumerate(noise):
+        axes.fill_between([step - 0.15, step + 0.7], -100 * each, 100 * each, color="#cccccc",
+                          alpha=0.6, label=None if step else "noise: the same kernel twice")  # fmt: skip
+    axes.set_xticks([step + 0.27 for step in range(len(PATH_STEPS))], PATH_STEPS)
+    axes.axhline(0, color="#444444", linewidth=0.8)
+    axes.set_ylabel("more than without any merger, %")
+    axes.set_title("Fault, free, fork, copy, exit")
+    axes.legend()
+    return figure
+
+
+PLOTS: tuple[tuple[str, Callable[[Any, Results, Sequence[Sample]], Any]], ...] = (
+    ("work", _work),
+    ("savings", _savings),
+    ("convergence", _convergence),
+    ("programs", _programs),
+    ("merged-by-size", _scale("merged", "CPU per merged page against memory size",
+                              "µs per merged page", ("pksm-full", "ksm-full"))),
+    ("unmatched-by-size", _scale("unmatched", "CPU per unmatched page against memory size",
+                                 "µs per unmatched page", ("pksm-full", "ksm-full"))),
+    ("convergence-by-size", _scale("convergence", "Convergence against memory size", "ms",
+                                   ("pksm", "ksm-full", "ksm-advisor", "ksm"))),
+    ("paths", _paths),
+)  # fmt: skip
+
+
+def draw(results: Results, samples: Sequence[Sample], directory: Path) -> list[tuple[str, str]]:
+    """Write ``NAME.png`` of each plot into *directory*; return names and SVG texts.
+
+    Raises ImportError without matplotlib, OSError when the files cannot be written.
+    """
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = []
+    with plt.rc_context(_STYLE):
+        for name, make in PLOTS:
+            figure = make(plt, results, samples)
+            if figure is None:
+                continue
+            figure.tight_layout()
+            figure.savefig(directory / f"{name}.png")
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None})
+            svg = text.getvalue()
+            found.append((name, svg[svg.index("<svg") :]))
+            plt.close(figure)
+    return found

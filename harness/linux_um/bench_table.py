@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The report as text: targets first, in red where they are missed, then every result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .bench_facts import PATH_STEPS, Result, Results
+from .bench_lab import SETTINGS
+from .bench_targets import Target, number
+
+TITLES = {
+    "floor hash": "floor: hash of a cold page",
+    "floor memcmp": "floor: comparison of two cold pages",
+    "floor follow": "floor: hash of a page behind the last one",
+    "floor pte": "floor: PTE cleared, flushed, set",
+    "merged": "CPU per merged page",
+    "unmatched": "CPU per unmatched page",
+    "reads per unmatched page": "pages read per unmatched page",
+    "convergence": "last write to all merged",
+    "convergence CPU": "CPU to converge",
+    "idle": "nothing changes: CPU",
+    "idle wake-ups": "nothing changes: wake-ups of the daemon",
+    "volatile": "every page changes 10 times a second: daemon",
+    "saved at rest": "saved of a mix at rest",
+    "saved at peak": "saved of a mix at peak",
+    "savings CPU": "kernel's CPU for the mix, all of it",
+    "break": "breaking a merged page off",
+    "unmerge": "unmerging, per page",
+    "rmap walk": "rmap walk of a page shared 10,000 times",
+    "rmap walk, per mapping": "the same, per mapping",
+}
+VARIANT_TITLES = {
+    "none-a": "no merger", "none-b": "no merger, again", "pksm-off": "PKSM off",
+    "pksm-on": "PKSM on", "ksm-on": "KSM on",
+}  # fmt: skip
+_RED, _GREEN, _RESET = "\033[31m", "\033[32m", "\033[0m"
+
+
+def title_of(result: Result) -> str:
+    """Return what was measured, as people read it."""
+    if result.what in PATH_STEPS:
+        return f"{result.what}, per page"
+    return TITLES.get(result.what, result.what)
+
+
+def engine_title(name: str) -> str:
+    """Return the name of an engine and its setting, as people read it."""
+    setting = SETTINGS.get(name)
+    return setting.title if setting is not None else VARIANT_TITLES.get(name, name)
+
+
+def verdict(target: Target) -> str:
+    """Return ``met``, ``MISSED`` or nothing."""
+    return {True: "met", False: "MISSED", None: ""}[target.met]
+
+
+def targets_table(targets: Sequence[Target], *, colour: bool) -> str:
+    """Return the targets as a table."""
+    lines = [f"{'target':56} {'is':>16}  {'to be':16}"]
+    for each in targets:
+        line = f"{each.title:56} {each.text:>16}  {each.bound:16} {verdict(each):7}"
+        if each.note:
+            line += f" {each.note}"
+        if colour and each.met is not None:
+            line = f"{_GREEN if each.met else _RED}{line}{_RESET}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def results_table(results: Results) -> str:
+    """Return all results as a table."""
+    lines = [f"{'':44} {'':18} {'median':>9} {'':12} min .. max (runs)"]
+    for each in results.all:
+        size = "" if each.mib is None else f"{each.mib} MiB"
+        if each.procs is not None:
+            size += f" / {each.procs}"
+        stat = each.stat
+        lines.append(
+            f"{title_of(each):44} {engine_title(each.engine):18} {number(stat.median):>9} "
+            f"{each.unit:12} {number(stat.low)} .. {number(stat.high)} ({stat.runs})"
+            + (f"  {size}" if size else "")
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def harness_table(harness: Mapping[str, Any]) -> str:
+    """Return how long the harness takes, as a table."""
+    return "\n".join(
+        f"{each['title']:63} {each['median']:9.2f} s            "
+        f"{each['min']:.2f} .. {each['max']:.2f} ({len(each['runs'])})"
+        for each in harness.values()
+    )
+
+
+def summary(targets: Sequence[Target]) -> str:
+    """Return one line that says how many targets are met."""
+    met = [each.met for each in targets]
+    text = f"{met.count(True)} targets met, {met.count(False)} missed"
+    return text + (f", {met.count(None)} not measured" if None in met else "")
+
+
+def changes_table(now: Results, before: Results, *, colour: bool) -> str:
+    """Return what became slower or faster since another run, by more than both have spread."""
+    old = {(each.what, each.engine, each.mib, each.procs): each for each in before.all}
+    lines = []
+    for each in now.all:
+        other = old.get((each.what, each.engine, each.mib, each.procs))
+        if other is None or not other.stat.median:
+            continue
+        change = change_of(each, other)
+        if not change:
+            continue
+        ratio = each.stat.median / other.stat.median
+        line = (
+            f"{title_of(each):44} {engine_title(each.engine):18} "
+            f"{number(other.stat.median)} -> {number(each.stat.median)} {each.unit}"
+            f"  {ratio:.2f} × {change}"
+        )
+        if colour:
+            line = f"{_GREEN if change in BETTER else _RED}{line}{_RESET}"
+        lines.append(line)
+    return "\n".join(lines) or "nothing has changed by more than the runs differ among themselves"
+
+
+# Words for a change, by whether more of it is good: for less, and for more.
+_WORDS = {False: ("faster", "slower"), True: ("less", "more")}
+BETTER = ("faster", "more")
+
+
+def change_of(now: Result, before: Result) -> str:
+    """Return ``slower`` or ``faster`` (of savings ``less`` or ``more``), or nothing.
+
+    The runs of the two must not overlap, and their medians must be 5 % apart.
+    """
+    words = _WORDS[now.what.startswith("saved")]
+    if now.stat.low > before.stat.high and now.stat.median > 1.05 * before.stat.median:
+        return words[1]
+    if now.stat.high < before.stat.low and now.stat.median < 0.95 * before.stat.median:
+        return words[0]
+    return ""

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The arithmetic of the bench, and its report, from raw data that was recorded or made up."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from linux_um import bench, bench_html, bench_table, bench_trace  # noqa: E402
+from linux_um.bench_facts import Results, Stat, overheads, results_of, slope  # noqa: E402
+from linux_um.bench_lab import BenchError  # noqa: E402
+from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
+from linux_um.errors import UsageError  # noqa: E402
+from linux_um.term import Term  # noqa: E402
+
+RECORDED = Path(__file__).resolve().parent / "bench_recorded.json"
+
+Sample = dict[str, Any]
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    """Return what a run has left."""
+    return bench.read(RECORDED)
+
+
+def target(samples: list[Sample], name: str) -> Target:
+    """Return a target by its name."""
+    found = {each.name: each for each in targets_of(results_of(samples), samples, {})}
+    return found[name]
+
+
+def work(what: str, engine: str, cpu_us: float, mib: int = 64) -> Sample:
+    """Return a sample of a thousand pages that took *cpu_us* each, beside polls of 5 ms."""
+    return {
+        "what": what, "engine": engine, "mib": mib, "procs": 8, "pages": 1000,
+        "cpu_ns": int(cpu_us * 1e6) + 5_000_000, "polls_cpu_ns": 5_000_000, "scanned_pages": 1010,
+    }  # fmt: skip
+
+
+def floor(step: str, us: float) -> Sample:
+    """Return a sample of the floor."""
+    return {"what": "floor", "step": step, "steps_per_sample": 64, "median_ns": int(us * 64e3)}
+
+
+def test_a_page_costs_the_cpu_time_less_that_of_polling() -> None:
+    samples = [work("merged", "pksm-full", cost) for cost in (2.0, 9.0, 3.0)]
+    found = results_of(samples).last("merged", "pksm-full")
+    assert found is not None and found.unit == "µs"
+    assert found.stat == Stat(median=3.0, low=2.0, high=9.0, runs=3)
+
+
+def test_ratios_are_of_medians_at_the_largest_size() -> None:
+    samples = [
+        *(work("merged", "pksm-full", cost) for cost in (2.0, 2.2, 8.0)),
+        *(work("merged", "ksm-full", cost) for cost in (10.0, 11.0, 12.0)),
+        work("merged", "pksm-full", 99.0, mib=16), work("merged", "ksm-full", 1.0, mib=16),
+        work("unmatched", "pksm-full", 1.8),
+        floor("hash", 1.0), floor("memcmp", 0.5), floor("pte", 0.25), floor("follow", 0.1),
+    ]  # fmt: skip
+    assert target(samples, "merged-to-ksm").value == pytest.approx(2.2 / 11.0)
+    assert target(samples, "merged-to-ksm").met is True
+    assert target(samples, "merged-to-floor").value == pytest.approx(2.2 / 1.75)
+    missed = target(samples, "unmatched-to-floor")
+    assert missed.value == pytest.approx(1.8) and missed.met is False
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+    for each in targets_of(Results([]), [], {}):
+        assert each.value is None and each.met is None and each.text == "not measured"
+
+
+def test_a_limit_is_met_when_it_is_reached() -> None:
+    assert Target("a", "a", 1.0, 1.0).met and Target("a", "a", 1.0, 1.0, at_least=True).met
+    assert not Target("a", "a", 1.01, 1.0).met
+    assert not Target("a", "a", 0.99, 1.0, at_least=True).met
+
+
+def test_slopes_are_of_the_logarithms() -> None:
+    assert slope([(16, 5.0), (64, 5.0), (4096, 5.0)]) == pytest.approx(0)
+    assert slope([(1, 3.0), (10, 30.0), (100, 300.0)]) == pytest.approx(1)
+    assert slope([(1, 2.0), (4, 4.0)]) == pytest.approx(0.5)
+    assert slope([(16, 5.0)]) is None
+    assert slope([(16, 5.0), (64, -1.0)]) is None
+
+
+def test_costs_that_grow_with_memory_are_not_flat() -> None:
+    flat = [work("merged", "pksm-full", 2.0 + mib / 4096, mib) for mib in (16, 64, 256)]
+    assert target(flat, "flat-merged").met is True
+    steep = [*flat, work("merged", "pksm-full", 2.5, 1024)]
+    each = target(steep, "flat-merged")
+    assert each.met is False and each.value == pytest.approx(100 * (2.5 / (2 + 16 / 4096) - 1))
+
+
+def path(variant: str, turn: int, populate_ns: int) -> Sample:
+    """Return a turn of mmcost in which two pages were populated, and all else took 100 ns."""
+    steps = {step: [200, 240] for step in ("unmap", "fork", "cow", "exit")}
+    return {"what": "paths", "variant": variant, "turn": turn, "pages": 2,
+            "populate": [3 * populate_ns, 2 * populate_ns], **steps}  # fmt: skip
+
+
+def test_overhead_is_of_each_turn_s_best_and_shown_beside_the_noise() -> None:
+    samples = []
+    # The host is twice as slow in the second turn, which changes no ratio.
+    for turn, slow in enumerate((1, 2, 1)):
+        samples += [path("none-a", turn, 99 * slow), path("none-b", turn, 101 * slow),
+                    path("pksm-on", turn, 105 * slow)]  # fmt: skip
+    found = {(each.step, each.variant): each for each in overheads(samples)}
+    assert found["populate", "pksm-on"].share == pytest.approx(0.05)
+    assert found["populate", "pksm-on"].noise == pytest.approx(0.02)
+    assert found["exit", "pksm-on"].share == pytest.approx(0)
+    each = target(samples, "populate-pksm-on")
+    assert each.limit == pytest.approx(2 + 2) and each.value == pytest.approx(5)
+    assert each.met is False and target(samples, "exit-pksm-on").met is True
+
+
+def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
+    """Worked out by hand from the numbers in the file."""
+    samples = document["samples"]
+    results = results_of(samples)
+    ours = sorted([(79095895 - 4242150) / 14336, (44727550 - 1354950) / 14336,
+                   (48339747 - 1983685) / 14336])  # fmt: skip
+    theirs = sorted([(116159812 - 7406869) / 14336, (186562033 - 13792387) / 14336,
+                     (132633614 - 7489748) / 14336])  # fmt: skip
+    merged = results.last("merged", "pksm-full")
+    assert merged is not None
+    assert [1000 * x for x in (merged.stat.low, merged.stat.median, merged.stat.high)] == (
+        pytest.approx(ours)
+    )
+    assert target(samples, "merged-to-ksm").value == pytest.approx(ours[1] / theirs[1])
+    assert results.value("floor hash", "") == pytest.approx(70400 / 64e3)
+    assert results.value("convergence", "pksm") == pytest.approx(440.137472)
+    assert target(samples, "convergence-to-ksm").value == pytest.approx(10237862400 / 440137472)
+    assert results.value("convergence CPU", "pksm") == pytest.approx((91731859 - 22075673) / 1e6)
+    assert results.value("idle wake-ups", "pksm") == 2
+    assert results.value("idle", "ksm") == pytest.approx((130511209 - 5403989) / 1e7 / 150)
+    assert results.value("volatile", "ksm") == pytest.approx(100 * 20359000 / 5003647365)
+    assert results.value("rmap walk, per mapping", "pksm-full") == pytest.approx(36.2752)
+    assert target(samples, "bytes-absorbed").value == 32
+    assert target(samples, "bytes-shared").value == 48
+    saved = next(s for s in samples if s["what"] == "savings" and s["engine"] == "pksm")
+    assert results.value("saved at peak", "pksm") == max(n for _, n in saved["samples"]) / 256
+
+
+def test_a_slower_engine_is_called_slower(document: dict[str, Any]) -> None:
+    """And what is not slower by more than the runs differ is not."""
+    slow = copy.deepcopy(document["samples"])
+    for sample in slow:
+        if sample["what"] == "unmatched" and sample["engine"] == "pksm-full":
+            sample["cpu_ns"] *= 8
+    now, before = results_of(slow), results_of(document["samples"])
+    text = bench_table.changes_table(now, before, colour=False)
+    assert [line for line in text.splitlines() if "slower" in line]
+    assert all("PKSM, full speed" in line and "unmatched" in line for line in text.splitlines())
+    assert "faster" in bench_table.changes_table(before, now, colour=False)
+    assert "nothing has changed" in bench_table.changes_table(now, now, colour=False)
+    assert target(slow, "unmatched-to-floor").met is False
+
+
+def test_missed_targets_are_red_where_there_are_colours(document: dict[str, Any]) -> None:
+    found = targets_of(results_of(document["samples"]), document["samples"], document["harness"])
+    plain = bench_table.targets_table(found, colour=False)
+    assert "\033" not in plain and "MISSED" in plain
+    for line in bench_table.targets_table(found, colour=True).splitlines():
+        assert line.startswith("\033[31m") == ("MISSED" in line)
+        assert line.startswith("\033[32m") == (" met" in line)
+    met, missed = plain.count(" met"), plain.count("MISSED")
+    assert f"{met} targets met, {missed} missed" in bench_table.summary(found)
+
+
+def test_the_page_has_everything_inside_of_it(document: dict[str, Any]) -> None:
+    results = results_of(document["samples"])
+    found = targets_of(results, document["samples"], document["harness"])
+    svg = '<svg><path id="a"/><use xlink:href="#a"/></svg>'
+    text = bench_html.page(document, results, found, [("one", svg), ("two", svg)])
+    assert not re.search(r"(src|href)=['\"](?!#)", text)
+    for each in found:
+        assert escape(each.title) in text
+    assert text.count("class='missed'") == sum(each.met is False for each in found)
+    # Two plots with the same ids do not take each other's parts.
+    assert 'id="one-a"' in text and 'xlink:href="#two-a"' in text
+
+
+def test_the_report_is_made_again_from_the_file(
+    document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    bench.report(document, tmp_path, document, Term(quiet=True))
+    said = capsys.readouterr().out
+    assert "nothing has changed" in said and str(tmp_path / "index.html") in said
+    again = json.loads((tmp_path / "bench.json").read_text())
+    assert again["samples"] == document["samples"]
+    assert {each["name"] for each in again["targets"]} >= {"merged-to-ksm", "idle", "saved-peak"}
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"work.png", "savings.png"}
+    assert (tmp_path / "index.html").read_text().count("<svg") >= 4
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    wrong = tmp_path / "bench.json"
+    wrong.write_text("{}")
+    for path_ in (wrong, tmp_path / "none.json"):
+        with pytest.raises(BenchError, match="bench.json|none.json"):
+            bench.read(path_)
+    with pytest.raises(UsageError, match="no such part"):
+        bench.parts_of("work,nonsense")
+    assert bench.parts_of("work,idle") == ("work", "idle")
+
+
+def test_the_trace_says_when_a_task_ran_and_was_woken() -> None:
+    trace = """\
+            init-1  [000] .....  10.000000: tracing_mark_write: begin
+     ksoftirqd/0-9  [000] d.s..  11.500000: sched_waking: comm=ksmd pid=7 prio=125 target_cpu=000
+          <idle>-0  [000] d....  11.600000: sched_switch: prev_comm=swapper prev_pid=0 \
+prev_prio=120 prev_state=R ==> next_comm=ksmd next_pid=7 next_prio=125
+            ksmd-7  [000] d....  11.600250: sched_switch: prev_comm=ksmd prev_pid=7 \
+prev_prio=125 prev_state=S ==> next_comm=swapper next_pid=0 next_prio=120
+"""
+    assert bench_trace.runs_of(trace, "ksmd") == [250_000]
+    assert bench_trace.wakings_of(trace, "ksmd") == [pytest.approx(1.5)]
+    assert bench_trace.wakings_of(trace, "pksmd") == []
+    with pytest.raises(BenchError, match="no beginning"):
+        bench_trace.wakings_of("", "ksmd")
+
+
+def test_numbers_have_three_digits_that_matter() -> None:
+    assert [number(x) for x in (0, 5, 0.25, 12.34, 123.4, 1.005)] == (
+        ["0", "5", "0.25", "12.3", "123", "1.00"]
+    )
