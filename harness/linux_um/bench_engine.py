@@ -36,8 +36,9 @@ BENCH_DIR = "/sys/kernel/debug/pksm_bench"
 FLOOR_PAGES = 32768
 # A few pages of somebody else's may come and go.
 NEARLY_ALL = 0.999
-# Guest seconds after which PKSM has looked at unmatched pages once more, and watches them.
-REST_SECONDS = 180
+# Guest seconds after which PKSM has looked at unmatched pages once more, and watches them:
+# also those of the guest's first process, which changes them whenever it is asked something.
+REST_SECONDS = 400
 # How often it is looked whether an engine is ready: KSM goes on when it is.
 POLL_MS = {"pksmd": 10, "ksmd": 2}
 SHARERS = 10_000
@@ -213,7 +214,7 @@ def volatile(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]
             pages.order("fill")
             set_engine(guest, setting, "run", "1")
             # What pages cost that were never seen to change is another matter.
-            pages.order("change 100 5000")
+            pages.order("change 100 4000")
             usecs = counters(guest, setting).get("cpu_usecs", 0)
             bench_trace.start(guest, daemon)
             began, start = time.monotonic_ns(), kernel_cpu_ns(guest)

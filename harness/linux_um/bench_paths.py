@@ -54,12 +54,21 @@ def paths(lab: Lab, turns: int, repeat: int, progress: Callable[[str], None]) ->
             for name, program in programs[first:] + programs[:first]:
                 progress(f"turn {turn + 1} of {turns}: {name}")
                 times: dict[str, list[int]] = {step: [] for step in STEPS}
+                before = _daemon_usecs(name, program)
                 for _ in range(repeat):
                     for step, cpu_ns in _steps(program).items():
                         times[step].append(cpu_ns)
                 found.append({"what": "paths", "variant": name, "turn": turn, "pages": PAGES,
+                              "daemon_usecs": _daemon_usecs(name, program) - before,
                               **times})  # fmt: skip
     return found
+
+
+def _daemon_usecs(name: str, program: Workload) -> int:
+    """Return the CPU time of pksmd, in microseconds of the clock; 0 where there is none."""
+    if not name.startswith("pksm"):
+        return 0
+    return int(program.guest.read_file(f"{PKSM_DIR}/cpu_usecs"))
 
 
 def _steps(program: Workload) -> dict[str, int]:

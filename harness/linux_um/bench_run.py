@@ -45,8 +45,8 @@ class Plan:
 
 # Sizes with how often they are measured: the large ones take their time and vary less.
 QUICK = Plan(
-    mode="quick", sizes=((16, 3), (64, 3)), procs=(), procs_mib=64, turns=1, convergence=(64,),
-    convergence_turns=1, idle_mib=32, idle_seconds=60, volatile_mib=16, volatile_seconds=5,
+    mode="quick", sizes=((16, 4), (64, 5)), procs=(), procs_mib=64, turns=1, convergence=(64,),
+    convergence_turns=1, idle_mib=32, idle_seconds=60, volatile_mib=16, volatile_seconds=4,
     path_turns=5, path_repeat=6, savings_mib=64, savings_seconds=9,
     programs=False, harness_turns=2,
 )  # fmt: skip
@@ -107,7 +107,7 @@ def tasks(plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], Non
             add("volatile", f"{setting.title}: while everything changes",
                 partial(bench_engine.volatile, lab, setting, plan.volatile_mib,
                         plan.volatile_seconds))  # fmt: skip
-    for setting in (PKSM, KSM, KSM_FULL):
+    for setting in (PKSM, KSM, KSM_FULL) if plan is FULL else (PKSM, KSM):
         add("savings", f"{setting.title}: what is saved of a mix",
             partial(bench_engine.savings, lab, setting, plan.savings_mib,
                     plan.savings_seconds))  # fmt: skip

@@ -26,6 +26,7 @@ TITLES = {
     "saved at rest": "saved of a mix at rest",
     "saved at peak": "saved of a mix at peak",
     "savings CPU": "kernel's CPU for the mix, all of it",
+    "intake by pksmd": "pksmd takes a page over, in the paths",
     "break": "breaking a merged page off",
     "unmerge": "unmerging, per page",
     "rmap walk": "rmap walk of a page shared 10,000 times",
