@@ -35,7 +35,7 @@ check_spdx() {
 	while IFS= read -r -d '' file; do
 		[ -f "$file" ] || continue
 		case $file in
-		LICENSE|*.md|*.patch|*.sha256|*/series|.gitignore|rootfs/etc/*|pksm/Documentation/ABI/*)
+		LICENSE|*.md|*.png|*.patch|*.sha256|*/series|.gitignore|rootfs/etc/*|pksm/Documentation/ABI/*)
 			continue ;;
 		esac
 		head=$(head -n 2 -- "$file" | tr -d '\0')

@@ -40,7 +40,7 @@ def add_parsers(subparsers: Any) -> None:
     )
     add_kernel_options(parser)
     parser.add_argument(
-        "--quick", action="store_true", help="two minutes, in place of an hour: smaller and fewer"
+        "--quick", action="store_true", help="about two minutes, in place of half an hour or more: smaller and fewer"
     )
     parser.add_argument(
         "--only",

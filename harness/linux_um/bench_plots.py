@@ -171,7 +171,7 @@ def _paths(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
     noise = [each.noise for each in found if each.variant == variants[0]]
     for step, each in enumerate(noise):
         axes.fill_between([step - 0.15, step + 0.7], -100 * each, 100 * each, color="#cccccc",
-                          alpha=0.6, label=None if step else "noise: the same kernel twice")  # fmt: skip
+                          alpha=0.6, zorder=0, label=None if step else "noise: the same kernel twice")  # fmt: skip
     axes.set_xticks([step + 0.27 for step in range(len(PATH_STEPS))], PATH_STEPS)
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_ylabel("more than without any merger, %")

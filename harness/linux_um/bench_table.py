@@ -53,8 +53,9 @@ def engine_title(name: str) -> str:
 
 
 def verdict(target: Target) -> str:
-    """Return ``met``, ``MISSED`` or nothing."""
-    return {True: "met", False: "MISSED", None: ""}[target.met]
+    """Return ``met``, ``MISSED``, ``noise`` where that hides it, or nothing."""
+    unknown = "" if target.value is None else "noise"
+    return {True: "met", False: "MISSED", None: unknown}[target.met]
 
 
 def targets_table(targets: Sequence[Target], *, colour: bool) -> str:
@@ -98,8 +99,11 @@ def harness_table(harness: Mapping[str, Any]) -> str:
 def summary(targets: Sequence[Target]) -> str:
     """Return one line that says how many targets are met."""
     met = [each.met for each in targets]
+    absent = [each.value for each in targets].count(None)
     text = f"{met.count(True)} targets met, {met.count(False)} missed"
-    return text + (f", {met.count(None)} not measured" if None in met else "")
+    for count, what in ((met.count(None) - absent, "hidden by noise"), (absent, "not measured")):
+        text += f", {count} {what}" if count else ""
+    return text
 
 
 def changes_table(now: Results, before: Results, *, colour: bool) -> str:

@@ -119,8 +119,16 @@ def test_overhead_is_of_each_turn_s_best_and_shown_beside_the_noise() -> None:
     assert found["populate", "pksm-on"].noise == pytest.approx(0.02)
     assert found["exit", "pksm-on"].share == pytest.approx(0)
     each = target(samples, "populate-pksm-on")
-    assert each.limit == pytest.approx(2 + 2) and each.value == pytest.approx(5)
+    assert each.limit == 2 and each.noise == pytest.approx(2) and each.value == pytest.approx(5)
     assert each.met is False and target(samples, "exit-pksm-on").met is True
+
+
+def test_noise_that_is_larger_than_the_limit_decides_nothing_but_what_is_beyond_it() -> None:
+    assert Target("a", "a", 9.0, 2.0, noise=6.0).met is False
+    hidden = Target("a", "a", 1.0, 2.0, noise=6.0)
+    assert hidden.met is None and bench_table.verdict(hidden) == "noise"
+    assert "1 hidden by noise" in bench_table.summary([hidden])
+    assert Target("a", "a", 2.5, 2.0, noise=1.0).met is True
 
 
 def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
