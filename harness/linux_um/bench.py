@@ -40,8 +40,9 @@ def add_parsers(subparsers: Any) -> None:
     )
     add_kernel_options(parser)
     parser.add_argument(
-        "--quick", action="store_true", help="about two minutes, in place of half an hour or more: smaller and fewer"
-    )
+        "--quick", action="store_true",
+        help="about two minutes, in place of half an hour or more: smaller and fewer",
+    )  # fmt: skip
     parser.add_argument(
         "--only",
         metavar="PART,...",

@@ -97,6 +97,7 @@ static uint64_t expected_sharing(void)
 static char *region, *chunk;
 static int chunk_fd = -1;
 
+/* One for all, since they are filled one after the other. */
 static void make_chunk(void)
 {
 	chunk_fd = memfd_create("chunk", MFD_CLOEXEC);
@@ -112,8 +113,6 @@ static int do_fill(unsigned int proc)
 	struct places p = places_of(proc);
 	size_t i, k, n;
 
-	if (!chunk)
-		make_chunk();
 	if (!region) {
 		region = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -288,8 +287,6 @@ static void verify(void)
 	unsigned int proc;
 	size_t i, k, n;
 
-	if (!chunk)
-		make_chunk();
 	for (proc = 0; proc < opt.procs; proc++) {
 		struct places p = places_of(proc);
 		char path[64];
@@ -478,6 +475,7 @@ int main(int argc, char **argv)
 	parse(argc, argv);
 	workers = xcalloc(opt.procs, sizeof(*workers));
 	bases = xcalloc(opt.procs, sizeof(*bases));
+	make_chunk();
 	for (i = 0; i < opt.procs; i++)
 		worker_start(workers, i, serve, NULL);
 	/* An engine that never sleeps is not to keep this from looking at it. */
