@@ -389,14 +389,14 @@ def test_a_line_that_is_no_configuration_is_an_error() -> None:
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known() -> None:
     for name in ("base", "none"):
-        with pytest.raises(errors.UsageError, match="fast, debug, ksm, smp, smp-ksm$"):
+        with pytest.raises(errors.UsageError, match="fast, bench, debug, ksm, off, smp, smp-ksm$"):
             kconfig.fragments(name)
 
 
 def test_the_fragments_of_the_repository_can_be_read() -> None:
     for profile in kconfig.profiles():
         wishes = kconfig.merge([path.read_text() for path in kconfig.fragments(profile)])
-        assert wishes["CONFIG_KSM"] == "y"
+        assert wishes["CONFIG_KSM"] == ("n" if profile == "off" else "y")
     assert kconfig.profiles()[0] == "fast"
 
 
