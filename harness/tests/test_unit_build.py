@@ -389,7 +389,7 @@ def test_a_line_that_is_no_configuration_is_an_error() -> None:
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known() -> None:
     for name in ("base", "none"):
-        with pytest.raises(errors.UsageError, match="fast, bench, debug, ksm, off, smp, smp-ksm$"):
+        with pytest.raises(errors.UsageError, match="fast, bench, debug, kcsan, ksm, off, smp, smp-ksm$"):
             kconfig.fragments(name)
 
 
@@ -529,7 +529,7 @@ def test_a_profile_can_be_for_one_machine_only(
 def test_a_profile_can_need_a_newer_kernel() -> None:
     with pytest.raises(errors.UsageError, match="profile smp-ksm needs a kernel from 7.0 on"):
         kconfig.texts_of("smp-ksm", "6.12")
-    assert len(kconfig.texts_of("smp-ksm", "7.3")) == 3
+    assert len(kconfig.texts_of("smp-ksm", "7.3")) == 4
 
 
 def test_symbols_that_a_kernel_does_not_have_any_more_are_not_asked_for() -> None:

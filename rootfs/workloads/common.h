@@ -212,7 +212,9 @@ struct pagestat {
 	uint64_t merged_pages;
 	uint64_t pfn_sum;	/* of the pages that more than one PTE maps */
 	uint64_t mapcount_wrong; /* map count is not the number of PTEs seen */
-	uint64_t wrong_pfn;	/* the first of these */
+	uint64_t wrong_pfn;	/* the first of these: */
+	uint64_t wrong_count;	/* its map count */
+	uint64_t wrong_ptes;	/* its PTEs */
 	struct pageset pfns;	/* behind all anonymous PTEs */
 	struct pageset merged;	/* behind those of merged pages */
 };

@@ -10,9 +10,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "common.h"
+
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE	67
+#endif
 
 /* How often everything is looked at until the engine stands still meanwhile. */
 #define MOST_LOOKS	20
@@ -242,6 +247,8 @@ int main(int argc, char **argv)
 		bad_usage("--range is for --pid");
 
 	if (all) {
+		/* What it does to its own memory meanwhile is not to be merged. */
+		prctl(PR_SET_MEMORY_MERGE, 0UL, 0, 0, 0);
 		looks = look_at_all(&st, &processes, &counters);
 		if (!looks)
 			die(EXIT_RESTLESS, "the engine does not stand still");
@@ -262,8 +269,9 @@ int main(int argc, char **argv)
 	       st.merged_ptes, st.smaps_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
 	       said.ksm_zero_pages, said.ksm_merging_pages, looks, counters ? counters : "{}");
 	if (all && st.mapcount_wrong)
-		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count, the first is 0x%" PRIx64,
-		    st.mapcount_wrong, st.wrong_pfn);
+		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count; the first, 0x%" PRIx64
+		    ", has %" PRIu64 " PTEs and counts %" PRIu64,
+		    st.mapcount_wrong, st.wrong_pfn, st.wrong_ptes, st.wrong_count);
 	if (said.rss_wrong)
 		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", said.rss_wrong);
 	pagestat_free(&st);

@@ -174,10 +174,14 @@ void pagestat_finish(struct pagestat *st)
 			;
 		if (j - i > 1)
 			st->pfn_sum += s->pfn[i];
+		count = 0;
 		if (fd >= 0 && !read_u64(fd, s->pfn[i], &count) && count == j - i)
 			continue;
-		if (!st->mapcount_wrong++)
+		if (!st->mapcount_wrong++) {
 			st->wrong_pfn = s->pfn[i];
+			st->wrong_count = count;
+			st->wrong_ptes = j - i;
+		}
 	}
 	if (fd >= 0)
 		close(fd);
