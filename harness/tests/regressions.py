@@ -80,7 +80,7 @@ REGRESSIONS = (
     tested("R17", "a stale list head loses an item", "regression_rmap"),
     tested("R18", "false WARN while a stable node is removed", "moments", "regression_mm"),
     # Merging against writers
-    tested("R19", "batched TLB flush race", "um_smp"),
+    tested("R19", "batched TLB flush race", "smp"),
     tested(
         "R20", "write-protection against O_DIRECT and GUP",
         "moments", "pins", "regression_writers",
