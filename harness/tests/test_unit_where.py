@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The table of which test ran where, and by what QEMU runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from linux_um import accel, errors  # noqa: E402
+from linux_um.paths import repo_root  # noqa: E402
+from linux_um.term import Term  # noqa: E402
+
+JUNIT = """\
+<testsuites><testsuite>
+<testcase classname="harness.tests.test_a" name="one"/>
+<testcase classname="harness.tests.test_a" name="two"><failure/></testcase>
+<testcase classname="harness.tests.test_b" name="three"><skipped message="no CPU"/></testcase>
+</testsuite></testsuites>
+"""
+
+
+def table(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run where_table.py."""
+    command = [sys.executable, str(repo_root() / "harness" / "where_table.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_table_says_what_passed_failed_and_was_skipped(tmp_path: Path) -> None:
+    (tmp_path / "one.xml").write_text(JUNIT)
+    (tmp_path / "two.xml").write_text(JUNIT.replace("test_a", "test_c"))
+    done = table(f"here={tmp_path}/one.xml", f"there={tmp_path}/two.xml")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert "| tests | here | there |" in lines
+    assert "| test_a | 1 **1 failed** |  |" in lines
+    assert "| test_b | (1) | (1) |" in lines
+    assert "| **all** | 1 (1) **1 failed** | 1 (1) **1 failed** |" in lines
+    assert "- 1: no CPU" in lines
+
+
+def test_what_is_no_result_of_a_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.xml").write_text("<testsuites>")
+    for argument in ("no-title", f"x={tmp_path}/missing.xml", f"x={tmp_path}/bad.xml"):
+        done = table(argument)
+        assert done.returncode == 125
+        assert len(done.stderr.splitlines()) == 1 and argument in done.stderr
+    assert table().returncode == 125
+
+
+def not_asked(_linux: Path) -> bool:
+    """Stand for a trial that is not to be made."""
+    raise AssertionError("KVM was tried")
+
+
+@pytest.fixture
+def no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return an empty cache; KVM may be had, and nobody has decided."""
+    monkeypatch.delenv("LINUX_UM_ACCEL", raising=False)
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda *_: True)
+    accel.choose.cache_clear()
+    return tmp_path
+
+
+def test_kvm_is_tried_once(no_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the answer is kept, for this boot of the host."""
+    term = Term(quiet=True)
+    for works, wanted in ((True, "kvm"), (False, "tcg")):
+        tried: list[Path] = []
+
+        def boots(linux: Path, tried: list[Path] = tried, works: bool = works) -> bool:
+            tried.append(linux)
+            return works
+
+        monkeypatch.setattr(accel, "boots", boots)
+        (no_answer / accel.ANSWER).unlink(missing_ok=True)
+        for _ in range(2):
+            accel.choose.cache_clear()
+            assert accel.choose(Path("linux"), term) == wanted
+        assert len(tried) == 1
+    answer = json.loads((no_answer / accel.ANSWER).read_text())
+    (no_answer / accel.ANSWER).write_text(json.dumps({**answer, "host": "another"}))
+    accel.choose.cache_clear()
+    accel.choose(Path("linux"), term)
+    assert len(tried) == 2
+
+
+def test_one_can_say_how_qemu_is_to_run(no_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    term = Term(quiet=True)
+    monkeypatch.setattr(accel, "boots", not_asked)
+    for wish in ("kvm", "tcg"):
+        accel.choose.cache_clear()
+        monkeypatch.setenv("LINUX_UM_ACCEL", wish)
+        assert accel.choose(Path("linux"), term) == wish
+    accel.choose.cache_clear()
+    monkeypatch.setenv("LINUX_UM_ACCEL", "xen")
+    with pytest.raises(errors.UsageError, match="LINUX_UM_ACCEL is 'xen'"):
+        accel.choose(Path("linux"), term)
+
+
+def test_where_there_is_no_kvm_nothing_is_tried(
+    no_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr(accel, "boots", not_asked)
+    assert accel.choose(Path("linux"), Term(quiet=True)) == "tcg"
