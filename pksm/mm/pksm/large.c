@@ -208,10 +208,12 @@ void pksm_large_wanted(struct folio *folio, unsigned long pfn)
 	struct pksm_rmap_item *first = __pksm_rmap_item(folio_page(folio, 0));
 	struct pksm_rmap_item *item = pksm_item(pfn);
 	u32 old = READ_ONCE(item->state);
+	unsigned int wanted;
 
 	lockdep_assert_held(&pksm_mutex);
 	if (pksm_where(old) != PKSM_INDEX || (old & PKSM_REBORN))
 		return;
+	wanted = pksm_large_nr_wanted(folio) + 1;
 	/* Of the first page there is no note. */
 	if (item != first) {
 		if (pksm_age(old))
@@ -219,7 +221,7 @@ void pksm_large_wanted(struct folio *folio, unsigned long pfn)
 		while (!pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
 			old = READ_ONCE(item->state);
 	}
-	if (!pksm_enough(folio, pksm_large_nr_wanted(folio) + (item == first),
+	if (!pksm_enough(folio, wanted,
 			 pksm_large_fresh(READ_ONCE(first->state))))
 		return;
 	/* It is in the one or in the other; whoever calls may be in its bucket. */
