@@ -6,6 +6,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -34,7 +35,7 @@ static void __noreturn usage(void)
 		"VmSwap of a process's status differ from its page map (rss_wrong), the sums of\n"
 		"what /proc/PID/ksm_stat says (ksm_zero_pages, ksm_merging_pages), and the engine's\n"
 		"counters. With --all these are of one moment: should the engine merge anything\n"
-		"meanwhile, be it pagestat's own memory, all is looked at again (looks).\n"
+		"meanwhile, or a process not be at rest, all is looked at again (looks).\n"
 		"\n"
 		"  --pid PID          one process; 0 is pagestat itself\n"
 		"  --range START-END  only these addresses (hexadecimal, as in /proc/PID/maps)\n"
@@ -67,6 +68,7 @@ static uint64_t counted_pages(pid_t pid)
 /* What the processes say of themselves, summed up. */
 static struct {
 	uint64_t rss_wrong, ksm_zero_pages, ksm_merging_pages;
+	bool quiet;
 } said;
 
 static void add_ksm_stat(pid_t pid)
@@ -113,7 +115,7 @@ static int add_process(pid_t pid, struct pagestat *st)
 		return err;
 	seen = st->anon + st->merged_ptes + st->swapped - before;
 	counted = counted_pages(pid);
-	if (seen != counted)
+	if (seen != counted && !said.quiet)
 		fprintf(stderr, "%s: process %d has %" PRIu64 " anonymous pages, and counts %" PRIu64 "\n",
 			prog_name, pid, seen, counted);
 	said.rss_wrong += seen > counted ? seen - counted : counted - seen;
@@ -171,32 +173,79 @@ static struct moment moment_now(void)
 
 /*
  * Look at every process while the engine stands still. @counters is what the engine
- * says of the same time, as JSON. Return: the number of looks, 0 if none was such.
+ * says of the same time, as JSON. A process may make a page, or lose one, while it is
+ * looked at: what is really wrong is so each time. Return: the number of looks, 0 if
+ * the engine never stood still.
  */
 static unsigned int look_at_all(struct pagestat *st, unsigned int *processes, char **counters)
 {
 	struct moment before, after;
 	unsigned int looks;
+	bool still;
 	size_t len;
 	FILE *text;
 
 	for (looks = 1; looks <= MOST_LOOKS; looks++) {
 		before = moment_now();
 		memset(&said, 0, sizeof(said));
+		said.quiet = looks < MOST_LOOKS;
 		*processes = add_all(st);
+		pagestat_finish(st);
 		text = open_memstream(counters, &len);
 		if (!text)
 			die(EXIT_ENV, "%s", strerror(errno));
 		json_counters(text);
 		fclose(text);
 		after = moment_now();
-		if (!memcmp(&before, &after, sizeof(before)))
+		still = !memcmp(&before, &after, sizeof(before));
+		if (still && (looks == MOST_LOOKS || (!st->mapcount_wrong && !said.rss_wrong)))
 			return looks;
 		pagestat_free(st);
 		free(*counters);
 		sleep_ms(20);
 	}
 	return 0;
+}
+
+/* Says who maps the page frame @pfn: once more over all page maps. */
+static void say_mappers(uint64_t pfn)
+{
+	char path[64], line[512];
+	uint64_t entry, flags = 0;
+	struct dirent *d;
+	DIR *proc;
+	int fd;
+
+	fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	if (fd >= 0 && pread(fd, &flags, sizeof(flags), (off_t)(pfn * 8)) > 0)
+		fprintf(stderr, "%s: page 0x%" PRIx64 " has kpageflags 0x%" PRIx64 "\n",
+			prog_name, pfn, flags);
+	proc = opendir("/proc");
+	while (proc && (d = readdir(proc))) {
+		unsigned long long start, end, addr;
+		int pagemap;
+		FILE *maps;
+
+		snprintf(path, sizeof(path), "/proc/%.16s/maps", d->d_name);
+		maps = atoi(d->d_name) > 0 ? fopen(path, "re") : NULL;
+		if (!maps)
+			continue;
+		snprintf(path, sizeof(path), "/proc/%.16s/pagemap", d->d_name);
+		pagemap = open(path, O_RDONLY | O_CLOEXEC);
+		while (fgets(line, sizeof(line), maps)) {
+			if (sscanf(line, "%llx-%llx", &start, &end) != 2 || start >> 63)
+				continue;
+			for (addr = start; addr < end; addr += PAGE_BYTES)
+				if (pread(pagemap, &entry, 8, (off_t)(addr / PAGE_BYTES * 8)) == 8 &&
+				    entry >> 63 && (entry & ((1ULL << 55) - 1)) == pfn)
+					fprintf(stderr, "%s: it is at 0x%llx of process %s: %s",
+						prog_name, addr, d->d_name, line);
+		}
+		fclose(maps);
+		close(pagemap);
+	}
+	if (proc)
+		closedir(proc);
 }
 
 int main(int argc, char **argv)
@@ -256,8 +305,8 @@ int main(int argc, char **argv)
 		err = range ? pagestat_add(pid, start, end, &st) : add_process(pid, &st);
 		if (err)
 			die(EXIT_ENV, "process %d: %s", pid, strerror(-err));
+		pagestat_finish(&st);
 	}
-	pagestat_finish(&st);
 	printf("{\"tool\": \"pagestat\", \"processes\": %u, \"pages\": %" PRIu64
 	       ", \"present\": %" PRIu64 ", \"swapped\": %" PRIu64 ", \"anon\": %" PRIu64
 	       ", \"file\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
@@ -268,10 +317,12 @@ int main(int argc, char **argv)
 	       processes, st.pages, st.present, st.swapped, st.anon, st.file, st.zero,
 	       st.merged_ptes, st.smaps_ptes, st.merged_pages, st.mapcount_wrong, said.rss_wrong,
 	       said.ksm_zero_pages, said.ksm_merging_pages, looks, counters ? counters : "{}");
-	if (all && st.mapcount_wrong)
+	if (all && st.mapcount_wrong) {
+		say_mappers(st.wrong_pfn);
 		die(EXIT_WRONG, "%" PRIu64 " pages have a wrong map count; the first, 0x%" PRIx64
 		    ", has %" PRIu64 " PTEs and counts %" PRIu64,
 		    st.mapcount_wrong, st.wrong_pfn, st.wrong_ptes, st.wrong_count);
+	}
 	if (said.rss_wrong)
 		die(EXIT_WRONG, "RSS is wrong by %" PRIu64 " pages", said.rss_wrong);
 	pagestat_free(&st);
