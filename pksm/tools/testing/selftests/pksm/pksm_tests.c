@@ -146,11 +146,12 @@ static uint64_t zero_frame;
 
 static bool all_zero_frame(void *arg)
 {
-	struct region *region = arg;
+	struct worker *worker = arg;
 	size_t page;
 
-	for (page = 0; page < region->pages; page++) {
-		if (frame_of(0, region->at + page * page_size) != zero_frame)
+	for (page = 0; page < worker->region.pages; page++) {
+		if (frame_of(worker->pid,
+			     worker->region.at + page * page_size) != zero_frame)
 			return false;
 	}
 	return true;
@@ -158,12 +159,13 @@ static bool all_zero_frame(void *arg)
 
 static bool one_frame(void *arg)
 {
-	struct region *region = arg;
-	uint64_t frame = frame_of(0, region->at);
+	struct worker *worker = arg;
+	uint64_t frame = frame_of(worker->pid, worker->region.at);
 	size_t page;
 
-	for (page = 1; page < region->pages; page++) {
-		if (frame_of(0, region->at + page * page_size) != frame)
+	for (page = 1; page < worker->region.pages; page++) {
+		if (frame_of(worker->pid,
+			     worker->region.at + page * page_size) != frame)
 			return false;
 	}
 	return true;
@@ -172,34 +174,35 @@ static bool one_frame(void *arg)
 static void test_zeroes_become_the_zero_page(void)
 {
 	struct region region = map_region(PAGES), untouched = map_region(1);
-	long long zero_pages = my_ksm_stat("ksm_zero_pages");
+	struct worker worker = start_worker(region, false);
 
 	/* A read of what was never written to. */
 	CHECK(count_wrong(untouched, 0) == 0);
 	zero_frame = frame_of(0, untouched.at);
 	CHECK(zero_frame != 0);
 
-	fill_region(region, new_seed());
-	fill_region(region, 0);
-	CHECK(wait_for(all_zero_frame, &region));
-	CHECK(my_ksm_stat("ksm_zero_pages") == zero_pages + PAGES);
+	CHECK(merge_only_region(&worker) == 0);
+	order(&worker, ORDER_FILL, new_seed());
+	order(&worker, ORDER_FILL, 0);
+	CHECK(wait_for(all_zero_frame, &worker));
+	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == PAGES);
 	CHECK(read_number("zero_pages") >= PAGES);
-	region.at[2 * page_size] = 1;
-	CHECK(frame_of(0, region.at + 2 * page_size) != zero_frame);
-	CHECK(count_wrong(region, 0) == 1);
-	CHECK(my_ksm_stat("ksm_zero_pages") == zero_pages + PAGES - 1);
-	unmap_region(region);
-	CHECK(my_ksm_stat("ksm_zero_pages") == zero_pages);
+	order(&worker, ORDER_WRITE, 2);
+	CHECK(frame_of(worker.pid, region.at + 2 * page_size) != zero_frame);
+	CHECK(order(&worker, ORDER_WRONG, 0) == 1);
+	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == PAGES - 1);
+	CHECK(order(&worker, ORDER_MADVISE, MADV_DONTNEED) == 0);
+	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == 0);
 
 	/* Or a page like others, where that is not wanted. */
 	CHECK(write_text("use_zero_pages", "0") == 0);
-	region = map_region(PAGES);
-	fill_region(region, new_seed());
-	fill_region(region, 0);
-	CHECK(wait_for(one_frame, &region));
-	CHECK(frame_of(0, region.at) != zero_frame);
-	CHECK(count_wrong(region, 0) == 0);
-	CHECK(my_ksm_stat("ksm_zero_pages") == zero_pages);
+	order(&worker, ORDER_FILL, new_seed());
+	order(&worker, ORDER_FILL, 0);
+	CHECK(wait_for(one_frame, &worker));
+	CHECK(frame_of(worker.pid, region.at) != zero_frame);
+	CHECK(order(&worker, ORDER_WRONG, 0) == 0);
+	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == 0);
+	end_worker(&worker);
 	unmap_region(region);
 	unmap_region(untouched);
 }

@@ -76,13 +76,15 @@ int write_number(const char *name, long long number)
 	return write_text(name, text);
 }
 
-long long my_ksm_stat(const char *name)
+long long ksm_stat(pid_t pid, const char *name)
 {
-	static char line[128];
-	FILE *file = fopen("/proc/self/ksm_stat", "r");
+	static char path[64], line[128];
 	long long number = -1;
 	size_t length = strlen(name);
+	FILE *file;
 
+	snprintf(path, sizeof(path), "/proc/%d/ksm_stat", pid);
+	file = fopen(path, "r");
 	while (file && fgets(line, sizeof(line), file)) {
 		if (!strncmp(line, name, length) && line[length] == ' ')
 			number = strtoll(line + length, NULL, 10);
@@ -345,6 +347,15 @@ long order(struct worker *worker, enum order order, uint64_t argument)
 	if (read(worker->answers, &answer, sizeof(answer)) != sizeof(answer))
 		ksft_exit_fail_perror("cannot read from a worker");
 	return answer;
+}
+
+int merge_only_region(struct worker *worker)
+{
+	long done = order(worker, ORDER_PRCTL, 0);
+
+	if (!done)
+		done = order(worker, ORDER_MADVISE, MADV_MERGEABLE);
+	return -done;
 }
 
 void end_worker(struct worker *worker)

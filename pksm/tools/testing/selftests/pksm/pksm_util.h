@@ -31,8 +31,12 @@ long long read_number(const char *name);
 /* Returns 0 or an errno. */
 int write_text(const char *name, const char *text);
 int write_number(const char *name, long long number);
-/* A number of /proc/self/ksm_stat; -1 where there is none of that name. */
-long long my_ksm_stat(const char *name);
+/*
+ * A number of /proc/PID/ksm_stat; -1 where there is none of that name. Data and stack
+ * of the process are counted too, which may be merged at any time: see
+ * merge_only_region().
+ */
+long long ksm_stat(pid_t pid, const char *name);
 /* Returns false when it has not become true in time. */
 bool wait_for(bool (*condition)(void *arg), void *arg);
 
@@ -99,6 +103,8 @@ struct worker {
 struct worker start_worker(struct region region, bool inherit);
 /* Returns what the order returned; a negative errno when it failed. */
 long order(struct worker *worker, enum order order, uint64_t argument);
+/* Nothing but the region of a worker is merged from now on. Returns 0 or an errno. */
+int merge_only_region(struct worker *worker);
 void end_worker(struct worker *worker);
 
 /* === two processes with equal pages === */
