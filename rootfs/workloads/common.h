@@ -33,6 +33,10 @@
 #ifndef MADV_SOFT_OFFLINE
 #define MADV_SOFT_OFFLINE	101
 #endif
+#ifndef PR_SET_MEMORY_MERGE
+#define PR_SET_MEMORY_MERGE	67
+#define PR_GET_MEMORY_MERGE	68
+#endif
 #define PAGES_PER_MIB	256UL
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 

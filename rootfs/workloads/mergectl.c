@@ -13,10 +13,6 @@
 
 #include "common.h"
 
-#ifndef PR_SET_MEMORY_MERGE
-#define PR_SET_MEMORY_MERGE	67
-#endif
-
 int main(int argc, char **argv)
 {
 	prog_start("mergectl");

@@ -21,10 +21,6 @@
 
 #include "common.h"
 
-#ifndef PR_SET_MEMORY_MERGE
-#define PR_SET_MEMORY_MERGE	67
-#define PR_GET_MEMORY_MERGE	68
-#endif
 #ifndef MAP_DROPPABLE
 #define MAP_DROPPABLE		0x08
 #endif

@@ -16,10 +16,6 @@
 
 #include "common.h"
 
-#ifndef PR_SET_MEMORY_MERGE
-#define PR_SET_MEMORY_MERGE	67
-#endif
-
 /* How often everything is looked at until the engine stands still meanwhile. */
 #define MOST_LOOKS	20
 #define EXIT_RESTLESS	4

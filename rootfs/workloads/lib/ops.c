@@ -14,10 +14,6 @@
 
 #include "../ops.h"
 
-#ifndef PR_SET_MEMORY_MERGE
-#define PR_SET_MEMORY_MERGE	67
-#endif
-
 #define REPLACE_WRONG	99	/* a forked child's way to say: wrong byte */
 
 enum { S_DUP = 1, S_UNIQUE, S_WRITE };
