@@ -44,6 +44,8 @@ def test_a_free_by_madvise_and_what_is_left_to_pksmd(guest: Guest) -> None:
     pages.do("settle")
     guest.set_pksm("run", 0)
     new = pages.do("write 2 2").pfn
+    # What waits for joining the LRU has a reference; mlock() ends the wait.
+    pages.do("mlock 3")
     before = guest.pksm("pages_unshared")
     commands = [f"pksm free {new:#x}", f"pksm free {pages.pid}:{pages.address(1):#x}"]
     events = follow(guest, pages, commands, "free 2", "free 1")
