@@ -246,6 +246,8 @@ class FaultBase(guide.Guide):
             [("returns", returned), *self.summary()],
         )
         if retry:
+            # A signal that was pending lets gdb come by here once more before it goes on.
+            self._stack = None
             self.again()
             return False
         print(f"The {self.NAME} is over.")
