@@ -191,11 +191,11 @@ void test_counters_obey_their_laws(void)
 	CHECK(read_number("pages_merged") >= absorbed + 2 * PAGES);
 	CHECK(read_number("pages_scanned") >= read_number("pages_merged"));
 	CHECK(read_number("general_profit") > 0);
-	CHECK(ksm_stat(third.worker.pid, "ksm_merging_pages") == PAGES);
+	CHECK(stat_of(third.worker.pid, "ksm_merging_pages") == PAGES);
 
 	/* What nobody maps any more is not counted any more. */
 	CHECK(order(&third.worker, ORDER_MADVISE, MADV_DONTNEED) == 0);
-	CHECK(ksm_stat(third.worker.pid, "ksm_merging_pages") == 0);
+	CHECK(stat_of(third.worker.pid, "ksm_merging_pages") == 0);
 	end_worker(&third.worker);
 	end_pair(&pair);
 	CHECK(wait_for(counters_fell, peak));

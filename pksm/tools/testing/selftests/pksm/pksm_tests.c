@@ -185,14 +185,14 @@ static void test_zeroes_become_the_zero_page(void)
 	order(&worker, ORDER_FILL, new_seed());
 	order(&worker, ORDER_FILL, 0);
 	CHECK(wait_for(all_zero_frame, &worker));
-	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == PAGES);
+	CHECK(stat_of(worker.pid, "ksm_zero_pages") == PAGES);
 	CHECK(read_number("zero_pages") >= PAGES);
 	order(&worker, ORDER_WRITE, 2);
 	CHECK(frame_of(worker.pid, region.at + 2 * page_size) != zero_frame);
 	CHECK(order(&worker, ORDER_WRONG, 0) == 1);
-	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == PAGES - 1);
+	CHECK(stat_of(worker.pid, "ksm_zero_pages") == PAGES - 1);
 	CHECK(order(&worker, ORDER_MADVISE, MADV_DONTNEED) == 0);
-	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == 0);
+	CHECK(stat_of(worker.pid, "ksm_zero_pages") == 0);
 
 	/* Or a page like others, where that is not wanted. */
 	CHECK(write_text("use_zero_pages", "0") == 0);
@@ -201,7 +201,7 @@ static void test_zeroes_become_the_zero_page(void)
 	CHECK(wait_for(one_frame, &worker));
 	CHECK(frame_of(worker.pid, region.at) != zero_frame);
 	CHECK(order(&worker, ORDER_WRONG, 0) == 0);
-	CHECK(ksm_stat(worker.pid, "ksm_zero_pages") == 0);
+	CHECK(stat_of(worker.pid, "ksm_zero_pages") == 0);
 	end_worker(&worker);
 	unmap_region(region);
 	unmap_region(untouched);

@@ -76,7 +76,7 @@ int write_number(const char *name, long long number)
 	return write_text(name, text);
 }
 
-long long ksm_stat(pid_t pid, const char *name)
+long long stat_of(pid_t pid, const char *name)
 {
 	static char path[64], line[128];
 	long long number = -1;

@@ -36,7 +36,7 @@ int write_number(const char *name, long long number);
  * of the process are counted too, which may be merged at any time: see
  * merge_only_region().
  */
-long long ksm_stat(pid_t pid, const char *name);
+long long stat_of(pid_t pid, const char *name);
 /* Returns false when it has not become true in time. */
 bool wait_for(bool (*condition)(void *arg), void *arg);
 
