@@ -213,14 +213,13 @@ void pksm_large_wanted(struct folio *folio, unsigned long pfn)
 	lockdep_assert_held(&pksm_mutex);
 	if (pksm_where(old) != PKSM_INDEX || (old & PKSM_REBORN))
 		return;
+	/* Of the first page there is no note; whoever has one was counted before. */
+	if (item != first && pksm_age(old))
+		return;
 	wanted = pksm_large_nr_wanted(folio) + 1;
-	/* Of the first page there is no note. */
-	if (item != first) {
-		if (pksm_age(old))
-			return;
-		while (!pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
-			old = READ_ONCE(item->state);
-	}
+	while (item != first &&
+	       !pksm_item_set(item, old, old | (1U << PKSM_AGE_SHIFT)))
+		old = READ_ONCE(item->state);
 	if (!pksm_enough(folio, wanted,
 			 pksm_large_fresh(READ_ONCE(first->state))))
 		return;
