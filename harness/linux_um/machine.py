@@ -58,8 +58,6 @@ class Machine(ABC):
 
     # Under which name the guest has its swap device.
     swap_device: str
-    # How many times slower than the host's processor a guest's is, at most.
-    slowness = 1
 
     def __init__(self, options: MachineOptions, rundir: RunDir) -> None:
         """Make ready; the constructor of a kind of machine goes on by :meth:`_start`."""

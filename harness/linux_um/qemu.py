@@ -39,7 +39,6 @@ class QemuMachine(Machine):
     """A PC of the kind q35 without what a test of memory does not need."""
 
     swap_device = "/dev/vda"
-    slowness = 10
 
     def __init__(self, options: MachineOptions, rundir: RunDir, *, accel: str) -> None:
         """Start it by the accelerator *accel* (kvm or tcg). Raises HostError."""
