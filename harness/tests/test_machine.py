@@ -489,6 +489,7 @@ def test_time_out_in_a_test_raises_and_ends_the_guest() -> None:
             guest.run(["true"])
 
 
+@pytest.mark.um_only
 def test_mconsole_answers(guest: Guest) -> None:
     """Long paths are no obstacle, and an unknown command is an error."""
     socket = guest.rundir / "uml" / "guest" / "mconsole"

@@ -347,6 +347,7 @@ def test_nonsense_is_one_line_and_status_125(own_runs: Path, words: tuple[str, .
 # The guest is master
 
 
+@pytest.mark.um_only
 @pytest.mark.needs_pksm
 def test_a_guest_that_stands_still_is_waited_for(guest: Guest) -> None:
     """The onlooker says so; neither it nor the guest is ended by that."""
@@ -362,6 +363,7 @@ def test_a_guest_that_stands_still_is_waited_for(guest: Guest) -> None:
     assert guest.run(["true"]).status == 0
 
 
+@pytest.mark.um_only
 @pytest.mark.needs_pksm
 def test_onlookers_that_leave_a_guest_at_rest_do_not_fill_its_line(guest: Guest) -> None:
     """Any number of them may come and go; what they asked for is answered when it goes on."""
@@ -460,6 +462,7 @@ def test_the_view_follows_the_size_of_the_terminal(guest: Guest) -> None:
         assert screen.wait_end() == 0
 
 
+@pytest.mark.um_only
 @pytest.mark.needs_pksm
 def test_the_view_says_that_a_guest_stands_still(guest: Guest) -> None:
     socket = guest.rundir / "uml" / "guest" / "mconsole"
