@@ -115,6 +115,15 @@ uint64_t region_check(const void *base, struct content *c, size_t n,
 		      const char *when);
 void region_fill(void *base, const struct content *c, size_t n);
 
+/* Numbers below @n in another order: which, the key that it was made of says. */
+struct scatter {
+	size_t n, step, first;
+};
+
+struct scatter scatter_make(size_t n, uint64_t seed, uint64_t kind, uint64_t salt);
+/* Where number @i comes; no two come to the same place. */
+size_t scatter_place(const struct scatter *s, size_t i);
+
 /* How far a set of contents can be merged. */
 struct savings {
 	uint64_t pages;		/* all of them */

@@ -43,38 +43,15 @@ static size_t n_dup, n_zero;
 
 /* ---- what each page holds ------------------------------------------------- */
 
-static size_t gcd(size_t a, size_t b)
-{
-	while (b) {
-		size_t t = a % b;
-
-		a = b;
-		b = t;
-	}
-	return a;
-}
-
-/* By what page i of a process becomes number (i * step + first) % pages. */
-struct places {
-	size_t step, first;
-};
-
-static struct places places_of(unsigned int proc)
-{
-	struct places p = {
-		.step = content_key(opt.seed, S_PLACE, proc, 0) % opt.pages,
-		.first = content_key(opt.seed, S_PLACE, proc, 1) % opt.pages,
-	};
-
-	while (gcd(p.step, opt.pages) != 1)
-		p.step = (p.step + 1) % opt.pages;
-	return p;
-}
-
 /* Equal pages lie at another place in each process. */
-static struct content content_of(unsigned int proc, const struct places *p, size_t i)
+static struct scatter places_of(unsigned int proc)
 {
-	size_t number = (i * p->step + p->first) % opt.pages;
+	return scatter_make(opt.pages, opt.seed, S_PLACE, proc);
+}
+
+static struct content content_of(unsigned int proc, const struct scatter *p, size_t i)
+{
+	size_t number = scatter_place(p, i);
 	struct content c = { 0 };
 
 	if (number < n_dup)
@@ -110,7 +87,7 @@ static void make_chunk(void)
 
 static int do_fill(unsigned int proc)
 {
-	struct places p = places_of(proc);
+	struct scatter p = places_of(proc);
 	size_t i, k, n;
 
 	if (!region) {
@@ -288,7 +265,7 @@ static void verify(void)
 	size_t i, k, n;
 
 	for (proc = 0; proc < opt.procs; proc++) {
-		struct places p = places_of(proc);
+		struct scatter p = places_of(proc);
 		char path[64];
 		int fd;
 
@@ -320,7 +297,7 @@ static void verify(void)
 static void break_off(unsigned int proc)
 {
 	struct iovec from[MAX_IOV], to[MAX_IOV];
-	struct places p = places_of(proc);
+	struct scatter p = places_of(proc);
 	char bytes[MAX_IOV], page[PAGE_BYTES];
 	const char *comma = "";
 	size_t i, k;

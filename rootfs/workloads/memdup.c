@@ -52,31 +52,17 @@ struct process {
 
 /* ---- what each page holds ------------------------------------------- */
 
-static size_t gcd(size_t a, size_t b)
-{
-	while (b) {
-		size_t t = a % b;
-
-		a = b;
-		b = t;
-	}
-	return a;
-}
-
 /* A place in [0, pages) for page @i, one to one, another map for each @salt. */
 static size_t scatter(size_t i, uint64_t salt)
 {
-	size_t step = content_key(opt.seed, S_PLACE, salt, 0) % opt.pages;
+	struct scatter s = scatter_make(opt.pages, opt.seed, S_PLACE, salt);
 
-	while (gcd(step, opt.pages) != 1)
-		step = (step + 1) % opt.pages;
-	return (i * step + content_key(opt.seed, S_PLACE, salt, 1) % opt.pages) %
-	       opt.pages;
+	return scatter_place(&s, i);
 }
 
 static struct content content_filled(unsigned int proc, size_t i)
 {
-	size_t j = opt.pages == 1 ? 0 : scatter(i, proc);
+	size_t j = scatter(i, proc);
 	struct content c = { 0 };
 
 	if (j < opt.n_dup) {

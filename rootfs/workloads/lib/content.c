@@ -95,6 +95,35 @@ void region_fill(void *base, const struct content *c, size_t n)
 		page_fill((char *)base + i * PAGE_BYTES, &c[i]);
 }
 
+static size_t gcd(size_t a, size_t b)
+{
+	while (b) {
+		size_t t = a % b;
+
+		a = b;
+		b = t;
+	}
+	return a;
+}
+
+struct scatter scatter_make(size_t n, uint64_t seed, uint64_t kind, uint64_t salt)
+{
+	struct scatter s = {
+		.n = n,
+		.step = content_key(seed, kind, salt, 0) % n,
+		.first = content_key(seed, kind, salt, 1) % n,
+	};
+
+	while (gcd(s.step, n) != 1)
+		s.step = (s.step + 1) % n;
+	return s;
+}
+
+size_t scatter_place(const struct scatter *s, size_t i)
+{
+	return (i * s->step + s->first) % s->n;
+}
+
 static int content_cmp(const void *a, const void *b)
 {
 	const struct content *x = a, *y = b;
