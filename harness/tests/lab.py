@@ -308,22 +308,14 @@ def check_laws(guest: Guest) -> None:
 
 
 def contradiction(guest: Guest) -> str:
-    """Return what the page map and the counters say against each other, or nothing.
-
-    One command reads both: between two commands the time of the guest leaps, and a page
-    of the agent's may be merged meanwhile. What is really wrong stays so.
-    """
-    names = "pages_shared pages_sharing zero_pages"
-    done = guest.sh(
-        f"pagestat --all && cd /sys/kernel/mm/pksm && grep -H . {names}", check=False
-    )
+    """Return what the page map and the counters of one moment say against each other, or nothing."""
+    done = guest.run(["pagestat", "--all"], check=False)
     if done.status:
         return f"{done.stderr}{done.stdout}"
-    lines = done.stdout.splitlines()
-    seen = {k: v for k, v in json.loads(lines[0]).items() if isinstance(v, int)}
-    now = {name: int(value) for name, value in (line.split(":") for line in lines[1:])}
+    seen = json.loads(done.stdout)
+    now = seen.pop("counters")
     both = f"counters {now}, page map {seen}"
-    if seen["mapcount_wrong"] or seen["rss_wrong"] or seen["merged_ptes"] != seen["smaps_ptes"]:
+    if seen["merged_ptes"] != seen["smaps_ptes"]:
         return both
     if meminfo(guest, "SwapTotal"):
         # Pages of the swap cache that nobody maps are counted, and are not in any page map.
@@ -335,6 +327,37 @@ def contradiction(guest: Guest) -> str:
         and now["zero_pages"] == seen["ksm_zero_pages"]
     )
     return "" if fine else both
+
+
+# Both are read by one program of the guest that makes no page meanwhile: a word from
+# the host would make the clock leap, and pages.
+LOOK_AT_PKSMD = r"""
+pid=$(pidof pksmd)
+look() {
+	read -r scanned < /sys/kernel/mm/pksm/pages_scanned
+	while read -r name number; do
+		[ $name != voluntary_ctxt_switches: ] || echo $scanned $number
+	done < /proc/$pid/status
+}
+"""
+
+
+def cost_of_time(
+    guest: Guest, *seconds: int, before: str = "", after: str = ""
+) -> list[tuple[int, int]]:
+    """Return how many pages pksmd has read, and how often it was woken, in each time but the first.
+
+    The times are in seconds of the guest, one after the other; *before* and *after* are
+    commands of its shell. What each look itself costs is in it.
+    """
+    script = [LOOK_AT_PKSMD, before, *(f"sleep {time}\nlook" for time in seconds), after]
+    looks = [
+        [int(word) for word in line.split()]
+        for line in guest.sh("\n".join(script)).stdout.splitlines()
+    ]
+    return [
+        (new[0] - old[0], new[1] - old[1]) for old, new in zip(looks, looks[1:], strict=False)
+    ]
 
 
 def one_cpu(guest: Guest) -> None:

@@ -7,7 +7,7 @@ User-Mode Linux has none: these tests run with --arch x86_64.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, baseline, loop_swap, pageops, settle, vmstat
+from lab import BootFresh, baseline, cost_of_time, loop_swap, pageops, settle, vmstat
 from linux_um.guest import Guest
 
 pytestmark = [
@@ -94,33 +94,13 @@ def test_small_pages_split_the_large_folio_that_they_are_equal_to(huge: Guest) -
     assert report["merged"].sharing == PAGES
 
 
-# How many pages pksmd has read, and how often it was woken, in some minutes and in hours.
-LOOK = r"""
-pid=$(pidof pksmd)
-look() {
-	read -r scanned < /sys/kernel/mm/pksm/pages_scanned
-	while read -r name number; do
-		[ $name != voluntary_ctxt_switches: ] || echo $scanned $number
-	done < /proc/$pid/status
-}
-pageops --huge --procs 1 --pages 1024 fill=unique sleep=50000000 verify > /dev/null &
-sleep 1200
-look
-sleep 2400
-look
-sleep 9600
-look
-kill -0 $!
-"""
-
-
 def test_a_large_folio_that_is_not_written_to_costs_nothing(huge: Guest) -> None:
     """It is watched like any other page: nobody reads it again, nor wakes up for it."""
-    looks = [[int(word) for word in line.split()] for line in huge.sh(LOOK).stdout.splitlines()]
-    short, long = (
-        [after - before for before, after in zip(looks[first], looks[first + 1], strict=True)]
-        for first in (0, 1)
-    )
+    short, long = cost_of_time(
+        huge, 1200, 2400, 9600,
+        before="pageops --huge --procs 1 --pages 1024 fill=unique sleep=50000000 verify >/dev/null &",
+        after="kill -0 $!",
+    )  # fmt: skip
     # The pages of the sleep itself, in both.
     assert short[0] < 128
     assert long[0] <= short[0] + 16

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import counters, hold_memdup, pageops, release, settle
+from lab import cost_of_time, counters, hold_memdup, pageops, release, settle
 from linux_um.guest import Guest
 
 # Hours and days of the guest's time pass.
@@ -22,35 +22,12 @@ def ages(guest: Guest) -> dict[str, list[int]]:
     return {line.split()[0]: [int(word) for word in line.split()[1:]] for line in lines}
 
 
-# Both times are read by one program of the guest that makes no page meanwhile:
-# a word from the host would make the clock leap, and pages.
-LOOK = r"""
-pid=$(pidof pksmd)
-look() {
-	read -r scanned < /sys/kernel/mm/pksm/pages_scanned
-	while read -r name number; do
-		[ $name != voluntary_ctxt_switches: ] || echo $scanned $number
-	done < /proc/$pid/status
-}
-sleep 1200
-look
-sleep 1200
-look
-sleep 86400
-look
-"""
-
-
 def test_when_nothing_changes_nothing_is_done(guest: Guest) -> None:
     """A day costs what twenty minutes cost: the pages of the sleep itself."""
     job = hold_memdup(guest, "--procs", "2", "--mib", "4", "--dup", "50", "--unique", "50",
                       "--rewrite", "0")  # fmt: skip
-    looks = [[int(word) for word in line.split()] for line in guest.sh(LOOK).stdout.splitlines()]
+    (scanned, wakings), (day_scanned, day_wakings) = cost_of_time(guest, 1200, 1200, 86400)
     release(job)
-    (scanned, wakings), (day_scanned, day_wakings) = (
-        [after - before for before, after in zip(looks[first], looks[first + 1], strict=True)]
-        for first in (0, 1)
-    )
     assert 0 < scanned < 2 * STRAY
     assert abs(day_scanned - scanned) <= 4
     assert 0 < wakings < 16
