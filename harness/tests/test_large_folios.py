@@ -35,11 +35,11 @@ def huge(boot_fresh: BootFresh) -> Guest:
     return guest
 
 
-def khugepaged(guest: Guest) -> None:
-    """Let khugepaged look at everything ten times a second."""
+def khugepaged(guest: Guest, sleep_ms: int) -> None:
+    """Let khugepaged look at everything, again and again after a sleep of that long."""
     guest.write_file(f"{THP}/khugepaged/pages_to_scan", "100000")
-    guest.write_file(f"{THP}/khugepaged/alloc_sleep_millisecs", "100")
-    guest.write_file(f"{THP}/khugepaged/scan_sleep_millisecs", "100")
+    guest.write_file(f"{THP}/khugepaged/alloc_sleep_millisecs", str(sleep_ms))
+    guest.write_file(f"{THP}/khugepaged/scan_sleep_millisecs", str(sleep_ms))
 
 
 def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
@@ -150,25 +150,34 @@ def test_large_folios_that_become_equal_late_are_found(
     assert report["merged"].sharing == HUGE
 
 
-def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
-    """Zeroes are split off, collapsed again, and then left; merged pages stay merged."""
-    khugepaged(huge)
-    names = ("thp_split_page", "thp_collapse_alloc")
+def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
+    """At khugepaged's own pace: it has nothing to collapse that PKSM would split again."""
+    khugepaged(huge, 10_000)
+    before = vmstat(huge, "thp_collapse_alloc")
     report = pageops(
-        huge, "--huge", "range=0-512", "fill=zero", "@0:poke=3", "range=512-1024", "fill=dup",
-        "settle", "sleep=400000", "stat=first", "range=all", "verify", procs=2, pages=PAGES,
+        huge, "--huge", "range=0-512", "fill=zero", "range=512-1024", "fill=dup", "settle",
+        "stat=merged", "sleep=3600000", "stat=later", "range=all", "verify",
+        procs=2, pages=PAGES,
     )  # fmt: skip
-    assert report["first"].sharing + report["first"]["zero"] > 0
+    for stage in (report["merged"], report["later"]):
+        assert (stage["zero"], stage["merged_ptes"]) == (2 * HUGE, 2 * HUGE)
+    assert vmstat(huge, "thp_collapse_alloc") == before
+
+
+def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
+    """Not even where it is faster than pages settle: it may win, but nobody begins anew."""
+    khugepaged(huge, 100)
+    names = ("thp_split_page", "thp_collapse_alloc")
     job = huge.start(["pageops", "--huge", "--procs", "2", "--pages", str(PAGES), "range=0-512",
                       "fill=zero", "range=512-1024", "fill=dup", "settle", "sleep=10000000",
                       "range=all", "verify"])  # fmt: skip
-    done = huge.sh(
-        "sleep 2000; grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat; sleep 6000;"
-        "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
-    )
+    look = "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
+    done = huge.sh(f"sleep 2000; {look}; sleep 6000; {look}")
     assert job.poll() is None, job.stderr
     seen = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert len(seen) == 2 * len(names)
+    # It was at work, and has come to an end.
+    assert sum(seen[:2]) > 0
     grown = dict(zip(names, (seen[2] - seen[0], seen[3] - seen[1]), strict=True))
     assert all(value <= 2 for value in grown.values()), grown
     assert job.wait(240).status == 0
