@@ -60,7 +60,8 @@ def test_unique_pages_stay_what_they_are(guest: Guest) -> None:
     scanned = (
         report["settled"].counters["pages_scanned"] - report["start"].counters["pages_scanned"]
     )
-    assert pages <= scanned <= 2 * pages
+    # Hashed, and looked at once more; and what the programs have themselves.
+    assert pages <= scanned <= 2 * pages + 64 * 3
     grown = report["settled"].counters["pages_unshared"] - report["start"].counters["pages_unshared"]
     assert pages <= grown <= pages + 64 * 3
     assert baseline(settle(guest)) == baseline(before)
