@@ -15,6 +15,8 @@
 #include "../ops.h"
 
 #define REPLACE_WRONG	99	/* a forked child's way to say: wrong byte */
+#define COLLAPSE_TRIES	50
+#define COLLAPSE_PAUSE_MS 20
 
 enum { S_DUP = 1, S_UNIQUE, S_WRITE };
 
@@ -195,6 +197,7 @@ static int do_madvise(const char *name)
 		{ "hugepage", MADV_HUGEPAGE }, { "nohugepage", MADV_NOHUGEPAGE },
 		{ "collapse", MADV_COLLAPSE }, { "soft_offline", MADV_SOFT_OFFLINE },
 	};
+	unsigned int tries = COLLAPSE_TRIES;
 	size_t i, a;
 
 	for (a = 0; a < ARRAY_SIZE(advices); a++)
@@ -202,8 +205,12 @@ static int do_madvise(const char *name)
 			break;
 	if (a == ARRAY_SIZE(advices))
 		return -EINVAL;
-	if (madvise(at(me.first), bytes(), advices[a].advice))
-		return -errno;
+	while (madvise(at(me.first), bytes(), advices[a].advice)) {
+		/* Somebody holds a page, khugepaged or pksmd: "try again", says madvise(2). */
+		if (errno != EAGAIN || advices[a].advice != MADV_COLLAPSE || !--tries)
+			return -errno;
+		sleep_ms(COLLAPSE_PAUSE_MS);
+	}
 	for (i = me.first; i < me.last; i++) {
 		if (advices[a].advice == MADV_DONTNEED)
 			memset(&me.shadow[i], 0, sizeof(me.shadow[i]));
