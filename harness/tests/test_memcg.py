@@ -114,6 +114,24 @@ def test_r34_after_a_failure_the_engine_can_be_started_again(guest: Guest) -> No
     assert report["again"]["merged_ptes"] == 3 * PAGES
 
 
+def test_what_the_kernel_writes_at_a_limit_is_not_written_to_a_page_that_others_share(
+    guest: Guest,
+) -> None:
+    """read(2) says EFAULT when there is no memory for a copy, and nobody's page has changed."""
+    group(guest)
+    before = baseline(settle(guest))
+    report = pageops(
+        guest, *JOIN, "fill=dup", "settle", "stat=merged", LIMIT, "fails=EFAULT:@0:receive=9",
+        A_BIT_MORE, "stat=failed", "verify", NO_LIMIT, "@1:receive=9", "verify",
+        procs=3, pages=PAGES,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 3 * PAGES
+    # It went as far as there was room.
+    assert 0 < 3 * PAGES - report["failed"]["merged_ptes"] < PAGES
+    assert events(guest, "oom_kill") == 0
+    assert baseline(settle(guest)) == before
+
+
 def test_writing_to_merged_pages_at_a_limit_ends_in_the_oom_killer_not_in_a_wrong_byte(
     guest: Guest,
 ) -> None:

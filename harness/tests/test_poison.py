@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import pytest
-from lab import baseline, pageops, settle
+from lab import baseline, pageops, settle, tracked
 from linux_um.guest import Guest
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_MEMORY_FAILURE")]
@@ -50,6 +50,15 @@ def test_a_page_of_ones_own_that_goes_bad_is_lost_to_nobody_else(
     report = poison(guest, "--unique", "--procs", "3", "--pages", "64", "--page", str(page))
     assert report["lost"] == [1, 0, 0]
     assert baseline(settle(guest)) == before
+
+
+def test_what_has_gone_bad_is_not_counted_for_ever(guest: Guest) -> None:
+    """The page is never freed: whoever found that out tells the engine."""
+    once = "poison --unique --procs 1 --pages 8 --page 1 >/dev/null"
+    guest.sh(f"{once}; sleep 1000")
+    before = tracked(settle(guest))
+    guest.sh(f"for i in $(seq 32); do {once} || exit 1; done; sleep 1000")
+    assert tracked(settle(guest)) - before < 16
 
 
 @pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")

@@ -86,6 +86,45 @@ def test_narrowing_leaves_who_asked_by_prctl(guest: Guest) -> None:
     assert report["again"]["merged_ptes"] == 3 * 64
 
 
+def test_narrowing_leaves_who_asked_by_madvise(guest: Guest) -> None:
+    """Also of a range that had been asked for while everybody had what it asked for."""
+    report = pageops(
+        guest, "range=0-32", "@0:madvise=mergeable", "@1:madvise=mergeable", "range=all",
+        "fill=dup", "settle", "stat=all", "set=scope:madvise", "settle", "stat=asked", "verify",
+        "@0:fork=write", "set=scope:all", "settle", "stat=again", "verify",
+        procs=3, pages=64,
+    )  # fmt: skip
+    assert report["all"]["merged_ptes"] == 3 * 64
+    assert report["asked"]["merged_ptes"] == 2 * 32
+    assert report["again"]["merged_ptes"] == 3 * 64
+
+
+@pytest.mark.parametrize("scope", ["all", "madvise"])
+def test_widening_leaves_out_what_was_forbidden_by_madvise(guest: Guest, scope: str) -> None:
+    """Whichever *scope* it was forbidden in; until prctl() speaks for the whole process."""
+    guest.set_pksm("scope", scope)
+    report = pageops(
+        guest, "range=16-48", "@0:madvise=unmergeable", "range=all", "fill=dup", "settle",
+        "set=scope:madvise", "set=scope:all", "settle", "sleep=10000", "stat=out", "verify",
+        "@0:merge=1", "settle", "stat=in", "verify",
+        procs=3, pages=64,
+    )  # fmt: skip
+    assert report["out"]["merged_ptes"] == 3 * 64 - 32
+    assert report["in"]["merged_ptes"] == 3 * 64
+
+
+def test_what_madvise_has_said_is_shown(guest: Guest) -> None:
+    """In smaps: "ma", for and against. prctl() takes it back, either way."""
+    report = guest.sh(
+        "pageops --procs 1 --pages 8 range=0-2 madvise=mergeable range=4-6 madvise=unmergeable "
+        "fill=dup sleep=100000 merge=0 sleep=100000 merge=1 sleep=100000 >/dev/null & "
+        "for t in 1 2 3; do sleep 60; "
+        "cat $(ls -d /proc/[0-9]*/exe | while read l; do case $(readlink $l) in *pageops*|*all-in-one*) "
+        "echo ${l%exe}smaps;; esac; done) | grep VmFlags | grep -cw ma; sleep 40; done"
+    )  # fmt: skip
+    assert report.stdout.split() == ["2", "0", "0"]
+
+
 def test_prctl_takes_in_what_is_there(guest: Guest) -> None:
     guest.set_pksm("scope", "madvise")
     report = pageops(

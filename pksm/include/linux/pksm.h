@@ -43,6 +43,7 @@ void __pksm_add_collapsed(struct folio *folio, struct pksm_rmap_item *rmap_item)
 void __pksm_page_broken(struct folio *folio);
 void __pksm_page_unmapped(struct folio *folio);
 void __pksm_page_written(struct page *page);
+void __pksm_page_lost(struct folio *folio);
 bool __pksm_page_watched(struct page *page);
 void __pksm_rmap_lock(void);
 void __pksm_rmap_unlock(void);
@@ -182,6 +183,18 @@ static inline void pksm_page_written(struct folio *folio)
 }
 
 /**
+ * pksm_page_lost - the memory of a page has gone bad, and nothing maps it any more
+ * @folio: the page, locked
+ *
+ * Context: Process context. Never sleeps.
+ */
+static inline void pksm_page_lost(struct folio *folio)
+{
+	if (unlikely(PagePKSM(&folio->page)))
+		__pksm_page_lost(folio);
+}
+
+/**
  * pksm_page_watched - may a page not be mapped writable without a write fault?
  * @page: an anonymous page, or one of a large folio, which is watched as a whole
  *
@@ -277,6 +290,10 @@ static inline void pksm_page_unmapped(struct folio *folio)
 }
 
 static inline void pksm_page_written(struct folio *folio)
+{
+}
+
+static inline void pksm_page_lost(struct folio *folio)
 {
 }
 

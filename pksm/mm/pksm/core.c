@@ -8,6 +8,7 @@
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
+#include <linux/cpu.h>
 #include <linux/err.h>
 #include <linux/freezer.h>
 #include <linux/hrtimer.h>
@@ -195,13 +196,32 @@ static int pksmd(void *unused)
 	return 0;
 }
 
+/*
+ * To open or to shut the gate needs the lock of CPU hotplug, which is held already
+ * where memory goes offline, and pksm_mutex is waited for: see hotplug.c.
+ */
+static int pksm_lock_gate(void)
+{
+	cpus_read_lock();
+	if (!mutex_lock_interruptible(&pksm_mutex))
+		return 0;
+	cpus_read_unlock();
+	return -EINTR;
+}
+
+static void pksm_unlock_gate(void)
+{
+	mutex_unlock(&pksm_mutex);
+	cpus_read_unlock();
+}
+
 /* Open the gate of the fault path, and take in what was born while it was shut. */
 static void pksm_intake_on(void)
 {
 	if (static_key_enabled(&pksm_intake_key.key))
 		return;
-	static_branch_enable(&pksm_count_key);
-	static_branch_enable(&pksm_intake_key);
+	static_branch_enable_cpuslocked(&pksm_count_key);
+	static_branch_enable_cpuslocked(&pksm_intake_key);
 	/* There are no processes before that. */
 	if (system_state < SYSTEM_RUNNING)
 		return;
@@ -213,7 +233,7 @@ static void pksm_intake_on(void)
 /* Close the gate of the fault path, and wait for those who have passed it. */
 static void pksm_intake_off(void)
 {
-	static_branch_disable(&pksm_intake_key);
+	static_branch_disable_cpuslocked(&pksm_intake_key);
 	/* They are RCU readers: by a page table lock, or in folio_migrate_ksm(). */
 	synchronize_rcu();
 }
@@ -256,8 +276,9 @@ int pksm_set_run(enum pksm_run run)
 
 	if (!pksmd_task)
 		return -ENODEV;
-	if (mutex_lock_interruptible(&pksm_mutex))
-		return -EINTR;
+	err = pksm_lock_gate();
+	if (err)
+		return err;
 	if (run == pksm_run)
 		goto out;
 
@@ -283,7 +304,7 @@ int pksm_set_run(enum pksm_run run)
 		break;
 	}
 out:
-	mutex_unlock(&pksm_mutex);
+	pksm_unlock_gate();
 	pksm_wake_daemon();
 	return err;
 }
@@ -310,8 +331,9 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 		return -ENODEV;
 	if (kind == PKSM_DOMAIN_MEMCG && mem_cgroup_disabled())
 		return -EOPNOTSUPP;
-	if (mutex_lock_interruptible(&pksm_mutex))
-		return -EINTR;
+	err = pksm_lock_gate();
+	if (err)
+		return err;
 	run = pksm_run;
 	if (kind == pksm_domain_kind)
 		goto out;
@@ -325,7 +347,7 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 	if (intake)
 		pksm_intake_on();
 out:
-	mutex_unlock(&pksm_mutex);
+	pksm_unlock_gate();
 	pksm_wake_daemon();
 	return err;
 }

@@ -2,10 +2,11 @@
 /*
  * PKSM: memory that goes offline.
  *
- * Its pages have been migrated or freed by then, and their records are dead; but
- * a dead record stays linked until pksmd comes by, and its page_ext is about to be
- * freed. So all of them are taken out here, before that: the notifier of page_ext
- * has a lower priority.
+ * Its pages have been migrated or freed by then, and their records are dead, but for
+ * memory that has gone bad, which stays where it is and counts as in use. A record
+ * stays linked until pksmd comes by, and its page_ext is about to be freed; a node
+ * points to a struct page that is. So all of them are taken out here, before that: the
+ * notifier of page_ext has a lower priority.
  *
  * Until then whoever holds pksm_mutex may go over the chains, and look at the struct
  * page of a stable node: neither goes away before this has been called. Memory that
@@ -27,9 +28,11 @@ static int pksm_memory_callback(struct notifier_block *self,
 	if (action != MEM_OFFLINE)
 		return NOTIFY_OK;
 	mutex_lock(&pksm_mutex);
+	pksm_detach_range(mn->start_pfn, mn->start_pfn + mn->nr_pages);
+	/* What is purged here may go to a queue. */
+	pksm_unstable_purge(mn->start_pfn, mn->start_pfn + mn->nr_pages);
 	pksm_queue_collect();
 	pksm_queue_purge(mn->start_pfn, mn->start_pfn + mn->nr_pages);
-	pksm_unstable_purge(mn->start_pfn, mn->start_pfn + mn->nr_pages);
 	pksm_reap_dead_nodes();
 	mutex_unlock(&pksm_mutex);
 	return NOTIFY_OK;

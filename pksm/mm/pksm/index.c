@@ -417,7 +417,8 @@ void pksm_unstable_reap(void)
 #ifdef CONFIG_MEMORY_HOTREMOVE
 /**
  * pksm_unstable_purge - take every record of a range of page frames out of the index
- * @start: the first page frame number; none of the pages is in use any more
+ * @start: the first page frame number; none of the pages is in use any more, but for
+ *	those that have gone bad
  * @end: the one behind the last
  *
  * Context: Process context, pksm_mutex held. May sleep.
@@ -439,7 +440,7 @@ void pksm_unstable_purge(unsigned long start, unsigned long end)
 				continue;
 			}
 			*link = item->next;
-			VM_WARN_ON_ONCE(READ_ONCE(item->state) & PKSM_LIVE);
+			pksm_forget_offline(pfn, item);
 			pksm_unlinked(pfn, item);
 		}
 		cond_resched();

@@ -534,6 +534,28 @@ void pksm_forget(struct page *page, struct pksm_rmap_item *item)
 	ClearPagePKSM(page);
 }
 
+#ifdef CONFIG_MEMORY_HOTREMOVE
+/**
+ * pksm_forget_offline - stop tracking a page of memory that has gone offline
+ * @pfn: its page frame number
+ * @item: its record
+ *
+ * Only a page that has gone bad is still tracked by then.
+ *
+ * Context: Process context, pksm_mutex held.
+ */
+void pksm_forget_offline(unsigned long pfn, struct pksm_rmap_item *item)
+{
+	struct page *page = pfn_to_page(pfn);
+
+	lockdep_assert_held(&pksm_mutex);
+	if (!(READ_ONCE(item->state) & PKSM_LIVE))
+		return;
+	VM_WARN_ON_ONCE_PAGE(!PageHWPoison(page), page);
+	pksm_forget(page, item);
+}
+#endif
+
 /**
  * pksm_get_tracked - take a reference on a page if it is still tracked
  * @pfn: page frame number

@@ -62,12 +62,14 @@
  * Lock order
  * ----------
  *
- *	pksm_mutex
- *	  mmap_lock			(in unmerging and for a change of scope)
- *	    folio lock			(in merging by trylock only)
- *	      anon_vma->root->rwsem
- *	        mmap_lock		(in merging, by trylock only)
- *	          page table lock
+ *	cpu_hotplug_lock		(to open and to shut the gate; offlining)
+ *	  mem_hotplug_lock		(offlining)
+ *	    pksm_mutex
+ *	      mmap_lock			(in unmerging and for a change of scope)
+ *	        folio lock		(in merging by trylock only)
+ *	          anon_vma->root->rwsem
+ *	            mmap_lock		(in merging, by trylock only)
+ *	              page table lock
  *
  * Whoever merges a page holds the mmap_lock of each address space whose PTEs it
  * changes, so that the flags of a VMA, VM_MERGEABLE among them, do not change
@@ -279,6 +281,9 @@ bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new);
 void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 			 bool stable, u32 age);
 void pksm_forget(struct page *page, struct pksm_rmap_item *item);
+#ifdef CONFIG_MEMORY_HOTREMOVE
+void pksm_forget_offline(unsigned long pfn, struct pksm_rmap_item *item);
+#endif
 struct folio *pksm_get_tracked(unsigned long pfn);
 bool pksm_intake_pending(void);
 unsigned long pksm_nr_stranded(void);
@@ -481,6 +486,9 @@ void pksm_reap_dead_nodes(void);
 bool pksm_dead_nodes_pending(void);
 void pksm_node_detach(struct pksm_stable_node *node);
 void pksm_detach_unmapped(void);
+#ifdef CONFIG_MEMORY_HOTREMOVE
+void pksm_detach_range(unsigned long start, unsigned long end);
+#endif
 bool pksm_node_alive(struct pksm_stable_node *node);
 long pksm_general_profit(void);
 
@@ -543,7 +551,6 @@ static inline void pksm_scan_forget(void)
 extern enum pksm_scope pksm_scope;
 
 bool pksm_vma_compatible(struct vm_area_struct *vma);
-bool pksm_mm_marked(struct mm_struct *mm);
 int pksm_scope_apply(enum pksm_scope scope);
 
 static inline u32 pksm_where(u32 state)

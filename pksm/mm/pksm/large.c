@@ -17,7 +17,8 @@
  * on (see watch.c): its mappings are write-protected, and the record of its first page
  * joins the index as well. It need not be read again before it is written to, and then
  * it waits for longer each time. One that cannot be watched, since somebody holds a
- * reference on it, is tried again in intervals that double, up to the longest there is.
+ * reference on it, is tried again in intervals that double, up to the longest there is;
+ * it is not read for that.
  *
  * khugepaged makes a large folio even of pages that were all but one the zero page
  * before. Such a folio enters with the highest age, which no other reaches, and is split
@@ -65,6 +66,13 @@ static bool pksm_enough(struct folio *folio, unsigned int nr, bool fresh)
 static bool pksm_large_fresh(u32 state)
 {
 	return pksm_age(state) < PKSM_MAX_AGE;
+}
+
+static bool pksm_large_made_by_fault(struct folio *folio)
+{
+	struct pksm_rmap_item *first = __pksm_rmap_item(folio_page(folio, 0));
+
+	return pksm_large_fresh(READ_ONCE(first->state));
 }
 
 /* Take a record out of the index, if it is there; a dead one may be in a queue. */
@@ -115,7 +123,8 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
 	for (*nr = 0; *nr < PKSM_LARGE_CANDIDATES; ++*nr) {
 		struct folio *other;
 
-		pfn = pksm_unstable_next(hash, pfn);
+		/* The first page may be in a bucket, and stays there for now. */
+		pfn = pksm_unstable_peek(hash, pfn);
 		if (pfn == PKSM_END)
 			break;
 		if (pfn == page_to_pfn(page))
@@ -126,7 +135,8 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
 		if (pksm_pages_similar(page, pfn_to_page(pfn))) {
 			bool large = other != folio && folio_test_large(other);
 
-			if (large)
+			/* Not one that is not split for pages like these. */
+			if (large && pksm_large_made_by_fault(other))
 				pksm_large_wanted(other, pfn);
 			matched |= other == folio ||
 				   (pksm_no_foreign_reference(other) &&
@@ -299,12 +309,15 @@ static bool pksm_large_watch(struct folio *folio, struct pksm_rmap_item *item,
  */
 static enum pksm_large_result pksm_large_try(struct folio *folio,
 					     struct pksm_rmap_item *item,
-					     u64 domain, bool watch)
+					     u64 domain, u32 level)
 {
+	bool watch = level;
+	bool last = level == PKSM_NR_LEVELS - 1;
 	u32 age = pksm_age(READ_ONCE(item->state));
 	bool fresh = pksm_large_fresh(READ_ONCE(item->state));
 	unsigned long pfn = folio_pfn(folio);
 	unsigned int matched;
+	bool split;
 
 	if (watch)
 		watch = pksm_large_watch(folio, item, domain, age);
@@ -313,11 +326,15 @@ static enum pksm_large_result pksm_large_try(struct folio *folio,
 		pksm_large_forget(folio);
 	} else {
 		matched = pksm_large_read(folio, domain, fresh);
-		if (pksm_enough(folio, matched, fresh) &&
-		    pksm_large_split(folio, matched)) {
-			if (watch)
-				pksm_unstable_unlink(pfn, item);
-			return PKSM_LARGE_SPLIT;
+		if (pksm_enough(folio, matched, fresh)) {
+			split = pksm_large_split(folio, matched);
+			/* It may be held just now: it is split another time. */
+			if (split || !last) {
+				if (watch)
+					pksm_unstable_unlink(pfn, item);
+				return split ? PKSM_LARGE_SPLIT :
+					       PKSM_LARGE_WAITS;
+			}
 		}
 	}
 	return watch ? PKSM_LARGE_WATCHED : PKSM_LARGE_WAITS;
@@ -388,7 +405,9 @@ void pksm_consider_large(struct folio *folio, struct pksm_rmap_item *item)
 			folio_unlock(folio);
 			return;
 		}
-		if (result == PKSM_MERGED && pksm_large_out_of_swap(folio))
+		/* One that is held for long is read once, not again and again. */
+		if (result == PKSM_MERGED && pksm_large_out_of_swap(folio) &&
+		    (!level || pksm_no_foreign_reference(folio)))
 			became = pksm_large_try(folio, item, domain, level);
 		folio_unlock(folio);
 	}

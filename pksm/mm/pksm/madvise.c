@@ -9,9 +9,11 @@
  * prctl(PR_SET_MEMORY_MERGE, 0), which its children and the programs it executes
  * inherit; MADV_UNMERGEABLE takes it from a range.
  *
- * A change of the scope visits every process. Narrowing it takes the flag from all
- * that did not ask by prctl(): whether madvise() asked for it as well while
- * everybody had it, nobody knows.
+ * A change of the scope visits every process, and changes nothing where its owner
+ * has spoken. VM_MERGE_ADVISED says that madvise() has, for or against: what scope
+ * "all" gave to everybody is told apart by it from what somebody asked for, and what
+ * nobody gave yet from what somebody has forbidden. prctl() speaks for the whole
+ * process, and about what madvise() has said before as well.
  */
 #include <linux/dax.h>
 #include <linux/export.h>
@@ -101,29 +103,33 @@ int ksm_madvise(struct vm_area_struct *vma, unsigned long start,
 {
 	int err;
 
+	if (!pksm_vma_compatible(vma))
+		return 0;
 	switch (advice) {
 	case MADV_MERGEABLE:
-		if (!pksm_vma_compatible(vma))
-			return 0;
 		if (!(*vm_flags & VM_MERGEABLE))
 			pksm_intake_range(vma, start, end);
-		*vm_flags |= VM_MERGEABLE;
+		*vm_flags |= VM_MERGEABLE | VM_MERGE_ADVISED;
 		return 0;
 	case MADV_UNMERGEABLE:
-		if (!(*vm_flags & VM_MERGEABLE))
-			return 0;
-		if (vma->anon_vma) {
+		if ((*vm_flags & VM_MERGEABLE) && vma->anon_vma) {
 			err = pksm_unmerge_range(vma, start, end, true);
 			if (err)
 				return err;
 		}
 		*vm_flags &= ~VM_MERGEABLE;
+		*vm_flags |= VM_MERGE_ADVISED;
 		return 0;
 	default:
 		return 0;
 	}
 }
 EXPORT_SYMBOL_GPL(ksm_madvise);
+
+static bool pksm_vma_marked(struct vm_area_struct *vma, vm_flags_t keep)
+{
+	return (vma->vm_flags & VM_MERGEABLE) && !(vma->vm_flags & keep);
+}
 
 /* Let a VMA be merged, with the pages it has. */
 static void pksm_mark_vma(struct vm_area_struct *vma)
@@ -134,32 +140,34 @@ static void pksm_mark_vma(struct vm_area_struct *vma)
 	pksm_intake_range(vma, vma->vm_start, vma->vm_end);
 }
 
-static void pksm_mark_vmas(struct mm_struct *mm)
+static void pksm_forget_advice(struct vm_area_struct *vma)
 {
-	struct vm_area_struct *vma;
-
-	VMA_ITERATOR(vmi, mm, 0);
-	for_each_vma(vmi, vma)
-		pksm_mark_vma(vma);
+	if (vma->vm_flags & VM_MERGE_ADVISED)
+		vm_flags_clear(vma, VM_MERGE_ADVISED);
 }
 
-/* Let no VMA be merged, and unmerge it. */
-static int pksm_unmark_vmas(struct mm_struct *mm)
+/*
+ * Let no VMA be merged but those with a flag of @keep, and unmerge them. After an
+ * error the marks are as they were.
+ */
+static int pksm_unmark_vmas(struct mm_struct *mm, vm_flags_t keep)
 {
 	struct vm_area_struct *vma;
 	int err;
 
 	VMA_ITERATOR(vmi, mm, 0);
 	for_each_vma(vmi, vma) {
-		if (!(vma->vm_flags & VM_MERGEABLE))
+		if (!pksm_vma_marked(vma, keep) || !vma->anon_vma)
 			continue;
-		if (vma->anon_vma) {
-			err = pksm_unmerge_range(vma, vma->vm_start,
-						 vma->vm_end, true);
-			if (err)
-				return err;
-		}
-		vm_flags_clear(vma, VM_MERGEABLE);
+		err = pksm_unmerge_range(vma, vma->vm_start, vma->vm_end, true);
+		if (err)
+			return err;
+	}
+	/* What pksmd merges it merges with mmap_lock held, so there is nothing new. */
+	vma_iter_set(&vmi, 0);
+	for_each_vma(vmi, vma) {
+		if (pksm_vma_marked(vma, keep))
+			vm_flags_clear(vma, VM_MERGEABLE);
 	}
 	return 0;
 }
@@ -188,12 +196,18 @@ void ksm_add_vma(struct vm_area_struct *vma)
  */
 int ksm_enable_merge_any(struct mm_struct *mm)
 {
+	struct vm_area_struct *vma;
+
 	mmap_assert_write_locked(mm);
 	mm->pksm_opted_out = false;
 	if (pksm_mm_merge_any(mm))
 		return 0;
 	pksm_mm_set_merge_any(mm);
-	pksm_mark_vmas(mm);
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma) {
+		pksm_forget_advice(vma);
+		pksm_mark_vma(vma);
+	}
 	return 0;
 }
 
@@ -206,13 +220,18 @@ int ksm_enable_merge_any(struct mm_struct *mm)
  */
 int ksm_disable(struct mm_struct *mm)
 {
+	struct vm_area_struct *vma;
 	int err;
 
 	mmap_assert_write_locked(mm);
-	err = pksm_unmark_vmas(mm);
-	if (!err)
-		pksm_mm_clear_merge_any(mm);
-	return err;
+	err = pksm_unmark_vmas(mm, VM_NONE);
+	if (err)
+		return err;
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma)
+		pksm_forget_advice(vma);
+	pksm_mm_clear_merge_any(mm);
+	return 0;
 }
 
 /**
@@ -234,9 +253,7 @@ int ksm_disable_merge_any(struct mm_struct *mm)
 	mmap_assert_write_locked(mm);
 	if (wanted)
 		err = ksm_disable(mm);
-	if (err)
-		pksm_mark_vmas(mm);
-	else
+	if (!err)
 		mm->pksm_opted_out = true;
 	return err;
 }
@@ -246,20 +263,14 @@ int ksm_disable_merge_any(struct mm_struct *mm)
 /* Guarded by pksm_mutex: how many processes had something to change. */
 static unsigned long pksm_nr_unmarked;
 
-/**
- * pksm_mm_marked - may anything in an address space be merged?
- * @mm: the address space
- *
- * Context: Process context, mmap_lock held.
- * Return: true when a VMA has VM_MERGEABLE.
- */
-bool pksm_mm_marked(struct mm_struct *mm)
+/* Is anything in an address space merged that has no flag of @keep? */
+static bool pksm_mm_marked(struct mm_struct *mm, vm_flags_t keep)
 {
 	struct vm_area_struct *vma;
 
 	VMA_ITERATOR(vmi, mm, 0);
 	for_each_vma(vmi, vma) {
-		if (vma->vm_flags & VM_MERGEABLE)
+		if (pksm_vma_marked(vma, keep))
 			return true;
 	}
 	return false;
@@ -267,10 +278,15 @@ bool pksm_mm_marked(struct mm_struct *mm)
 
 static int pksm_widen_mm(struct mm_struct *mm)
 {
+	struct vm_area_struct *vma;
+
 	if (mmap_write_lock_killable(mm))
 		return -EINTR;
-	if (!mm->pksm_opted_out)
-		pksm_mark_vmas(mm);
+	VMA_ITERATOR(vmi, mm, 0);
+	for_each_vma(vmi, vma) {
+		if (!mm->pksm_opted_out && !(vma->vm_flags & VM_MERGE_ADVISED))
+			pksm_mark_vma(vma);
+	}
 	mmap_write_unlock(mm);
 	return 0;
 }
@@ -281,9 +297,9 @@ static int pksm_narrow_mm(struct mm_struct *mm)
 
 	if (mmap_write_lock_killable(mm))
 		return -EINTR;
-	if (!pksm_mm_merge_any(mm) && pksm_mm_marked(mm)) {
+	if (!pksm_mm_merge_any(mm) && pksm_mm_marked(mm, VM_MERGE_ADVISED)) {
 		pksm_nr_unmarked++;
-		err = pksm_unmark_vmas(mm);
+		err = pksm_unmark_vmas(mm, VM_MERGE_ADVISED);
 	}
 	mmap_write_unlock(mm);
 	return err;

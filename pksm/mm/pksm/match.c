@@ -314,6 +314,8 @@ unsigned int pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	folio = pksm_get_tracked(pfn);
 	if (!folio) {
 		/* Being freed, or its reference count is frozen. */
+		if (level == pksm_age_level(age))
+			level++;	/* that would say that it was written to */
 		pksm_queue_add(pfn, item, min(level, PKSM_NR_LEVELS - 1), age);
 		return 1;
 	}

@@ -296,9 +296,9 @@ static pte_t pksm_make_pte(struct page *kpage, struct vm_area_struct *vma,
 							vma->vm_page_prot)));
 	else
 		pte = mk_pte(kpage, vma->vm_page_prot);
-	if (pte_soft_dirty(old))
-		pte = pte_mksoft_dirty(pte);
-	return pte;
+	/* pte_mkdirty() may have set the one as well; nobody has written. */
+	return pte_soft_dirty(old) ? pte_mksoft_dirty(pte) :
+				     pte_clear_soft_dirty(pte);
 }
 
 /* Replace one PTE; returns false, with everything as it was, if not. */

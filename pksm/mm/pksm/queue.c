@@ -612,8 +612,11 @@ static void pksm_chain_purge(u32 *link, u32 level, unsigned long start,
 		if (*link < start || *link >= end) {
 			link = &item->next;
 		} else {
+			unsigned long pfn = *link;
+
 			*link = item->next;
 			pksm_nr_late -= level >= PKSM_LATE_LEVEL;
+			pksm_forget_offline(pfn, item);
 			WARN_ON_ONCE(pksm_queue_settle(item));
 		}
 		cond_resched();
@@ -622,7 +625,8 @@ static void pksm_chain_purge(u32 *link, u32 level, unsigned long start,
 
 /**
  * pksm_queue_purge - take every record of a range of page frames out of the queues
- * @start: the first page frame number; none of the pages is in use any more
+ * @start: the first page frame number; none of the pages is in use any more, but for
+ *	those that have gone bad
  * @end: the one behind the last
  *
  * Context: Process context, pksm_mutex held, the new lists collected. May sleep.

@@ -160,7 +160,8 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	u64 domain, hash;
 
 	/* A page that is held for long is to cost nothing. */
-	if (!folio_test_swapcache(folio) && !pksm_no_foreign_reference(folio))
+	if (!folio_test_swapcache(folio) && !folio_test_hwpoison(folio) &&
+	    !pksm_no_foreign_reference(folio))
 		return;
 	result = pksm_folio_fit(folio);
 	if (result == PKSM_MERGED)

@@ -259,8 +259,36 @@ void collect_procs_ksm(pksm_const struct folio *folio,
 	hlist_for_each_entry(sharer, &node->sharers, link)
 		pksm_collect_procs(sharer->anon_vma, sharer->index,
 				   (struct page *)page, to_kill, force_early);
-	/* It is about to be unmapped: see pksm_prune(). */
-	if (pksm_stable_note_stale(node))
+}
+
+/**
+ * __pksm_page_lost - the memory of a page has gone bad, and nothing maps it any more
+ * @folio: the page, tracked, of order 0 and locked
+ *
+ * It may never be freed. A node is given up by pksm_prune(); a page that waits to be
+ * read is found unfit then, and one that was read is sent to wait.
+ *
+ * Context: Process context. Takes no lock and does not sleep.
+ */
+void __pksm_page_lost(struct folio *folio)
+{
+	struct pksm_stable_node *node = pksm_folio_node(folio);
+	struct pksm_rmap_item *item = __pksm_rmap_item(folio_page(folio, 0));
+	u32 old;
+
+	if (node) {
+		if (pksm_stable_note_stale(node))
+			pksm_kick();
+		return;
+	}
+	if (WARN_ON_ONCE(!item))
+		return;
+	do {
+		old = READ_ONCE(item->state);
+		if (pksm_where(old) != PKSM_INDEX || !(old & PKSM_LIVE))
+			return;
+	} while (!pksm_item_set(item, old, old | PKSM_REBORN));
+	if (pksm_unstable_note_dead(old))
 		pksm_kick();
 }
 #endif

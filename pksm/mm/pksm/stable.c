@@ -261,6 +261,32 @@ void pksm_detach_unmapped(void)
 	pksm_stable_for_each(pksm_node_detach);
 }
 
+#ifdef CONFIG_MEMORY_HOTREMOVE
+/* Of pksm_detach_range(), for pksm_detach_in_range(); guarded by pksm_mutex. */
+static unsigned long pksm_detach_start, pksm_detach_end;
+
+static void pksm_detach_in_range(struct pksm_stable_node *node)
+{
+	if (node->pfn >= pksm_detach_start && node->pfn < pksm_detach_end)
+		pksm_node_detach(node);
+}
+
+/**
+ * pksm_detach_range - drop the nodes of pages that have gone bad, and then offline
+ * @start: the first page frame number
+ * @end: the one behind the last
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ */
+void pksm_detach_range(unsigned long start, unsigned long end)
+{
+	lockdep_assert_held(&pksm_mutex);
+	pksm_detach_start = start;
+	pksm_detach_end = end;
+	pksm_stable_for_each(pksm_detach_in_range);
+}
+#endif
+
 /**
  * pksm_node_alive - is the page of a node still there?
  * @node: the node

@@ -74,7 +74,7 @@ unsigned long pksm_sweep_timeout(void)
 static bool pksm_sweep_wants(struct page *page)
 {
 	return !PageTail(page) && PageAnon(page) && !PagePKSM(page) &&
-	       !page_has_type(page);
+	       !page_has_type(page) && !PageHWPoison(page);
 }
 
 /*

@@ -66,6 +66,7 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 	struct pksm_protect *protect = arg;
 	struct mmu_notifier_range range;
+	unsigned int unflushed = 0;
 	pte_t pte;
 
 	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
@@ -82,6 +83,12 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 			continue;
 		}
 		flush_cache_page(vma, pvmw.address, pte_pfn(pte));
+		if (folio_test_large(folio)) {
+			/* Not a flush for each of them, under one lock. */
+			ptep_set_wrprotect(vma->vm_mm, pvmw.address, pvmw.pte);
+			unflushed++;
+			continue;
+		}
 		pte = ptep_clear_flush(vma, pvmw.address, pvmw.pte);
 		/* Who holds a reference may write, whatever the PTE says. */
 		if (!pksm_no_foreign_reference(folio)) {
@@ -91,6 +98,13 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 			protect->nr++;
 		}
 		set_pte_at(vma->vm_mm, pvmw.address, pvmw.pte, pte);
+	}
+	if (unflushed) {
+		flush_tlb_range(vma, range.start, range.end);
+		/* After that, whoever has found a PTE writable has a reference. */
+		if (!pksm_no_foreign_reference(folio))
+			protect->failed = true;
+		protect->nr += unflushed;
 	}
 	mmu_notifier_invalidate_range_end(&range);
 	return !protect->failed;

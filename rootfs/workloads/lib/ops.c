@@ -143,7 +143,7 @@ static int do_receive(uint64_t off)
 
 	if (pipe2(ends, O_CLOEXEC))
 		return -errno;
-	for (i = me.first; i < me.last && !err; i++) {
+	for (i = me.first; i < me.last; i++) {
 		struct content *c = &me.shadow[i];
 		char byte = (char)(at(i)[off] ^ 0xa5);
 
@@ -151,6 +151,8 @@ static int do_receive(uint64_t off)
 			err = -EINVAL;
 		else if (write(ends[1], &byte, 1) != 1 || read(ends[0], at(i) + off, 1) != 1)
 			err = -errno;
+		if (err)
+			break;		/* and the page is what it was */
 		c->off = (uint16_t)off;
 		c->flip ^= 0xa5;
 	}
