@@ -54,6 +54,26 @@ def test_memory_goes_offline_under_merged_and_watched_pages(movable: Guest) -> N
     assert baseline(settle(movable)) == before
 
 
+@pytest.mark.needs_config("CONFIG_MEMORY_FAILURE")
+@pytest.mark.parametrize("options", ["", "--unique"])
+def test_memory_that_has_gone_bad_goes_offline_with_what_the_engine_knows_of_it(
+    movable: Guest, options: str
+) -> None:
+    """Such a page is in use still: of a merged one there is a node, of others a record."""
+    before = baseline(settle(movable))
+    # At once, before pksmd has seen any of it.
+    movable.sh(
+        f"for i in $(seq 8); do poison {options} --procs 2 --pages 64 --page $i >/dev/null || exit; "
+        f"done\n{CHANGE.format(blocks=BLOCKS, zones='^Movable$', state='offline')}"
+    )
+    movable.set_pksm("run", 2)
+    movable.set_pksm("run", 1)
+    assert baseline(settle(movable)) == before
+    change(movable, "online_movable")
+    pageops(movable, "fill=dup", "settle", "verify", procs=3, pages=4096)
+    assert baseline(settle(movable)) == before
+
+
 def test_memory_goes_offline_again_and_again_while_pages_come_and_go(movable: Guest) -> None:
     """Records die in the queues all the time."""
     movable.set_pksm("settle_millisecs", 0)

@@ -150,6 +150,56 @@ def test_large_folios_that_become_equal_late_are_found(
     assert report["merged"].sharing == HUGE
 
 
+def test_a_large_folio_that_is_written_to_while_it_is_read_is_split_once(huge: Guest) -> None:
+    """Its first page waits in a queue then, as all that are written to; and in one only."""
+    report = pageops(
+        huge, "--huge", "fill=unique", "settle", "sleep=5000", "stat=read", "fill=same",
+        "hold=large", "held", "range=300-301", "poke=7", "range=all", "hold=off", "sleep=60000",
+        "settle", "stat=merged", "verify", procs=1, pages=HUGE,
+    )  # fmt: skip
+    assert report["read"]["large"] == HUGE
+    assert report["merged"]["merged_ptes"] >= HUGE - 2
+
+
+def test_equal_large_folios_of_khugepaged_leave_each_other_alone(huge: Guest) -> None:
+    """They are not split for each other, and so they need not be read again either."""
+    short, long = cost_of_time(
+        huge, 4800, 2400, 9600,
+        before="pageops --huge --procs 2 --pages 512 set=run:0 madvise=nohugepage fill=dup "
+        "madvise=hugepage madvise=collapse set=run:1 sleep=50000000 verify >/dev/null &",
+        after="kill -0 $! && grep -Eq 'AnonHugePages: +4096 kB' /proc/meminfo",
+    )  # fmt: skip
+    assert short[0] < 128
+    assert long[0] <= short[0] + 16
+    assert long[1] <= short[1] + 4
+
+
+def test_a_large_folio_that_is_held_is_not_read_again_and_again(huge: Guest) -> None:
+    report = pageops(
+        huge, "--huge", "fill=unique", "range=0-1", "pin", "range=all", "sleep=200000",
+        "stat=read", "sleep=10000000", "stat=later", "range=0-1", "unpin", "range=all",
+        "sleep=4000000", "stat=free", "verify", procs=1, pages=HUGE,
+    )  # fmt: skip
+    read, later, free = (
+        report[name].counters["pages_scanned"] for name in ("read", "later", "free")
+    )
+    assert report["later"]["large"] == HUGE
+    # The programs' own pages.
+    assert later - read < HUGE // 2
+    assert free - later >= HUGE
+
+
+def test_pages_that_are_watched_can_be_collapsed(huge: Guest) -> None:
+    """None of them is mapped writable; that says nothing of what their owner does."""
+    report = pageops(
+        huge, "--huge", "madvise=nohugepage", "fill=unique", "settle", "sleep=100000",
+        "stat=watched", "madvise=hugepage", "madvise=collapse", "stat=collapsed", "verify",
+        procs=1, pages=HUGE,
+    )  # fmt: skip
+    assert report["watched"]["large"] == 0
+    assert report["collapsed"]["large"] == HUGE
+
+
 def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
     """At khugepaged's own pace: it has nothing to collapse that PKSM would split again."""
     khugepaged(huge, 10_000)

@@ -24,12 +24,14 @@ WATCHED_MS = 60_000
 def test_pages_that_nobody_has_written_to_do_not_become_soft_dirty(guest: Guest) -> None:
     """Merging, watching, and unmerging are not writes of the process."""
     report = pageops(
-        guest, "fill=dup", "range=32-64", "fill=unique", "range=all", CLEAR, "stat=clear",
+        guest, "fill=dup", "range=32-56", "fill=unique", "range=56-64", "fill=zero",
+        "range=all", CLEAR, "stat=clear",
         "settle", f"sleep={WATCHED_MS}", "stat=merged", "verify", "set=run:2", "stat=unmerged",
         "verify", procs=2, pages=PAGES,
     )  # fmt: skip
     assert report["clear"]["soft_dirty"] == 0
     assert report["merged"]["merged_ptes"] == 2 * 32
+    assert report["merged"]["zero"] == 2 * 8
     assert report["merged"]["soft_dirty"] == 0
     assert report["unmerged"]["merged_ptes"] == 0
 

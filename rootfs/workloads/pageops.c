@@ -251,7 +251,8 @@ static void run_failing(const char *arg, const char *word)
 	static const struct {
 		const char *name;
 		int err;
-	} errors[] = { { "ENOMEM:", ENOMEM }, { "EAGAIN:", EAGAIN } };
+	} errors[] = { { "ENOMEM:", ENOMEM }, { "EAGAIN:", EAGAIN },
+			{ "EFAULT:", EFAULT } };
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(errors); i++)

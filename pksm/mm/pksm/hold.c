@@ -41,6 +41,7 @@ static const char *const pksm_point_names[PKSM_NR_POINTS] = {
 	[PKSM_AT_FROZEN]	= "frozen",
 	[PKSM_AT_VISIT]		= "visit",
 	[PKSM_AT_MIGRATE]	= "migrate",
+	[PKSM_AT_LARGE]		= "large",
 };
 
 /* Those who write to the file, one at a time. Taken before pksm_hold_lock. */

@@ -19,6 +19,8 @@
  *	its process)
  * @PKSM_AT_MIGRATE: a stable page moves, and migration entries stand for it; it is
  *	locked (its old page frame number)
+ * @PKSM_AT_LARGE: the first page of a large folio was read, which is locked, and watched
+ *	if it is to be (its page frame number)
  * @PKSM_NR_POINTS: how many there are
  */
 enum pksm_point {
@@ -28,6 +30,7 @@ enum pksm_point {
 	PKSM_AT_FROZEN,
 	PKSM_AT_VISIT,
 	PKSM_AT_MIGRATE,
+	PKSM_AT_LARGE,
 	PKSM_NR_POINTS,
 };
 

@@ -41,6 +41,7 @@
 
 #include <trace/events/pksm.h>
 
+#include "hold.h"
 #include "internal.h"
 
 /* How many pages of a folio must have an equal for it to be split, in per cent. */
@@ -162,6 +163,8 @@ static bool pksm_large_read_page(struct folio *folio, unsigned long i,
 
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	trace_pksm_hash(page_to_pfn(page), hash);
+	if (!i)
+		pksm_hold(PKSM_AT_LARGE, page_to_pfn(page));
 	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
 		if (i)
 			pksm_large_leave_out(page);

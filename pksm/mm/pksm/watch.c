@@ -14,6 +14,7 @@
  * which is dirty again saves reading the page. A page that looks clean is read, since
  * a write may have come by other means than a PTE.
  */
+#include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/pagemap.h>
