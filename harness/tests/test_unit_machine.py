@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import protocol, rundir  # noqa: E402
+from linux_um import accel, build, guest, packages, protocol, rundir  # noqa: E402
 from linux_um.commands_run import pytest_command  # noqa: E402
 from linux_um.errors import (  # noqa: E402
     BootError,
@@ -44,6 +44,7 @@ from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost
 from linux_um.options import parse_size  # noqa: E402
 from linux_um.machine import MachineOptions  # noqa: E402
 from linux_um.qemu import qemu_command  # noqa: E402
+from linux_um.term import Term  # noqa: E402
 from linux_um.uml import machine_command  # noqa: E402
 
 BOOTED = "Checking PROT_EXEC mmap in /dev/shm...OK\n[    0.000000] Linux version 6.12.117 (x)\n"
@@ -314,6 +315,23 @@ def test_qemu_gets_its_command_line(tmp_path: Path) -> None:
         plain = qemu_command(MachineOptions(linux, linux, mem=mem, cpus=cpus), 7, "kvm")
         assert not {"-numa", "-icount", "-virtfs", "-drive"} & set(plain)
         assert plain[plain.index("-cpu") + 1] == "host"
+
+
+def test_time_travel_is_never_by_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU refuses to count instructions that the processor executes."""
+    image = build.Image(
+        linux=tmp_path / "linux", vmlinux=tmp_path / "vmlinux", key="", kernel="", profile="fast",
+        patches_hash="", engine_hash="", build_dir=tmp_path, config=tmp_path, arch="x86_64",
+    )  # fmt: skip
+    monkeypatch.setattr(packages, "ensure", lambda *_, **__: None)
+    monkeypatch.setattr(accel, "choose", lambda *_: "kvm")
+    for travels, wanted in ((True, "tcg,thread=single"), (False, "kvm")):
+        options = guest.BootOptions(time_travel=travels, arch="x86_64")
+        start = guest._starter(options, image, 1 << 28, Term(quiet=True))
+        wishes = MachineOptions(image.linux, image.linux, time_travel=travels)
+        words = qemu_command(wishes, 7, start.keywords["accel"])  # type: ignore[attr-defined]
+        assert words[words.index("-accel") + 1] == wanted
+        assert ("-icount" in words) is travels
 
 
 def show(command: list[str]) -> list[str]:
