@@ -145,7 +145,7 @@ def _repeat_command(options: BootOptions) -> str:
         return options.repeat
     test = os.environ.get("PYTEST_CURRENT_TEST")
     if test:
-        which = ["--profile", options.profile]
+        which = ["--profile", options.profile, "--kernel", options.kernel]
         if options.arch != kconfig.UM:
             which += ["--arch", options.arch]
         return shlex.join(["./linux-um", "test", *which, test.rsplit(" ", 1)[0]])

@@ -334,6 +334,23 @@ def test_time_travel_is_never_by_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert ("-icount" in words) is travels
 
 
+def test_a_machine_that_there_is_not_is_one_line() -> None:
+    """Also when it is the environment that names it."""
+    for words in (["run", "--", "true"], ["doctor"]):
+        done = subprocess.run(
+            [str(repo_root() / "linux-um"), *words], env={**os.environ, "LINUX_UM_ARCH": "arm"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 125
+        assert done.stderr == "linux-um: LINUX_UM_ARCH is 'arm'; set it to um or x86_64\n"
+
+
+def test_the_command_that_repeats_a_guest_names_its_kernel() -> None:
+    words = guest._repeat_command(guest.BootOptions(kernel="7.3", profile="smp")).split()
+    assert words[words.index("--kernel") + 1] == "7.3"
+    assert words[1] == "test" and words[-1].endswith("_names_its_kernel")
+
+
 def show(command: list[str]) -> list[str]:
     """Return the words of the command that run_uml.sh shows."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
