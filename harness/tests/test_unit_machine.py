@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -349,6 +350,46 @@ def test_the_command_that_repeats_a_guest_names_its_kernel() -> None:
     words = guest._repeat_command(guest.BootOptions(kernel="7.3", profile="smp")).split()
     assert words[words.index("--kernel") + 1] == "7.3"
     assert words[1] == "test" and words[-1].endswith("_names_its_kernel")
+
+
+# Starts what $PROGRAM names in place of QEMU, says its number, and waits.
+LAUNCHER = """
+import os, sys, time
+from pathlib import Path
+from linux_um import qemu
+from linux_um.machine import MachineOptions
+from linux_um.rundir import RunDir
+
+qemu.PROGRAM = os.environ["PROGRAM"]
+options = MachineOptions(Path("linux"), Path("initrd"))
+print(qemu.QemuMachine(options, RunDir("guarded"), accel="tcg").pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_qemu_ends_with_a_launcher_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which cannot do anything about it any more."""
+    program = tmp_path / "qemu"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    monkeypatch.setenv("PROGRAM", str(program))
+    monkeypatch.setenv("PYTHONPATH", str(repo_root() / "harness"))
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        pid = int(launcher.stdout.readline())
+        descriptor = os.pidfd_open(pid)
+        # Until it is what was asked for, it may not have been told yet.
+        limit = time.monotonic() + 10
+        while b"sleep" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        launcher.kill()
+    ended, _, _ = select.select([descriptor], [], [], 10.0)
+    os.close(descriptor)
+    assert ended
 
 
 def show(command: list[str]) -> list[str]:
