@@ -20,7 +20,8 @@ class Target:
 
     ``value`` is None where it was not measured. ``noise`` is by how much measurements of
     the same thing differ: a number is beyond its limit only where it is so by more than
-    that, and where that is more than the limit, nothing can be said of any other.
+    that, and nothing can be said where it is so by less. Where the noise is more than the
+    limit, nothing can be said of any other number either.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Target:
             return self.value >= self.limit
         if self.value > self.limit + self.noise:
             return False
-        return None if self.noise > self.limit else True
+        return None if self.value > self.limit or self.noise > self.limit else True
 
     @property
     def bound(self) -> str:

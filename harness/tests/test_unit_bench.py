@@ -128,7 +128,8 @@ def test_noise_that_is_larger_than_the_limit_decides_nothing_but_what_is_beyond_
     hidden = Target("a", "a", 1.0, 2.0, noise=6.0)
     assert hidden.met is None and bench_table.verdict(hidden) == "noise"
     assert "1 hidden by noise" in bench_table.summary([hidden])
-    assert Target("a", "a", 2.5, 2.0, noise=1.0).met is True
+    assert Target("a", "a", 2.5, 2.0, noise=1.0).met is None
+    assert Target("a", "a", 2.0, 2.0, noise=1.0).met is True
 
 
 def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
