@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .bench_facts import Results, Sample, overheads, slope
+from .bench_facts import Result, Results, Sample, overheads, slope
+from .bench_lab import SETTINGS
 
 # Names of settings, as in bench_lab.
 _PKSM, _FULL = "pksm", "pksm-full"
 _KSM, _KSM_FULL = "ksm", "ksm-full"
+_KSMS = [each.name for each in SETTINGS.values() if not each.is_pksm]
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,34 @@ def _work(results: Results) -> list[Target]:
 
 def _convergence(results: Results) -> list[Target]:
     ours = results.value("convergence", _PKSM)
-    best = results.value("convergence", _KSM_FULL)
-    cpu = results.value("convergence CPU", _PKSM)
-    return [
+    found = [
         Target("convergence-to-ksm", "convergence, times faster than KSM's defaults",
-               _ratio(results.value("convergence", _KSM), ours), 50, "×", at_least=True),
-        Target("convergence-to-best", "time to converge, to that of KSM at full speed",
-               _ratio(ours, best), 1, "×"),
-        Target("convergence-cpu", "CPU to converge, to that of KSM at full speed",
-               _ratio(cpu, results.value("convergence CPU", _KSM_FULL)), 1, "×"),
+               _ratio(results.value("convergence", _KSM), ours), 50, "×", at_least=True)
     ]  # fmt: skip
+    for name, title, what in (
+        ("convergence-to-best", "time to converge", "convergence"),
+        ("convergence-cpu", "CPU to converge", "convergence CPU"),
+    ):
+        best = _best_of_ksm(results, what)
+        least = best.stat.median if best is not None else None
+        found.append(
+            Target(name, f"{title}, to that of KSM at its best",
+                   _ratio(results.value(what, _PKSM), least), 1, "×",
+                   note=SETTINGS[best.engine].title if best is not None else "")
+        )  # fmt: skip
+    return found
+
+
+def _best_of_ksm(results: Results, what: str) -> Result | None:
+    """Return the least that any setting of KSM has taken at the size that counts for PKSM."""
+    ours = results.last(what, _PKSM)
+    if ours is None:
+        return None
+    found = [
+        each for each in results.find(what)
+        if each.engine in _KSMS and (each.mib, each.procs) == (ours.mib, ours.procs)
+    ]  # fmt: skip
+    return min(found, key=lambda each: each.stat.median) if found else None
 
 
 def _quiet(results: Results) -> list[Target]:

@@ -7,6 +7,7 @@ import copy
 import json
 import re
 import sys
+from collections import Counter
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import bench, bench_html, bench_table, bench_trace  # noqa: E402
+from linux_um import bench, bench_html, bench_lab, bench_run, bench_table, bench_trace  # noqa: E402
 from linux_um.bench_facts import Results, Stat, overheads, results_of, slope  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
@@ -72,6 +73,35 @@ def test_ratios_are_of_medians_at_the_largest_size() -> None:
     assert target(samples, "merged-to-floor").value == pytest.approx(2.2 / 1.75)
     missed = target(samples, "unmatched-to-floor")
     assert missed.value == pytest.approx(1.8) and missed.met is False
+
+
+def converged(engine: str, ms: int, cpu_ms: int, mib: int = 64) -> Sample:
+    """Return a sample of that duration and CPU time, beside 1 ms of filling and 2 of polls."""
+    return {
+        "what": "convergence", "engine": engine, "mib": mib, "procs": 8, "pages": 1000,
+        "ns": ms * 10**6, "cpu_ns": (cpu_ms + 3) * 10**6, "fill_cpu_ns": 10**6,
+        "polls_cpu_ns": 2 * 10**6, "polls": 9,
+    }  # fmt: skip
+
+
+def test_convergence_is_compared_with_the_best_setting_of_ksm_by_name() -> None:
+    """Whichever that is, in time and in CPU time; at the size of PKSM's own result."""
+    samples = [
+        converged("pksm", 300, 60), converged("ksm-full", 240, 120),
+        converged("ksm-advisor", 150, 80), converged("ksm", 9000, 30),
+        converged("ksm-advisor", 1, 1, mib=16),
+    ]  # fmt: skip
+    time, cpu = (target(samples, name) for name in ("convergence-to-best", "convergence-cpu"))
+    assert time.value == pytest.approx(2) and time.note == "KSM, advisor"
+    assert cpu.value == pytest.approx(2) and cpu.note == "KSM, defaults"
+    assert target(samples, "convergence-to-ksm").value == pytest.approx(30)
+
+
+def test_the_advisor_is_measured_as_often_as_full_speed() -> None:
+    lab = bench_lab.Lab("6.12", Term(quiet=True))
+    titles = [title for title, _ in bench_run.tasks(bench_run.FULL, lab, ("convergence",), print)]
+    often = Counter(title.partition(":")[0] for title in titles)
+    assert often["KSM, advisor"] == often["KSM, full speed"] > often["KSM, defaults"]
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
