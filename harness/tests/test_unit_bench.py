@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from linux_um import bench, bench_html, bench_lab, bench_run, bench_table, bench_trace  # noqa: E402
-from linux_um.bench_facts import Results, Stat, overheads, results_of, slope  # noqa: E402
+from linux_um.bench_facts import Result, Results, Stat, overheads, results_of, slope  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
 from linux_um.errors import UsageError  # noqa: E402
@@ -203,6 +203,36 @@ def test_a_slower_engine_is_called_slower(document: dict[str, Any]) -> None:
     assert "faster" in bench_table.changes_table(before, now, colour=False)
     assert "nothing has changed" in bench_table.changes_table(now, now, colour=False)
     assert target(slow, "unmatched-to-floor").met is False
+
+
+@pytest.mark.parametrize(
+    ("what", "unit", "before", "now", "said", "good"),
+    [
+        ("idle wake-ups", "/min", 0.0, 3.0, "0 -> 3 /min  more", False),
+        ("idle wake-ups", "/min", 3.0, 0.0, "3 -> 0 /min  less", True),
+        ("idle", "% of a CPU", -0.5, 0.5, "-0.50 -> 0.50 % of a CPU  more", False),
+        ("idle", "% of a CPU", -1.0, -2.0, "-1 -> -2 % of a CPU  less", True),
+        ("bytes per tracked page", "B", 8.0, 12.0, "8 -> 12 B  1.50 ×  more", False),
+        ("reads per unmatched page", "", 1.0, 2.0, "1 -> 2  2.00 ×  more", False),
+        ("saved at rest", "MiB", 20.0, 10.0, "20 -> 10 MiB  0.50 ×  less", False),
+        ("merged", "µs", 4.0, 2.0, "4 -> 2 µs  0.50 ×  faster", True),
+        ("merged", "µs", 4.0, 4.1, "", True),
+        ("idle", "% of a CPU", -1.0, -1.02, "", True),
+    ],
+)
+def test_a_change_is_told_by_its_own_word(
+    what: str, unit: str, before: float, now: float, said: str, good: bool
+) -> None:
+    """Also where there was nothing before, or a difference that was below it."""
+    old, new = (
+        Results([Result(what, "pksm", unit, Stat.of([value]))]) for value in (before, now)
+    )
+    text = bench_table.changes_table(new, old, colour=True)
+    if not said:
+        assert "nothing has changed" in text
+        return
+    assert said in text
+    assert text.startswith("\033[32m" if good else "\033[31m")
 
 
 def test_missed_targets_are_red_where_there_are_colours(document: dict[str, Any]) -> None:
