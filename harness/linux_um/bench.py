@@ -19,7 +19,7 @@ from typing import Any
 from . import packages
 from .bench_lab import BenchError
 from .errors import LinuxUmError, UsageError
-from .options import add_kernel_options
+from .options import add_kernel_options, only_um
 from .term import Term
 
 FORMAT = 1
@@ -66,6 +66,7 @@ def add_parsers(subparsers: Any) -> None:
 
 def bench_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um bench``: measure, leave the report, print the tables; return 0."""
+    only_um(arguments, "bench")
     packages.ensure("bench", term=term)
     before = read(arguments.against) if arguments.against is not None else None
     if arguments.source is not None:

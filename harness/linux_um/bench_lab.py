@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from . import kconfig
 from .errors import LinuxUmError
 from .guest import Guest, boot_guest
 from .term import Term
@@ -201,6 +202,7 @@ class Lab:
             shares=shares,
             timeout=900.0,
             name="bench",
+            arch=kconfig.UM,
             term=self._term,
         ) as guest:
             yield guest
