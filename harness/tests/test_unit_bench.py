@@ -262,7 +262,6 @@ def test_the_page_has_everything_inside_of_it(document: dict[str, Any]) -> None:
 def test_the_report_is_made_again_from_the_file(
     document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     bench.report(document, tmp_path, document, Term(quiet=True))
     said = capsys.readouterr().out
     assert "nothing has changed" in said and str(tmp_path / "index.html") in said
