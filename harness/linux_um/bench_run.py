@@ -62,6 +62,8 @@ PROFILES = ("bench", "ksm", "off")
 
 # One measurement: what it is, and what makes it.
 Task = tuple[str, Callable[[], list[Sample]]]
+# Is told of one that was made: its samples, its title, the seconds it took, how many are left.
+Made = Callable[[Sequence[Sample], str, float, int], None]
 
 
 def profiles_of(parts: Sequence[str]) -> tuple[str, ...]:
@@ -127,16 +129,11 @@ def _in_turn(settings: Sequence[Setting], turn: int) -> list[Setting]:
     return list(settings if turn % 2 == 0 else reversed(settings))
 
 
-def run(
-    plan: Plan, kernel: str, parts: tuple[str, ...], *, term: Term
-) -> tuple[list[Sample], list[tuple[str, float]]]:
-    """Make all measurements of *plan* that are of *parts*.
+def run(plan: Plan, kernel: str, parts: tuple[str, ...], made: Made, *, term: Term) -> None:
+    """Make all measurements of *plan* that are of *parts*, and tell *made* of each.
 
-    Returns their samples, and the seconds that each has taken. Raises what guests
-    raise, and BenchError when an engine does not do what it should.
+    Raises what guests raise, and BenchError when an engine does not do what it should.
     """
-    samples: list[Sample] = []
-    took: list[tuple[str, float]] = []
     with term.step("measuring") as step:
         done = ""
 
@@ -151,6 +148,5 @@ def run(
             else:
                 term.info(f"{done}: {title}")
             began = time.monotonic()
-            samples += make()
-            took.append((title, round(time.monotonic() - began, 1)))
-    return samples, took
+            samples = make()
+            made(samples, title, time.monotonic() - began, len(todo) - count)

@@ -39,6 +39,11 @@ VARIANT_TITLES = {
 _RED, _GREEN, _RESET = "\033[31m", "\033[32m", "\033[0m"
 
 
+def red(text: str, *, colour: bool) -> str:
+    """Return *text*, in red where there are colours."""
+    return f"{_RED}{text}{_RESET}" if colour else text
+
+
 def title_of(result: Result) -> str:
     """Return what was measured, as people read it."""
     if result.what in PATH_STEPS:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import re
 import sys
 from collections import Counter
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from linux_um import bench, bench_html, bench_lab, bench_run, bench_table, bench
 from linux_um.bench_facts import Result, Results, Stat, overheads, results_of, slope  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
-from linux_um.errors import UsageError  # noqa: E402
+from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
 RECORDED = Path(__file__).resolve().parent / "bench_recorded.json"
@@ -270,6 +272,61 @@ def test_the_report_is_made_again_from_the_file(
     assert {each["name"] for each in again["targets"]} >= {"merged-to-ksm", "idle", "saved-peak"}
     assert {path.name for path in tmp_path.glob("*.png")} >= {"work.png", "savings.png"}
     assert (tmp_path / "index.html").read_text().count("<svg") >= 4
+
+
+def measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+) -> tuple[int | None, Path]:
+    """Run bench with measurements that end as *outcomes*; return its status, and its file."""
+
+    def make(outcome: Any) -> list[Sample]:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return [work("merged", "pksm-full", float(outcome))]
+
+    todo = [(f"number {n}", partial(make, outcome)) for n, outcome in enumerate(outcomes)]
+    monkeypatch.setattr(bench_run, "tasks", lambda *_: todo)
+    monkeypatch.setattr(bench_run, "profiles_of", lambda _: ())
+    parser = argparse.ArgumentParser()
+    bench.add_parsers(parser.add_subparsers())
+    output = tmp_path / "new" / "report"
+    arguments = parser.parse_args(["bench", "--only", "work", "-o", str(output), "--arch", "um"])
+    try:
+        return bench.bench_command(arguments, Term(quiet=True)), output / "bench.json"
+    except BenchError:
+        return None, output / "bench.json"
+
+
+def test_what_was_measured_before_an_error_is_kept_and_said_to_be_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = [2.0, 3.0, BenchError("broken"), 4.0]
+    status, path_ = measured(tmp_path, monkeypatch, outcomes)
+    assert status is None
+    document = bench.read(path_)
+    assert len(document["samples"]) == 2 and document["left"] == 2
+    bench.report(document, path_.parent, None, Term(quiet=True))
+    assert "PARTIAL: the run has ended early; 2 of 4" in capsys.readouterr().out
+    assert "PARTIAL" in (path_.parent / "index.html").read_text()
+
+
+def test_a_run_to_its_end_is_not_partial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, path_ = measured(tmp_path, monkeypatch, [2.0, 3.0])
+    assert status == 0 and "PARTIAL" not in capsys.readouterr().out
+    document = bench.read(path_)
+    assert document["left"] == 0 and len(document["samples"]) == 2
+    assert [title for title, _ in document["steps"]] == ["number 0", "number 1"]
+    assert "PARTIAL" not in (path_.parent / "index.html").read_text()
+
+
+def test_a_place_for_the_report_is_made_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").write_text("a file")
+    with pytest.raises(LinuxUmError, match="--output"):
+        measured(tmp_path, monkeypatch, [AssertionError("measured")])
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
