@@ -251,7 +251,7 @@ def savings(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
             pages.send(f"sample 100 {seconds * 1000}")
             time.sleep(seconds / 3)
             came = time.monotonic_ns()
-            with hoard(guest, mib // 2, dup=50, zero=10) as guests:
+            with hoard(guest, mib // 2, dup=50, zero=10, unique_seed=2) as guests:
                 guests.order("fill")
                 time.sleep(max(0.0, seconds / 3 - (time.monotonic_ns() - came) / 1e9))
             went = time.monotonic_ns()

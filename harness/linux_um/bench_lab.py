@@ -170,7 +170,9 @@ def hoard(guest: Guest, mib: int, procs: int = 8, **options: int) -> Hoard:
     """
     while mib * PAGES_PER_MIB // procs > MAX_PAGES_OF_PROCESS:
         procs *= 2
-    words = [f"--{name}={value}" for name, value in {"copies": 8, **options}.items()]
+    words = [
+        f"--{name.replace('_', '-')}={value}" for name, value in {"copies": 8, **options}.items()
+    ]
     return Hoard(guest, procs, mib * PAGES_PER_MIB // procs, words)
 
 

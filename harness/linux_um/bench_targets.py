@@ -15,6 +15,9 @@ _PKSM, _FULL = "pksm", "pksm-full"
 _KSM, _KSM_FULL = "ksm", "ksm-full"
 _KSMS = [each.name for each in SETTINGS.values() if not each.is_pksm]
 
+# Pages of programs that are not the workload's are alike as well.
+_POSSIBLE = 1.05
+
 
 @dataclass(frozen=True)
 class Target:
@@ -93,7 +96,7 @@ def targets_of(
         *_quiet(results),
         *_paths(samples),
         *_memory(results),
-        *_savings(results),
+        *_savings(results, samples),
         *_scaling(results),
         *_harness(harness),
     ]
@@ -179,14 +182,31 @@ def _memory(results: Results) -> list[Target]:
     ]  # fmt: skip
 
 
-def _savings(results: Results) -> list[Target]:
-    """Return the targets of a mix, and of all programs: of these the worst counts."""
+def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
+    """Return the targets of a mix, and of all programs: of these the worst counts.
+
+    And whether anybody has saved more than there is to save, which would say that the
+    measurement is wrong, and no engine good.
+    """
     found = [
         Target(f"saved-{when}", f"saved at {when} of a mix, to KSM's defaults",
                _ratio(*(results.value(f"saved at {when}", name) for name in (_PKSM, _KSM))), 1,
                "×", at_least=True)
         for when in ("rest", "peak")
     ]  # fmt: skip
+    shares: dict[str, float] = {
+        str(sample["engine"]): max(
+            sample["samples"][-1][1] / sample["possible_at_rest_pages"],
+            max(pages for _, pages in sample["samples"]) / sample["possible_at_peak_pages"],
+        )
+        for sample in samples if sample["what"] == "savings"
+    }  # fmt: skip
+    most = max(shares, key=lambda name: shares[name], default=None)
+    found.append(
+        Target("saved-possible", "saved of a mix at most, to what its contents allow",
+               shares[most] if most is not None else None, _POSSIBLE, "×",
+               note=SETTINGS[most].title if most is not None else "")
+    )  # fmt: skip
     for when in ("rest", "peak"):
         whats = {each.what for each in results.all if each.what.startswith(f"saved at {when}, ")}
         ratios = {

@@ -117,6 +117,24 @@ def test_a_limit_is_met_when_it_is_reached() -> None:
     assert not Target("a", "a", 0.99, 1.0, at_least=True).met
 
 
+def saved(engine: str, *pages: int) -> Sample:
+    """Return a sample of a mix of which 100 pages can be saved at rest, and 200 at its peak."""
+    return {
+        "what": "savings", "engine": engine, "mib": 1, "cpu_ns": 1, "samples":
+        [[when, number] for when, number in enumerate(pages)],
+        "possible_at_rest_pages": 100, "possible_at_peak_pages": 200,
+    }  # fmt: skip
+
+
+def test_more_saved_than_there_is_to_save_is_shown_as_an_error() -> None:
+    good = [saved("pksm", 0, 201, 102), saved("ksm", 0, 150, 90)]
+    assert target(good, "saved-possible").met is True
+    for wrong in (saved("ksm-full", 0, 260, 100), saved("ksm-full", 0, 150, 130)):
+        each = target([*good, wrong], "saved-possible")
+        assert each.met is False and each.value == pytest.approx(1.3)
+        assert each.note == "KSM, full speed"
+
+
 def test_slopes_are_of_the_logarithms() -> None:
     assert slope([(16, 5.0), (64, 5.0), (4096, 5.0)]) == pytest.approx(0)
     assert slope([(1, 3.0), (10, 30.0), (100, 300.0)]) == pytest.approx(1)
