@@ -18,7 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from linux_um import accel, build, guest, packages, protocol, rundir  # noqa: E402
-from linux_um.commands_run import pytest_command  # noqa: E402
+from linux_um.commands_run import check_tests, pytest_command  # noqa: E402
 from linux_um.errors import (  # noqa: E402
     BootError,
     GuestHang,
@@ -430,6 +430,25 @@ def test_a_dead_launchers_swap_file_goes(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (dead.path / "swap").exists()
     assert dead.console.exists()
     dead.close(keep=False)
+
+
+def test_a_file_of_tests_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    """Before anything is built. The values of options are pytest's own affair."""
+    tests = str(repo_root() / "harness" / "tests")
+    for words in (
+        ["/nosuch"], ["-x", "/nosuch"], ["--", "/nosuch"], ["test_nosuch.py::test_it"],
+        [tests, f"{tests}/test_nosuch.py"],
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="there is no file .*nosuch"):
+            check_tests(words)
+    check_tests(["-k", "a/b", "--ignore", "x/y", "--ignore=x/y", "-q", f"{tests}/test_cow.py::one"])
+    done = subprocess.run(
+        [str(repo_root() / "linux-um"), "test", "/nosuch"], capture_output=True, text=True,
+        env={**os.environ, "LINUX_UM_CACHE": str(tmp_path / "empty")}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert done.stderr.startswith("linux-um: there is no file /nosuch; name one")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_pytest_arguments_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
