@@ -42,7 +42,7 @@ def add_parsers(subparsers: Any) -> None:
     add_kernel_options(parser)
     parser.add_argument(
         "--quick", action="store_true",
-        help="about two minutes, in place of half an hour or more: smaller and fewer",
+        help="some minutes, in place of an hour or more: smaller and fewer",
     )  # fmt: skip
     parser.add_argument(
         "--only",
@@ -174,8 +174,9 @@ def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, 
         bench_run.run(plan, arguments.kernel, parts, made, term=term)
         if of_harness:
             document["harness"] = bench_harness.measure(
-                (arguments.profile, arguments.kernel), plan.harness_turns, term=term
-            )
+                (arguments.profile, arguments.kernel), plan.harness_turns,
+                suite=plan.suite, term=term,
+            )  # fmt: skip
         keep(0)
     except BaseException:
         if document["steps"]:

@@ -41,6 +41,7 @@ class Plan:
     savings_seconds: int
     programs: bool
     harness_turns: int
+    suite: bool
 
 
 # Sizes with how often they are measured: the large ones take their time and vary less.
@@ -48,13 +49,14 @@ QUICK = Plan(
     mode="quick", sizes=((16, 4), (64, 5)), procs=(), procs_mib=64, turns=1, convergence=(64,),
     convergence_turns=1, idle_mib=32, idle_seconds=60, volatile_mib=16, volatile_seconds=4,
     path_turns=5, path_repeat=6, savings_mib=64, savings_seconds=9,
-    programs=False, harness_turns=2,
+    programs=False, harness_turns=2, suite=False,
 )  # fmt: skip
 FULL = Plan(
     mode="full", sizes=((16, 7), (64, 7), (256, 5), (1024, 3), (4096, 2)), procs=(8, 32, 128),
     procs_mib=256, turns=3, convergence=(16, 64, 256, 1024), convergence_turns=3, idle_mib=64,
     idle_seconds=60, volatile_mib=32, volatile_seconds=60, path_turns=15, path_repeat=10,
     savings_mib=256, savings_seconds=45, programs=True, harness_turns=5,
+    suite=True,
 )  # fmt: skip
 
 # The kernels that are measured; the last one by the part "paths" alone.

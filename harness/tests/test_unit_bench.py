@@ -18,11 +18,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import bench, bench_html, bench_lab, bench_run, bench_table, bench_trace  # noqa: E402
+from linux_um import bench, bench_harness, bench_html, bench_lab  # noqa: E402
+from linux_um import bench_run, bench_table, bench_trace  # noqa: E402
 from linux_um.bench_facts import Result, Results, Stat, overheads, results_of, slope  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
 from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
+from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
 RECORDED = Path(__file__).resolve().parent / "bench_recorded.json"
@@ -345,6 +347,60 @@ def test_a_place_for_the_report_is_made_before_anything_is_measured(
     (tmp_path / "new").write_text("a file")
     with pytest.raises(LinuxUmError, match="--output"):
         measured(tmp_path, monkeypatch, [AssertionError("measured")])
+
+
+LAUNCHER = """\
+#!/bin/sh
+here=$(dirname "$0")
+source=$here/pksm/mm/pksm/merge.c
+gcc -fsyntax-only -D__maybe_unused= "$source" || exit 1
+echo "$here $* $(grep -c edited "$source")" >> "$LOG"
+[ "$1" != "$FAILS" ] || { echo said why; exit 3; }
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return what stands for the repository, with a launcher that writes down what it is told."""
+    root = tmp_path / "repository"
+    source = root / bench_harness.EDITED
+    source.parent.mkdir(parents=True)
+    source.write_text("int x;\n")
+    (root / "linux-um").write_text(LAUNCHER)
+    (root / "linux-um").chmod(0o755)
+    monkeypatch.setattr(bench_harness, "repo_root", lambda: root)
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("FAILS", "nothing")
+    return root
+
+
+def test_the_edit_that_is_measured_is_one_of_a_copy(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which was built before, so that no more than the one file has changed."""
+    assert bench_harness.edit_to_test(["--profile", "fast"]) > 0
+    assert (repository / bench_harness.EDITED).read_text() == "int x;\n"
+    built, tested = (line.split() for line in (tmp_path / "log").read_text().splitlines())
+    assert built[0] == tested[0] != str(repository)
+    assert built[1:] == ["build", "--profile", "fast", "1"]
+    assert tested[1:6] == ["test", "--profile", "fast", "-n", "0"]
+    assert tested[6] == f"{tested[0]}/{bench_harness.EDIT_TEST}" and tested[7] == "2"
+    assert not Path(tested[0]).exists()
+    monkeypatch.setenv("FAILS", "build")
+    with pytest.raises(BenchError, match="build ends with 3: said why"):
+        bench_harness.edit_to_test([])
+
+
+def test_the_test_that_follows_an_edit_is_there() -> None:
+    name, _, test = bench_harness.EDIT_TEST.partition("::")
+    assert f"def {test}(" in (repo_root() / name).read_text()
+    assert (repo_root() / bench_harness.EDITED).is_file()
+
+
+def test_the_suite_is_measured_as_a_whole(repository: Path, tmp_path: Path) -> None:
+    assert bench_harness.whole_suite(["--kernel", "6.12"]) > 0
+    assert (tmp_path / "log").read_text().split()[1:] == ["test", "--kernel", "6.12", "0"]
+    assert bench_run.FULL.suite and not bench_run.QUICK.suite
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
