@@ -61,6 +61,8 @@ def test_memory_goes_offline_again_and_again_while_pages_come_and_go(movable: Gu
     for _ in range(3):
         assert change(movable, "offline")
         assert change(movable, "online_movable")
+    # Or nothing came and went meanwhile.
+    assert job.poll() is None, job.stderr
     assert job.wait(240).status == 0
     settle(movable)
     assert counters(movable)["pages_new"] < 64

@@ -7,7 +7,7 @@ User-Mode Linux has none: these tests run with --arch x86_64.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, baseline, cost_of_time, loop_swap, pageops, settle, vmstat
+from lab import BootFresh, baseline, cost_of_time, loop_swap, pageops, parse_report, settle, vmstat
 from linux_um.guest import Guest
 
 pytestmark = [
@@ -99,7 +99,7 @@ def test_a_large_folio_that_is_not_written_to_costs_nothing(huge: Guest) -> None
     short, long = cost_of_time(
         huge, 1200, 2400, 9600,
         before="pageops --huge --procs 1 --pages 1024 fill=unique sleep=50000000 verify >/dev/null &",
-        after="kill -0 $!",
+        after="kill -0 $! && grep -Eq 'AnonHugePages: +4096 kB' /proc/meminfo",
     )  # fmt: skip
     # The pages of the sleep itself, in both.
     assert short[0] < 128
@@ -169,8 +169,8 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     khugepaged(huge, 100)
     names = ("thp_split_page", "thp_collapse_alloc")
     job = huge.start(["pageops", "--huge", "--procs", "2", "--pages", str(PAGES), "range=0-512",
-                      "fill=zero", "range=512-1024", "fill=dup", "settle", "sleep=10000000",
-                      "range=all", "verify"])  # fmt: skip
+                      "fill=zero", "range=512-1024", "fill=dup", "stat=filled", "settle",
+                      "sleep=10000000", "range=all", "verify"])  # fmt: skip
     look = "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
     done = huge.sh(f"sleep 2000; {look}; sleep 6000; {look}")
     assert job.poll() is None, job.stderr
@@ -181,6 +181,7 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     grown = dict(zip(names, (seen[2] - seen[0], seen[3] - seen[1]), strict=True))
     assert all(value <= 2 for value in grown.values()), grown
     assert job.wait(240).status == 0
+    assert parse_report(job.stdout)["filled"]["large"] == 2 * PAGES
 
 
 def test_large_folios_come_and_go(huge: Guest) -> None:
