@@ -37,6 +37,7 @@ def change(guest: Guest, state: str) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.regression("R11")
 def test_memory_goes_offline_under_merged_and_watched_pages(movable: Guest) -> None:
     """They are migrated; what is left of them in queues and in the index goes as well."""
     before = baseline(settle(movable))

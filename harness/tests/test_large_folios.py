@@ -57,6 +57,43 @@ def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.regression("R31")
+def test_r31_equal_pages_of_one_large_folio_are_merged(huge: Guest) -> None:
+    """With each other, which takes it apart first."""
+    before = baseline(settle(huge))
+    report = pageops(
+        huge, "--huge", "fill=same", "stat=filled", "settle", "sleep=60000", "settle",
+        "stat=merged", "verify", "write=50", "verify", procs=1, pages=HUGE,
+    )  # fmt: skip
+    assert report["filled"]["large"] == HUGE
+    assert report["merged"]["large"] == 0
+    assert report["merged"]["merged_ptes"] == HUGE
+    assert baseline(settle(huge)) == before
+
+
+@pytest.mark.regression("R32")
+@pytest.mark.parametrize("watched", [False, True])
+def test_r32_a_split_that_maps_the_zero_page_is_noticed(huge: Guest, watched: bool) -> None:
+    """Of a folio that is hardly used: its pages of zeroes are freed, and none is merged."""
+    used, unused = HUGE // 4, HUGE - HUGE // 4
+    huge.write_file(f"{THP}/khugepaged/max_ptes_none", str(HUGE // 2))
+    before = baseline(settle(huge))
+    known = ["fill=unique", "settle", "sleep=200000", "set=run:0"] if watched else ["set=run:0"]
+    report = pageops(
+        huge, "--huge", *known, f"range=0-{used}", "fill=dup", f"range={used}-{HUGE}", "fill=zero",
+        "range=all", "stat=filled", "file=/proc/sys/vm/drop_caches:2", "stat=split", "verify",
+        "set=run:1", "settle", f"sleep={AGAIN_MS}", "settle", "stat=merged", "verify", "poke=7",
+        "verify", "set=run:2", "verify", "set=run:1", procs=2, pages=HUGE,
+    )  # fmt: skip
+    filled, split, merged = (report[name] for name in ("filled", "split", "merged"))
+    assert filled["large"] == 2 * HUGE
+    assert (split["large"], split["zero"]) == (0, 2 * unused)
+    # It was the kernel that has saved these.
+    assert split.counters["zero_pages"] == filled.counters["zero_pages"]
+    assert (merged["merged_ptes"], merged["zero"]) == (2 * used, 2 * unused)
+    assert baseline(settle(huge)) == before
+
+
 def test_a_large_folio_of_zeroes_becomes_the_zero_page(huge: Guest) -> None:
     report = pageops(
         huge, "--huge", "fill=unique", "fill=zero", "stat=filled", "settle", "sleep=60000",

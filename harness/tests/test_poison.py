@@ -25,6 +25,7 @@ def poison(guest: Guest, *options: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.regression("R35")
 def test_a_merged_page_that_goes_bad_is_lost_to_all_who_have_it(guest: Guest) -> None:
     before = baseline(settle(guest))
     report = poison(guest, "--procs", "3", "--pages", "64")
@@ -42,6 +43,7 @@ def test_what_is_written_where_a_merged_page_went_bad_merges_anew(guest: Guest) 
     assert report["before"]["pages_sharing"] >= 8
 
 
+@pytest.mark.regression("R35")
 @pytest.mark.parametrize("page", [0, 63])
 def test_a_page_of_ones_own_that_goes_bad_is_lost_to_nobody_else(
     guest: Guest, page: int
