@@ -2,8 +2,8 @@
 """How QEMU is to run x86_64: by KVM where that really works, else by TCG.
 
 That /dev/kvm can be opened says little: under some hypervisors a guest then runs
-a hundred times slower than emulated, or not at all. So the kernel is booted once,
-against the clock, and the answer is remembered until the host or QEMU changes.
+a hundred times slower than emulated, or not at all. So the kernel is booted, against
+the clock, and the answer is remembered until the host or QEMU changes.
 ``LINUX_UM_ACCEL`` (kvm or tcg) decides instead of all this.
 """
 
@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import subprocess
+from enum import Enum
 from pathlib import Path
 
 from . import paths
@@ -25,7 +26,17 @@ ENV_ACCEL = "LINUX_UM_ACCEL"
 # Wall-clock seconds within which a kernel has to have booted by KVM, and panicked for want
 # of an init. Emulated it takes about five.
 TRIAL_SECONDS = 10.0
+# So often it may fail to before it is not tried again.
+TRIALS = 2
 ANSWER = "accel.json"
+
+
+class Trial(Enum):
+    """How it went: the kernel has booted, or has not in time, or QEMU has no use of KVM."""
+
+    BOOTED = "booted"
+    FAILED = "failed"
+    REFUSED = "refused"
 
 
 @functools.lru_cache(maxsize=None)
@@ -43,22 +54,35 @@ def choose(linux: Path, term: Term) -> str:
         return TCG
     host = _host()
     answer = paths.ensure_dir(paths.cache_root()) / ANSWER
-    try:
-        known = json.loads(answer.read_text())
-        if known["host"] == host and known["accel"] in (KVM, TCG):
-            return str(known["accel"])
-    except (OSError, ValueError, KeyError):
-        pass
-    with paths.lock("accel", term=term), term.step("trying KVM"):
-        accel = KVM if boots(linux) else TCG
-    if accel == TCG:
-        term.info("/dev/kvm is there, but a guest does not boot by it in time: emulating (TCG)")
-    answer.write_text(json.dumps({"host": host, "accel": accel}) + "\n")
+    # Who comes second waits for the first one's answer.
+    with paths.lock("accel", term=term):
+        try:
+            known = json.loads(answer.read_text())
+            if known["host"] == host and known["accel"] in (KVM, TCG):
+                return str(known["accel"])
+        except (OSError, ValueError, KeyError):
+            pass
+        with term.step("trying KVM"):
+            accel = _try_kvm(linux)
+        if accel == TCG:
+            term.info("/dev/kvm is there, but a guest does not boot by it in time: emulating (TCG)")
+        answer.write_text(json.dumps({"host": host, "accel": accel}) + "\n")
     return accel
 
 
-def boots(linux: Path, *, timeout: float = TRIAL_SECONDS) -> bool:
-    """Return whether *linux* boots by KVM within *timeout* seconds."""
+def _try_kvm(linux: Path) -> str:
+    """Return ``kvm`` or ``tcg``; a host that is busy for a while gets a second chance."""
+    for _ in range(TRIALS):
+        outcome = boots(linux)
+        if outcome is Trial.BOOTED:
+            return KVM
+        if outcome is Trial.REFUSED:
+            break
+    return TCG
+
+
+def boots(linux: Path, *, timeout: float = TRIAL_SECONDS) -> Trial:
+    """Try whether *linux* boots by KVM within *timeout* seconds."""
     command = [
         PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
         "-accel", KVM, "-cpu", "host", "-m", "256M", "-smp", "2", "-serial", "stdio",
@@ -68,10 +92,15 @@ def boots(linux: Path, *, timeout: float = TRIAL_SECONDS) -> bool:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    except OSError:
+        return Trial.REFUSED
+    except subprocess.TimeoutExpired:
+        return Trial.FAILED
+    if done.returncode != 0:
+        return Trial.REFUSED
     # Without an init and without a root the kernel gets so far, and no farther.
-    return done.returncode == 0 and b"Kernel panic - not syncing: VFS" in done.stdout
+    panicked = b"Kernel panic - not syncing: VFS" in done.stdout
+    return Trial.BOOTED if panicked else Trial.FAILED
 
 
 def _host() -> str:

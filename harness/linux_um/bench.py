@@ -12,14 +12,15 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import packages
+from .bench_facts import Sample
 from .bench_lab import BenchError
 from .errors import LinuxUmError, UsageError
-from .options import add_kernel_options
+from .options import add_kernel_options, only_um
 from .term import Term
 
 FORMAT = 1
@@ -41,7 +42,7 @@ def add_parsers(subparsers: Any) -> None:
     add_kernel_options(parser)
     parser.add_argument(
         "--quick", action="store_true",
-        help="about two minutes, in place of half an hour or more: smaller and fewer",
+        help="some minutes, in place of an hour or more: smaller and fewer",
     )  # fmt: skip
     parser.add_argument(
         "--only",
@@ -66,17 +67,15 @@ def add_parsers(subparsers: Any) -> None:
 
 def bench_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um bench``: measure, leave the report, print the tables; return 0."""
+    only_um(arguments, "bench")
     packages.ensure("bench", term=term)
     before = read(arguments.against) if arguments.against is not None else None
-    if arguments.source is not None:
-        document = read(arguments.source)
-    else:
-        document = measure(arguments, term)
+    document = read(arguments.source) if arguments.source is not None else None
     directory: Path = arguments.output
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # At once: what was measured for an hour is not to be lost.
-        write(directory / JSON_NAME, document)
+        if document is None:
+            document = measure(arguments, directory / JSON_NAME, term)
         report(document, directory, before, term)
     except OSError as error:
         raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
@@ -106,14 +105,31 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a bench.json, a sample a line. Raises OSError."""
+    """Write a bench.json, a sample a line; all of it or nothing. Raises OSError."""
     lines = ",\n  ".join(json.dumps(sample) for sample in document["samples"])
     rest = json.dumps({**document, "samples": []}, indent=1)
-    path.write_text(rest.replace('"samples": []', f'"samples": [\n  {lines}\n ]', 1) + "\n")
+    text = rest.replace('"samples": []', f'"samples": [\n  {lines}\n ]', 1) + "\n"
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
-def measure(arguments: argparse.Namespace, term: Term) -> dict[str, Any]:
-    """Make all measurements that are asked for; return the document that has them."""
+def missing(document: Mapping[str, Any]) -> str:
+    """Return one line that says how much a run that ended early lacks, or nothing."""
+    left = document.get("left", 0)
+    if not left:
+        return ""
+    number = left + len(document["steps"])
+    return f"PARTIAL: the run has ended early; {left} of {number} measurements were not made"
+
+
+def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, Any]:
+    """Make all measurements that are asked for; return the document that has them.
+
+    After each it is written to *path*, with the number of those that are left: what was
+    measured for an hour is not lost when the last one fails. Raises OSError when it
+    cannot be written.
+    """
     from . import bench_harness, bench_run
     from .guest import finished_image
 
@@ -122,30 +138,51 @@ def measure(arguments: argparse.Namespace, term: Term) -> dict[str, Any]:
     images = {}
     for profile in bench_run.profiles_of(parts):
         images[profile] = finished_image(profile, arguments.kernel, term)
-    load = [os.getloadavg()[0]]
+    load = os.getloadavg()[0]
     began = time.monotonic()
-    samples, took = bench_run.run(plan, arguments.kernel, parts, term=term)
-    harness: Mapping[str, Any] = {}
-    if "harness" in parts:
-        harness = bench_harness.measure(
-            (arguments.profile, arguments.kernel), plan.harness_turns, term=term
-        )
-    load.append(os.getloadavg()[0])
-    return {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "mode": plan.mode,
-        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "seconds": round(time.monotonic() - began, 1),
-        "steps": took,
+        "time": "",
+        "seconds": 0.0,
+        "left": 0,
+        "steps": [],
         "kernel": arguments.kernel,
         "images": {name: image.describe() for name, image in images.items()},
         "host": {
             "machine": platform.machine(), "cpu": cpu_name(), "cpus": os.cpu_count(),
-            "release": platform.release(), "load": load,
+            "release": platform.release(), "load": [load, load],
         },
-        "samples": samples,
-        "harness": harness,
+        "samples": [],
+        "harness": {},
     }  # fmt: skip
+    of_harness = "harness" in parts
+
+    def keep(left: int) -> None:
+        document["left"] = left
+        document["time"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        document["seconds"] = round(time.monotonic() - began, 1)
+        document["host"]["load"][1] = os.getloadavg()[0]
+        write(path, document)
+
+    def made(samples: Sequence[Sample], title: str, seconds: float, left: int) -> None:
+        document["samples"] += samples
+        document["steps"].append((title, round(seconds, 1)))
+        keep(left + of_harness)
+
+    try:
+        bench_run.run(plan, arguments.kernel, parts, made, term=term)
+        if of_harness:
+            document["harness"] = bench_harness.measure(
+                (arguments.profile, arguments.kernel), plan.harness_turns,
+                suite=plan.suite, term=term,
+            )  # fmt: skip
+        keep(0)
+    except BaseException:
+        if document["steps"]:
+            term.info(f"what was measured is kept: ./linux-um bench --from {path}")
+        raise
+    return document
 
 
 def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
@@ -183,7 +220,7 @@ def report(
         plots = bench_plots.draw(results, samples, directory)
     except ImportError as error:
         raise BenchError(f"no plots: {error}", "install python3-matplotlib") from error
-    html = bench_html.page(document, results, targets, plots)
+    html = bench_html.page(document, results, targets, plots, missing(document))
     (directory / HTML_NAME).write_text(html, encoding="utf-8")
     colour = os.isatty(1) and not os.environ.get("NO_COLOR")
     print(bench_table.results_table(results))
@@ -194,4 +231,6 @@ def report(
     if before is not None:
         print("\nsince the other run:")
         print(bench_table.changes_table(results, results_of(before["samples"]), colour=colour))
+    if missing(document):
+        print(f"\n{bench_table.red(missing(document), colour=colour)}")
     print(f"\n{bench_table.summary(targets)}; see {directory / HTML_NAME}", flush=True)

@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import packages, rootfs
@@ -23,6 +26,9 @@ from .term import Term
 # Wall-clock seconds that any of this may take.
 LIMIT = 120.0
 GDB_PROMPT = b"(gdb) "
+# What is edited, and the test that follows: paths in the repository.
+EDITED = "pksm/mm/pksm/merge.c"
+EDIT_TEST = "harness/tests/test_cow.py::test_every_sharer_may_write_at_once"
 
 
 def _launcher() -> str:
@@ -104,19 +110,71 @@ def _until_prompt(command: Sequence[str], before: bytes) -> float:
     return took
 
 
+def edit_to_test(kernel: Sequence[str]) -> float:
+    """Return the seconds from an edit of the engine until a test of it has passed.
+
+    The edit is one of a copy of this repository, and is never the same twice.
+    """
+    with tempfile.TemporaryDirectory(prefix="linux-um-edit-") as scratch:
+        copy = Path(scratch) / "copy"
+        shutil.copytree(
+            repo_root(), copy, symlinks=True, ignore=shutil.ignore_patterns(".git", "__pycache__")
+        )
+        # The work tree may be that of another version: one file is to be compiled, no more.
+        _edit(copy)
+        _passes([str(copy / "linux-um"), "build", *kernel])
+        _edit(copy)
+        began = time.monotonic()
+        _passes([str(copy / "linux-um"), "test", *kernel, "-n", "0", f"{copy}/{EDIT_TEST}"])
+        return time.monotonic() - began
+
+
+def _edit(copy: Path) -> None:
+    """Change what a file of the engine is compiled to, but not what it does."""
+    with (copy / EDITED).open("a") as source:
+        name = f"edited_{time.monotonic_ns()}"
+        source.write(f"\nstatic int __maybe_unused {name}(void)\n{{\n\treturn 0;\n}}\n")
+
+
+def whole_suite(kernel: Sequence[str]) -> float:
+    """Return the seconds that the whole suite takes."""
+    began = time.monotonic()
+    _passes([_launcher(), "test", *kernel])
+    return time.monotonic() - began
+
+
+def _passes(command: Sequence[str]) -> None:
+    """Run *command*. Raises BenchError with its last line when it fails."""
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        last = done.stdout.strip().splitlines()[-1:] or ["nothing"]
+        raise BenchError(f"./linux-um {command[1]} ends with {done.returncode}: {last[0]}",
+                         "try it")  # fmt: skip
+
+
 # Name, title, and what does it once for the options that choose a kernel.
 MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
     ("boot", "boot to the shell's first output", boot_to_output),
     ("run", "run -- true", run_true),
     ("gdb", "gdb to its prompt", gdb_to_prompt),
     ("gdb_first_stop", "gdb -- memdup to the first stop", gdb_to_first_stop),
+    ("edit", "edit of one engine file to a test that has passed", edit_to_test),
+    ("suite", "the whole suite", whole_suite),
 )
+# These take so long that once has to do; and the suite is none of the quick ones.
+ONCE = ("edit", "suite")
 
 
-def measure(kernel: tuple[str, str], turns: int, *, term: Term) -> dict[str, dict[str, Any]]:
+def measure(
+    kernel: tuple[str, str], turns: int, *, suite: bool, term: Term
+) -> dict[str, dict[str, Any]]:
     """Do each measurement *turns* times, in turns; return the seconds by name.
 
-    *kernel* is its profile and version. Raises BenchError for what does not work.
+    *kernel* is its profile and version; *suite* says whether the whole suite is run as
+    well. Raises BenchError for what does not work.
     """
     from statistics import median
 
@@ -127,10 +185,14 @@ def measure(kernel: tuple[str, str], turns: int, *, term: Term) -> dict[str, dic
     rootfs.ensure_rootfs(term=term, kernel=version)
     with indexing(Kernel.of(image)):
         pass
-    seconds: dict[str, list[float]] = {name: [] for name, _, _ in MEASUREMENTS}
+    todo = [each for each in MEASUREMENTS if suite or each[0] != "suite"]
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in todo}
     with term.step(f"measuring the harness, {turns} times") as step:
         for turn in range(turns):
-            for name, title, run in MEASUREMENTS:
+            for name, title, run in todo:
+                # Last, since it leaves the work tree with the edit in it.
+                if name in ONCE and turn != turns - 1:
+                    continue
                 step.update(f"turn {turn + 1}: {title}")
                 seconds[name].append(run(options))
     return {
@@ -142,5 +204,5 @@ def measure(kernel: tuple[str, str], turns: int, *, term: Term) -> dict[str, dic
             "max": round(max(seconds[name]), 4),
             "runs": [round(value, 4) for value in seconds[name]],
         }
-        for name, title, _ in MEASUREMENTS
+        for name, title, _ in todo
     }

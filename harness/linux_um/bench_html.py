@@ -21,15 +21,15 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; border-bottom: 2px solid #ddd; }
 td { border-bottom: 1px solid #eee; padding: .2rem .6rem .2rem 0; }
 td.n { text-align: right; white-space: nowrap; }
-tr.missed td { color: #b00020; font-weight: 600; }
+tr.missed td, p.warning { color: #b00020; font-weight: 600; }
 tr.met td.v { color: #1a7f37; } tr.unknown td { color: #888; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
 """
 
 
 def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target],
-         plots: Sequence[tuple[str, str]]) -> str:  # fmt: skip
-    """Return the report as a page."""
+         plots: Sequence[tuple[str, str]], warning: str = "") -> str:  # fmt: skip
+    """Return the report as a page; *warning* is what is wrong with all of it."""
     host = document["host"]
     about = (
         f"{document['time']}, {document['mode']} mode; kernel {document['kernel']}; "
@@ -41,6 +41,7 @@ def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target
         "<title>PKSM and KSM, measured</title>",
         f"<style>{_CSS}</style></head><body>",
         f"<h1>PKSM and KSM, measured</h1><p class='about'>{escape(about)}</p>",
+        f"<p class='warning'>{escape(warning)}</p>" if warning else "",
         f"<p><strong>{escape(summary(targets))}.</strong></p>",
         *(f"<figure>{_unique(name, svg)}</figure>" for name, svg in plots[:2]),
         "<h2>Targets</h2>",

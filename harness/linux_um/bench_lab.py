@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from . import kconfig
 from .errors import LinuxUmError
 from .guest import Guest, boot_guest
 from .term import Term
@@ -169,7 +170,9 @@ def hoard(guest: Guest, mib: int, procs: int = 8, **options: int) -> Hoard:
     """
     while mib * PAGES_PER_MIB // procs > MAX_PAGES_OF_PROCESS:
         procs *= 2
-    words = [f"--{name}={value}" for name, value in {"copies": 8, **options}.items()]
+    words = [
+        f"--{name.replace('_', '-')}={value}" for name, value in {"copies": 8, **options}.items()
+    ]
     return Hoard(guest, procs, mib * PAGES_PER_MIB // procs, words)
 
 
@@ -201,6 +204,7 @@ class Lab:
             shares=shares,
             timeout=900.0,
             name="bench",
+            arch=kconfig.UM,
             term=self._term,
         ) as guest:
             yield guest

@@ -41,6 +41,7 @@ class Plan:
     savings_seconds: int
     programs: bool
     harness_turns: int
+    suite: bool
 
 
 # Sizes with how often they are measured: the large ones take their time and vary less.
@@ -48,13 +49,14 @@ QUICK = Plan(
     mode="quick", sizes=((16, 4), (64, 5)), procs=(), procs_mib=64, turns=1, convergence=(64,),
     convergence_turns=1, idle_mib=32, idle_seconds=60, volatile_mib=16, volatile_seconds=4,
     path_turns=5, path_repeat=6, savings_mib=64, savings_seconds=9,
-    programs=False, harness_turns=2,
+    programs=False, harness_turns=2, suite=False,
 )  # fmt: skip
 FULL = Plan(
     mode="full", sizes=((16, 7), (64, 7), (256, 5), (1024, 3), (4096, 2)), procs=(8, 32, 128),
     procs_mib=256, turns=3, convergence=(16, 64, 256, 1024), convergence_turns=3, idle_mib=64,
     idle_seconds=60, volatile_mib=32, volatile_seconds=60, path_turns=15, path_repeat=10,
     savings_mib=256, savings_seconds=45, programs=True, harness_turns=5,
+    suite=True,
 )  # fmt: skip
 
 # The kernels that are measured; the last one by the part "paths" alone.
@@ -62,6 +64,8 @@ PROFILES = ("bench", "ksm", "off")
 
 # One measurement: what it is, and what makes it.
 Task = tuple[str, Callable[[], list[Sample]]]
+# Is told of one that was made: its samples, its title, the seconds it took, how many are left.
+Made = Callable[[Sequence[Sample], str, float, int], None]
 
 
 def profiles_of(parts: Sequence[str]) -> tuple[str, ...]:
@@ -94,8 +98,8 @@ def tasks(plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], Non
     for mib in plan.convergence:
         for turn in range(plan.convergence_turns):
             for setting in (PKSM, KSM_FULL, KSM_ADVISOR, KSM):
-                # KSM takes so long that once shows it.
-                if setting in (KSM_ADVISOR, KSM) and turn:
+                # KSM takes so long by its defaults that once shows it.
+                if setting is KSM and turn:
                     continue
                 add("convergence", f"{setting.title}: converging on {mib} MiB",
                     partial(bench_engine.convergence, lab, setting, mib, 8))  # fmt: skip
@@ -127,16 +131,11 @@ def _in_turn(settings: Sequence[Setting], turn: int) -> list[Setting]:
     return list(settings if turn % 2 == 0 else reversed(settings))
 
 
-def run(
-    plan: Plan, kernel: str, parts: tuple[str, ...], *, term: Term
-) -> tuple[list[Sample], list[tuple[str, float]]]:
-    """Make all measurements of *plan* that are of *parts*.
+def run(plan: Plan, kernel: str, parts: tuple[str, ...], made: Made, *, term: Term) -> None:
+    """Make all measurements of *plan* that are of *parts*, and tell *made* of each.
 
-    Returns their samples, and the seconds that each has taken. Raises what guests
-    raise, and BenchError when an engine does not do what it should.
+    Raises what guests raise, and BenchError when an engine does not do what it should.
     """
-    samples: list[Sample] = []
-    took: list[tuple[str, float]] = []
     with term.step("measuring") as step:
         done = ""
 
@@ -151,6 +150,5 @@ def run(
             else:
                 term.info(f"{done}: {title}")
             began = time.monotonic()
-            samples += make()
-            took.append((title, round(time.monotonic() - began, 1)))
-    return samples, took
+            samples = make()
+            made(samples, title, time.monotonic() - began, len(todo) - count)

@@ -39,6 +39,11 @@ VARIANT_TITLES = {
 _RED, _GREEN, _RESET = "\033[31m", "\033[32m", "\033[0m"
 
 
+def red(text: str, *, colour: bool) -> str:
+    """Return *text*, in red where there are colours."""
+    return f"{_RED}{text}{_RESET}" if colour else text
+
+
 def title_of(result: Result) -> str:
     """Return what was measured, as people read it."""
     if result.what in PATH_STEPS:
@@ -112,36 +117,41 @@ def changes_table(now: Results, before: Results, *, colour: bool) -> str:
     lines = []
     for each in now.all:
         other = old.get((each.what, each.engine, each.mib, each.procs))
-        if other is None or not other.stat.median:
+        if other is None:
             continue
         change = change_of(each, other)
         if not change:
             continue
-        ratio = each.stat.median / other.stat.median
         line = (
             f"{title_of(each):44} {engine_title(each.engine):18} "
-            f"{number(other.stat.median)} -> {number(each.stat.median)} {each.unit}"
-            f"  {ratio:.2f} × {change}"
+            f"{number(other.stat.median)} -> {number(each.stat.median)} {each.unit}".rstrip()
         )
+        # What is nothing, or a difference below it, has no ratio.
+        if other.stat.median > 0 and each.stat.median > 0:
+            line += f"  {each.stat.median / other.stat.median:.2f} ×"
+        line += f"  {_WORDS[each.unit in _OF_TIME][change > 0]}"
         if colour:
-            line = f"{_GREEN if change in BETTER else _RED}{line}{_RESET}"
+            better = (change > 0) is each.what.startswith("saved")
+            line = f"{_GREEN if better else _RED}{line}{_RESET}"
         lines.append(line)
     return "\n".join(lines) or "nothing has changed by more than the runs differ among themselves"
 
 
-# Words for a change, by whether more of it is good: for less, and for more.
-_WORDS = {False: ("faster", "slower"), True: ("less", "more")}
-BETTER = ("faster", "more")
+# Words for a change, by whether it is of a time: for less, and for more.
+_OF_TIME = ("ns", "µs", "ms", "s")
+_WORDS = {True: ("faster", "slower"), False: ("less", "more")}
+# Of the old median: by less than that nothing has changed.
+_APART = 0.05
 
 
-def change_of(now: Result, before: Result) -> str:
-    """Return ``slower`` or ``faster`` (of savings ``less`` or ``more``), or nothing.
+def change_of(now: Result, before: Result) -> int:
+    """Return 1 where there is more of it, -1 where there is less, or 0.
 
     The runs of the two must not overlap, and their medians must be 5 % apart.
     """
-    words = _WORDS[now.what.startswith("saved")]
-    if now.stat.low > before.stat.high and now.stat.median > 1.05 * before.stat.median:
-        return words[1]
-    if now.stat.high < before.stat.low and now.stat.median < 0.95 * before.stat.median:
-        return words[0]
-    return ""
+    apart = _APART * abs(before.stat.median)
+    if now.stat.low > before.stat.high and now.stat.median > before.stat.median + apart:
+        return 1
+    if now.stat.high < before.stat.low and now.stat.median < before.stat.median - apart:
+        return -1
+    return 0

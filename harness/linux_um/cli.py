@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -66,10 +67,21 @@ def _flush_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
+        _drop_stdout()
         if error.errno != errno.EPIPE:
-            # Nothing is left to be flushed at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _drop_stdout() -> None:
+    """Leave nothing to be flushed at exit, which would be one more error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _nobody_reads() -> bool:
+    """Return whether standard output is a pipe that has been closed at its other end."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _drop_stderr() -> None:
@@ -109,7 +121,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGHUP, _terminate)
     try:
-        arguments, unknown = build_parser().parse_known_args(argv)
+        try:
+            arguments, unknown = build_parser().parse_known_args(argv)
+        except SystemExit:
+            _flush_stdout()  # of --help
+            raise
         if hasattr(arguments, "kernel"):
             check_series(arguments.kernel)
         if hasattr(arguments, "pytest_arguments"):
@@ -123,6 +139,12 @@ def main(argv: Sequence[str]) -> int:
     except LinuxUmError as error:
         term.error(error.line())
         return error.exit_status
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # As in `linux-um build | head`: the end that a signal would have brought.
+        _drop_stdout()
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         term.error("interrupted")
         return EXIT_INTERRUPTED

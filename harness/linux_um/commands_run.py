@@ -30,6 +30,8 @@ MAX_CPUS = 8
 DEFAULT_TIMEOUT = 3600.0
 # Environment variables by which `test` tells the suite what to test.
 ENV_PROFILE = "LINUX_UM_PROFILE"
+# Options of pytest that take the next word as their value, as all long ones may.
+_WITH_VALUE = ("-k", "-m", "-n", "-o", "-p", "-c", "-W", "-r")
 # The argument of `test` that runs the suite against broken engines.
 MUTANTS = "--mutants"
 TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [--arch ARCH]
@@ -288,6 +290,8 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     if {"-h", "--help"} & set(given):
         print(TEST_HELP)
         return 0
+    if MUTANTS not in given:
+        check_tests(given)
     packages.ensure("test", term=term)
     if MUTANTS in given:
         given.remove(MUTANTS)
@@ -303,6 +307,20 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     environment[ENV_KERNEL] = arguments.kernel
     environment[ENV_ARCH] = arguments.arch
     return run_pytest(command, environment)
+
+
+def check_tests(given: list[str]) -> None:
+    """See that the files among pytest's arguments are there. Raises UsageError."""
+    before = ""
+    for word in given:
+        # The value of an option may look like a file.
+        is_value = before in _WITH_VALUE or (before.startswith("--") and "=" not in before[2:])
+        before = word if word != "--" else ""
+        name = word.partition("::")[0]
+        looks_like_a_file = "/" in name or name.endswith(".py")
+        if is_value or word.startswith("-") or not looks_like_a_file or os.path.exists(name):
+            continue
+        raise UsageError(f"there is no file {name}", "name one such as harness/tests/test_cow.py")
 
 
 def pytest_command(given: list[str]) -> list[str]:

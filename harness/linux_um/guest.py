@@ -145,7 +145,7 @@ def _repeat_command(options: BootOptions) -> str:
         return options.repeat
     test = os.environ.get("PYTEST_CURRENT_TEST")
     if test:
-        which = ["--profile", options.profile]
+        which = ["--profile", options.profile, "--kernel", options.kernel]
         if options.arch != kconfig.UM:
             which += ["--arch", options.arch]
         return shlex.join(["./linux-um", "test", *which, test.rsplit(" ", 1)[0]])
@@ -296,7 +296,9 @@ def _starter(
         if options.keep_core:
             raise UsageError("--keep-core is for User-Mode Linux", "leave out --arch x86_64")
         packages.ensure("qemu", term=term)
-        return functools.partial(QemuMachine, accel=accel.choose(image.linux, term))
+        # QEMU counts instructions only where it executes them itself.
+        how = accel.TCG if options.time_travel else accel.choose(image.linux, term)
+        return functools.partial(QemuMachine, accel=how)
     memory = doctor.boot_checks(mem_bytes)
     return lambda wishes, rundir: UmlMachine(replace(wishes, memory=memory), rundir)
 

@@ -8,6 +8,7 @@ the harness knows; uml.py and qemu.py are the machines there are.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -166,6 +167,20 @@ def _become_subreaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     except (OSError, AttributeError):
         return
+
+
+@functools.lru_cache(maxsize=1)
+def guard() -> tuple[str, ...]:
+    """Return the words before a command which is to end with us, or none where that cannot be.
+
+    It ends with the thread that starts it.
+    """
+    words = ("setpriv", "--pdeathsig", "KILL")
+    try:
+        done = subprocess.run([*words, "true"], capture_output=True, check=False)
+    except OSError:
+        return ()
+    return words if done.returncode == 0 else ()
 
 
 def allow_debugger(

@@ -18,8 +18,14 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def default_arch() -> str:
-    """Return the machine to use where none is given: ``$LINUX_UM_ARCH`` or User-Mode Linux."""
-    return os.environ.get(ENV_ARCH, kconfig.UM)
+    """Return the machine to use where none is given: ``$LINUX_UM_ARCH`` or User-Mode Linux.
+
+    Raises UsageError when it is none of those there are.
+    """
+    arch = os.environ.get(ENV_ARCH) or kconfig.UM
+    if arch not in kconfig.ARCHES:
+        raise UsageError(f"{ENV_ARCH} is {arch!r}", f"set it to {' or '.join(kconfig.ARCHES)}")
+    return arch
 
 
 def add_kernel_options(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,8 @@ PYTHON_TEST_MODULES = {
     "xdist": "python3-pytest-xdist",
     "pytest_timeout": "python3-pytest-timeout",
     "pexpect": "python3-pexpect",
+    # For the tests of the bench, which draws.
+    "matplotlib": "python3-matplotlib",
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .errors import HostError
-from .machine import SWAP_FILE, Machine, MachineError, MachineOptions, make_swap_file
+from .machine import SWAP_FILE, Machine, MachineError, MachineOptions, guard, make_swap_file
 from .options import parse_size
 from .rundir import RunDir
 
@@ -51,7 +51,7 @@ class QemuMachine(Machine):
         self.line_out = os.dup(ours.fileno())
         self.line_in = ours.detach()
         line = theirs.detach()
-        self._start(qemu_command(options, line, accel), (line,))
+        self._start([*guard(), *qemu_command(options, line, accel)], (line,))
 
     def share_source(self, number: int, host_dir: str) -> str:
         """Return the tag of the share, as the command line has it."""

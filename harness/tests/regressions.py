@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The bugs that page mergers have really had, and what became of each here.
 
-Each number is either the marker ``regression("Rn")`` of tests, or it stands
-here with the reason why such a bug cannot come about in any profile, and with
-the symbols of the kernel's configuration that it would need.
-test_regressions.py sees to it that there is exactly one of the two, that the
-files named here are those where the marked tests are, that a mutant puts the
-bug back, and that the kernel really lacks these symbols.
+Each number is the marker ``regression("Rn")`` of tests, or it stands here with
+the reason why such a bug cannot come about, and with the symbols of the
+kernel's configuration that it would need; or both, where one machine has what
+the other lacks. test_regressions.py sees to it that there is one of the two at
+least, that the files named here are those where the marked tests are, that a
+mutant puts the bug back, and that a kernel for which the reason is to stand
+really lacks these symbols.
 
 As a plug-in of pytest (``-p regressions``) this prints which markers the
 collected tests have.
@@ -28,8 +29,8 @@ class Regression:
     """A class of bug.
 
     ``files`` are the test files with tests of it, without "test_" and ".py".
-    Where there are none, ``reason`` says why, and ``needs`` names the symbols
-    of which one at least would have to be set.
+    ``reason`` says why it cannot come about in a kernel without any of the
+    symbols ``needs``. ``missing`` says what nothing tests in one that has them.
     """
 
     number: str
@@ -37,6 +38,7 @@ class Regression:
     files: tuple[str, ...] = ()
     reason: str = ""
     needs: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def tested(number: str, title: str, *files: str) -> Regression:
@@ -44,9 +46,16 @@ def tested(number: str, title: str, *files: str) -> Regression:
     return Regression(number, title, files)
 
 
-def impossible(number: str, title: str, reason: str, *needs: str) -> Regression:
-    """Return the row of a bug that cannot come about here."""
-    return Regression(number, title, (), reason, needs)
+def impossible(
+    number: str, title: str, reason: str, *needs: str, files: tuple[str, ...] = (),
+    missing: str = "",
+) -> Regression:
+    """Return the row of a bug that cannot come about without *needs*.
+
+    *files* are those with tests for kernels that have these symbols, all of which are
+    of the machine x86_64; *missing* says what there is no test of.
+    """
+    return Regression(number, title, files, reason, needs, missing)
 
 
 REGRESSIONS = (
@@ -70,7 +79,7 @@ REGRESSIONS = (
     tested("R10", "unmerging misses pages behind migration entries", "moments", "regression_mm"),
     impossible(
         "R11", "memory hot-remove against stable nodes",
-        "Kconfig keeps PKSM and MEMORY_HOTREMOVE apart", "MEMORY_HOTREMOVE",
+        "UML cannot take memory away", "MEMORY_HOTREMOVE", files=("hotplug",),
     ),
     tested("R12", "lifetime of an anon_vma and its root", "regression_rmap"),
     tested("R13", "unbounded rmap walk", "regression_storm"),
@@ -98,14 +107,16 @@ REGRESSIONS = (
     impossible(
         "R25", "NUMA hint PTEs: saved write not cleared",
         "UML has no NUMA, so no PTE is ever a NUMA hint", "NUMA_BALANCING",
+        missing="no test merges pages whose PTEs are NUMA hints",
     ),
     impossible(
         "R26", "device-exclusive PTEs",
-        "UML has no memory of devices", "DEVICE_PRIVATE", "ZONE_DEVICE",
+        "no kernel here has memory of devices", "DEVICE_PRIVATE", "ZONE_DEVICE",
     ),
     impossible(
         "R27", "userfaultfd write-protection is lost",
         "UML has no userfaultfd write-protection", "HAVE_ARCH_USERFAULTFD_WP",
+        files=("pte_bits",),
     ),
     tested("R28", "mlocked pages: lock and unlock out of balance", "madvise", "regression_writers"),
     # Zero pages, THP, swap, memcg
@@ -114,11 +125,11 @@ REGRESSIONS = (
     impossible(
         "R31", "both candidates inside the same THP",
         "UML has no transparent huge pages; test_large.py compiles what is about them",
-        "TRANSPARENT_HUGEPAGE",
+        "TRANSPARENT_HUGEPAGE", files=("large_folios",),
     ),
     impossible(
         "R32", "THP split zero-maps subpages behind the engine's back",
-        "UML has no transparent huge pages", "TRANSPARENT_HUGEPAGE",
+        "UML has no transparent huge pages", "TRANSPARENT_HUGEPAGE", files=("large_folios",),
     ),
     tested(
         "R33", "swap-in copy: use-after-free, and hardware poison on swap-in",
@@ -127,7 +138,7 @@ REGRESSIONS = (
     tested("R34", "a memcg at its limit: unmerging must fail cleanly", "memcg"),
     impossible(
         "R35", "hardware poison on a merged page kills only those who touch it",
-        "UML has no handling of hardware poison", "MEMORY_FAILURE",
+        "UML has no handling of hardware poison", "MEMORY_FAILURE", files=("poison",),
     ),
     # The scanner
     tested("R36", "sparse VMA: the scanner must not burn CPU", "fault_hook", "scanner"),

@@ -37,6 +37,7 @@ def change(guest: Guest, state: str) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.regression("R11")
 def test_memory_goes_offline_under_merged_and_watched_pages(movable: Guest) -> None:
     """They are migrated; what is left of them in queues and in the index goes as well."""
     before = baseline(settle(movable))
@@ -81,6 +82,8 @@ def test_memory_goes_offline_again_and_again_while_pages_come_and_go(movable: Gu
     for _ in range(3):
         assert change(movable, "offline")
         assert change(movable, "online_movable")
+    # Or nothing came and went meanwhile.
+    assert job.poll() is None, job.stderr
     assert job.wait(240).status == 0
     settle(movable)
     assert counters(movable)["pages_new"] < 64

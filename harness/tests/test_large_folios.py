@@ -7,7 +7,7 @@ User-Mode Linux has none: these tests run with --arch x86_64.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, baseline, cost_of_time, loop_swap, pageops, settle, vmstat
+from lab import BootFresh, baseline, cost_of_time, loop_swap, pageops, parse_report, settle, vmstat
 from linux_um.guest import Guest
 
 pytestmark = [
@@ -57,6 +57,43 @@ def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.regression("R31")
+def test_r31_equal_pages_of_one_large_folio_are_merged(huge: Guest) -> None:
+    """With each other, which takes it apart first."""
+    before = baseline(settle(huge))
+    report = pageops(
+        huge, "--huge", "fill=same", "stat=filled", "settle", "sleep=60000", "settle",
+        "stat=merged", "verify", "write=50", "verify", procs=1, pages=HUGE,
+    )  # fmt: skip
+    assert report["filled"]["large"] == HUGE
+    assert report["merged"]["large"] == 0
+    assert report["merged"]["merged_ptes"] == HUGE
+    assert baseline(settle(huge)) == before
+
+
+@pytest.mark.regression("R32")
+@pytest.mark.parametrize("watched", [False, True])
+def test_r32_a_split_that_maps_the_zero_page_is_noticed(huge: Guest, watched: bool) -> None:
+    """Of a folio that is hardly used: its pages of zeroes are freed, and none is merged."""
+    used, unused = HUGE // 4, HUGE - HUGE // 4
+    huge.write_file(f"{THP}/khugepaged/max_ptes_none", str(HUGE // 2))
+    before = baseline(settle(huge))
+    known = ["fill=unique", "settle", "sleep=200000", "set=run:0"] if watched else ["set=run:0"]
+    report = pageops(
+        huge, "--huge", *known, f"range=0-{used}", "fill=dup", f"range={used}-{HUGE}", "fill=zero",
+        "range=all", "stat=filled", "file=/proc/sys/vm/drop_caches:2", "stat=split", "verify",
+        "set=run:1", "settle", f"sleep={AGAIN_MS}", "settle", "stat=merged", "verify", "poke=7",
+        "verify", "set=run:2", "verify", "set=run:1", procs=2, pages=HUGE,
+    )  # fmt: skip
+    filled, split, merged = (report[name] for name in ("filled", "split", "merged"))
+    assert filled["large"] == 2 * HUGE
+    assert (split["large"], split["zero"]) == (0, 2 * unused)
+    # It was the kernel that has saved these.
+    assert split.counters["zero_pages"] == filled.counters["zero_pages"]
+    assert (merged["merged_ptes"], merged["zero"]) == (2 * used, 2 * unused)
+    assert baseline(settle(huge)) == before
+
+
 def test_a_large_folio_of_zeroes_becomes_the_zero_page(huge: Guest) -> None:
     report = pageops(
         huge, "--huge", "fill=unique", "fill=zero", "stat=filled", "settle", "sleep=60000",
@@ -99,7 +136,7 @@ def test_a_large_folio_that_is_not_written_to_costs_nothing(huge: Guest) -> None
     short, long = cost_of_time(
         huge, 1200, 2400, 9600,
         before="pageops --huge --procs 1 --pages 1024 fill=unique sleep=50000000 verify >/dev/null &",
-        after="kill -0 $!",
+        after="kill -0 $! && grep -Eq 'AnonHugePages: +4096 kB' /proc/meminfo",
     )  # fmt: skip
     # The pages of the sleep itself, in both.
     assert short[0] < 128
@@ -222,8 +259,8 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     khugepaged(huge, 100)
     names = ("thp_split_page", "thp_collapse_alloc")
     job = huge.start(["pageops", "--huge", "--procs", "2", "--pages", str(PAGES), "range=0-512",
-                      "fill=zero", "range=512-1024", "fill=dup", "settle", "sleep=10000000",
-                      "range=all", "verify"])  # fmt: skip
+                      "fill=zero", "range=512-1024", "fill=dup", "stat=filled", "settle",
+                      "sleep=10000000", "range=all", "verify"])  # fmt: skip
     look = "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
     done = huge.sh(f"sleep 2000; {look}; sleep 6000; {look}")
     assert job.poll() is None, job.stderr
@@ -234,6 +271,7 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     grown = dict(zip(names, (seen[2] - seen[0], seen[3] - seen[1]), strict=True))
     assert all(value <= 2 for value in grown.values()), grown
     assert job.wait(240).status == 0
+    assert parse_report(job.stdout)["filled"]["large"] == 2 * PAGES
 
 
 def test_large_folios_come_and_go(huge: Guest) -> None:

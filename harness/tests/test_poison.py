@@ -25,6 +25,7 @@ def poison(guest: Guest, *options: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.regression("R35")
 def test_a_merged_page_that_goes_bad_is_lost_to_all_who_have_it(guest: Guest) -> None:
     before = baseline(settle(guest))
     report = poison(guest, "--procs", "3", "--pages", "64")
@@ -42,6 +43,7 @@ def test_what_is_written_where_a_merged_page_went_bad_merges_anew(guest: Guest) 
     assert report["before"]["pages_sharing"] >= 8
 
 
+@pytest.mark.regression("R35")
 @pytest.mark.parametrize("page", [0, 63])
 def test_a_page_of_ones_own_that_goes_bad_is_lost_to_nobody_else(
     guest: Guest, page: int
@@ -62,12 +64,21 @@ def test_what_has_gone_bad_is_not_counted_for_ever(guest: Guest) -> None:
 
 
 @pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")
-@pytest.mark.parametrize("options", [(), ("--unique",)])
-def test_a_page_of_a_large_folio_that_goes_bad(guest: Guest, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("unique", [False, True])
+def test_a_page_of_a_large_folio_that_goes_bad(guest: Guest, unique: bool) -> None:
+    """It is lost to its owner, and to another one only where it had been split and merged."""
     guest.write_file("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")
     before = baseline(settle(guest))
+    options = ["--unique"] if unique else []
     report = poison(guest, "--huge", "--procs", "2", "--pages", "512", "--page", "77", *options)
-    assert report["lost"][0] == 1
+    assert report["filled_large"] == 2 * 512
+    if unique:
+        assert report["large"] == 2 * 512
+        assert report["lost"] == [1, 0]
+    else:
+        assert report["large"] == 0
+        assert report["before"]["pages_sharing"] >= 512
+        assert report["lost"] == [1, 1]
     assert baseline(settle(guest)) == before
 
 

@@ -89,6 +89,7 @@ def test_pages_that_userfaultfd_protects_are_not_merged(guest: Guest) -> None:
     assert report["merged"]["merged_ptes"] == 2 * 16
 
 
+@pytest.mark.regression("R27")
 @needs_uffd_wp
 def test_equal_pages_that_userfaultfd_protects_stay_as_they_are(guest: Guest) -> None:
     before = baseline(settle(guest))
@@ -102,6 +103,7 @@ def test_equal_pages_that_userfaultfd_protects_stay_as_they_are(guest: Guest) ->
     assert baseline(settle(guest)) == before
 
 
+@pytest.mark.regression("R27")
 @needs_uffd_wp
 def test_merged_pages_can_be_protected_by_userfaultfd(guest: Guest) -> None:
     """A write to one is a copy, and is seen; the others keep their protection."""

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_help_lists_the_exit_statuses() -> None:
     for words in ((), ("run",)):
         text = launch(*words, "--help").stdout.split("Exit status:")[1]
         assert re.findall(r"\b\d{2,3}\b(?! \+)", text) == ["70", "71", "124", "125", "126", "134"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("--help",), ("test", "--help"), ("doctor",), ("patches",)])
+def test_a_reader_that_has_gone_is_told_by_the_status_alone(
+    words: tuple[str, ...], unbuffered: str, tmp_path: Path
+) -> None:
+    """As in `linux-um build | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody:
+        done = subprocess.run(
+            [str(paths.repo_root() / "linux-um"), *words], stdout=nobody, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert done.stderr == b""
+    assert done.returncode in (0, 128 + signal.SIGPIPE)
 
 
 def test_no_colour_and_no_spinner_in_a_pipe() -> None:

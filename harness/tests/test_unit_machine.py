@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import protocol, rundir  # noqa: E402
-from linux_um.commands_run import pytest_command  # noqa: E402
+from linux_um import accel, build, guest, packages, protocol, rundir  # noqa: E402
+from linux_um.commands_run import check_tests, pytest_command  # noqa: E402
 from linux_um.errors import (  # noqa: E402
     BootError,
     GuestHang,
@@ -44,6 +45,7 @@ from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost
 from linux_um.options import parse_size  # noqa: E402
 from linux_um.machine import MachineOptions  # noqa: E402
 from linux_um.qemu import qemu_command  # noqa: E402
+from linux_um.term import Term  # noqa: E402
 from linux_um.uml import machine_command  # noqa: E402
 
 BOOTED = "Checking PROT_EXEC mmap in /dev/shm...OK\n[    0.000000] Linux version 6.12.117 (x)\n"
@@ -316,6 +318,80 @@ def test_qemu_gets_its_command_line(tmp_path: Path) -> None:
         assert plain[plain.index("-cpu") + 1] == "host"
 
 
+def test_time_travel_is_never_by_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU refuses to count instructions that the processor executes."""
+    image = build.Image(
+        linux=tmp_path / "linux", vmlinux=tmp_path / "vmlinux", key="", kernel="", profile="fast",
+        patches_hash="", engine_hash="", build_dir=tmp_path, config=tmp_path, arch="x86_64",
+    )  # fmt: skip
+    monkeypatch.setattr(packages, "ensure", lambda *_, **__: None)
+    monkeypatch.setattr(accel, "choose", lambda *_: "kvm")
+    for travels, wanted in ((True, "tcg,thread=single"), (False, "kvm")):
+        options = guest.BootOptions(time_travel=travels, arch="x86_64")
+        start = guest._starter(options, image, 1 << 28, Term(quiet=True))
+        wishes = MachineOptions(image.linux, image.linux, time_travel=travels)
+        words = qemu_command(wishes, 7, start.keywords["accel"])  # type: ignore[attr-defined]
+        assert words[words.index("-accel") + 1] == wanted
+        assert ("-icount" in words) is travels
+
+
+def test_a_machine_that_there_is_not_is_one_line() -> None:
+    """Also when it is the environment that names it."""
+    for words in (["run", "--", "true"], ["doctor"]):
+        done = subprocess.run(
+            [str(repo_root() / "linux-um"), *words], env={**os.environ, "LINUX_UM_ARCH": "arm"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 125
+        assert done.stderr == "linux-um: LINUX_UM_ARCH is 'arm'; set it to um or x86_64\n"
+
+
+def test_the_command_that_repeats_a_guest_names_its_kernel() -> None:
+    words = guest._repeat_command(guest.BootOptions(kernel="7.3", profile="smp")).split()
+    assert words[words.index("--kernel") + 1] == "7.3"
+    assert words[1] == "test" and words[-1].endswith("_names_its_kernel")
+
+
+# Starts what $PROGRAM names in place of QEMU, says its number, and waits.
+LAUNCHER = """
+import os, sys, time
+from pathlib import Path
+from linux_um import qemu
+from linux_um.machine import MachineOptions
+from linux_um.rundir import RunDir
+
+qemu.PROGRAM = os.environ["PROGRAM"]
+options = MachineOptions(Path("linux"), Path("initrd"))
+print(qemu.QemuMachine(options, RunDir("guarded"), accel="tcg").pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_qemu_ends_with_a_launcher_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which cannot do anything about it any more."""
+    program = tmp_path / "qemu"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    monkeypatch.setenv("PROGRAM", str(program))
+    monkeypatch.setenv("PYTHONPATH", str(repo_root() / "harness"))
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        pid = int(launcher.stdout.readline())
+        descriptor = os.pidfd_open(pid)
+        # Until it is what was asked for, it may not have been told yet.
+        limit = time.monotonic() + 10
+        while b"sleep" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        launcher.kill()
+    ended, _, _ = select.select([descriptor], [], [], 10.0)
+    os.close(descriptor)
+    assert ended
+
+
 def show(command: list[str]) -> list[str]:
     """Return the words of the command that run_uml.sh shows."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -354,6 +430,25 @@ def test_a_dead_launchers_swap_file_goes(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (dead.path / "swap").exists()
     assert dead.console.exists()
     dead.close(keep=False)
+
+
+def test_a_file_of_tests_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    """Before anything is built. The values of options are pytest's own affair."""
+    tests = str(repo_root() / "harness" / "tests")
+    for words in (
+        ["/nosuch"], ["-x", "/nosuch"], ["--", "/nosuch"], ["test_nosuch.py::test_it"],
+        [tests, f"{tests}/test_nosuch.py"],
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="there is no file .*nosuch"):
+            check_tests(words)
+    check_tests(["-k", "a/b", "--ignore", "x/y", "--ignore=x/y", "-q", f"{tests}/test_cow.py::one"])
+    done = subprocess.run(
+        [str(repo_root() / "linux-um"), "test", "/nosuch"], capture_output=True, text=True,
+        env={**os.environ, "LINUX_UM_CACHE": str(tmp_path / "empty")}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert done.stderr.startswith("linux-um: there is no file /nosuch; name one")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_pytest_arguments_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import accel, errors  # noqa: E402
+from linux_um import accel, errors, paths  # noqa: E402
+from linux_um.accel import Trial  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
@@ -53,7 +56,7 @@ def test_what_is_no_result_of_a_run_is_one_line(tmp_path: Path) -> None:
     assert table().returncode == 125
 
 
-def not_asked(_linux: Path) -> bool:
+def not_asked(_linux: Path) -> Trial:
     """Stand for a trial that is not to be made."""
     raise AssertionError("KVM was tried")
 
@@ -71,24 +74,61 @@ def no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_kvm_is_tried_once(no_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the answer is kept, for this boot of the host."""
     term = Term(quiet=True)
-    for works, wanted in ((True, "kvm"), (False, "tcg")):
-        tried: list[Path] = []
-
-        def boots(linux: Path, tried: list[Path] = tried, works: bool = works) -> bool:
-            tried.append(linux)
-            return works
-
-        monkeypatch.setattr(accel, "boots", boots)
+    booted, failed, refused = Trial.BOOTED, Trial.FAILED, Trial.REFUSED
+    for outcomes, wanted in (
+        ([booted], "kvm"), ([failed, booted], "kvm"), ([failed, failed], "tcg"), ([refused], "tcg"),
+    ):  # fmt: skip
+        left = list(outcomes)
+        monkeypatch.setattr(accel, "boots", lambda _, left=left: left.pop(0))
         (no_answer / accel.ANSWER).unlink(missing_ok=True)
         for _ in range(2):
             accel.choose.cache_clear()
             assert accel.choose(Path("linux"), term) == wanted
-        assert len(tried) == 1
+        assert not left
+    tried: list[Path] = []
+
+    def boots(linux: Path) -> Trial:
+        tried.append(linux)
+        return booted
+
+    monkeypatch.setattr(accel, "boots", boots)
     answer = json.loads((no_answer / accel.ANSWER).read_text())
     (no_answer / accel.ANSWER).write_text(json.dumps({**answer, "host": "another"}))
     accel.choose.cache_clear()
     accel.choose(Path("linux"), term)
-    assert len(tried) == 2
+    assert len(tried) == 1
+
+
+def test_who_waits_for_a_trial_takes_its_answer(
+    no_answer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has tried meanwhile."""
+
+    @contextmanager
+    def lock(*_: object, **__: object) -> Iterator[None]:
+        answer = json.dumps({"host": accel._host(), "accel": "kvm"})
+        (no_answer / accel.ANSWER).write_text(answer)
+        yield
+
+    monkeypatch.setattr(paths, "lock", lock)
+    monkeypatch.setattr(accel, "boots", not_asked)
+    assert accel.choose(Path("linux"), Term(quiet=True)) == "kvm"
+
+
+def test_what_qemu_refuses_is_told_from_what_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "qemu"
+    monkeypatch.setattr(accel, "PROGRAM", str(program))
+    for script, wanted in (
+        ("echo 'Kernel panic - not syncing: VFS: no root'", Trial.BOOTED),
+        ("echo 'failed to initialize kvm'; exit 1", Trial.REFUSED),
+        ("echo 'Triple fault'", Trial.FAILED),
+        ("exec sleep 9", Trial.FAILED),
+    ):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        assert accel.boots(Path("linux"), timeout=1.0) is wanted
 
 
 def test_one_can_say_how_qemu_is_to_run(no_answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

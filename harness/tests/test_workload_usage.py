@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from lab import BootFresh
+from lab import BootFresh, settle
+from linux_um.bench_lab import hoard
 from linux_um.guest import Guest
 from linux_um.paths import repo_root
 
@@ -45,6 +46,18 @@ def test_a_usage_error_says_what_is_wrong(guest: Guest) -> None:
     done = guest.run(["pageops", "nosuch"], check=False)
     assert done.status == EXIT_USAGE
     assert len(done.stderr.splitlines()) == 1 and "nosuch" in done.stderr, done.stderr
+
+
+@pytest.mark.needs_pksm
+def test_two_hoards_have_no_more_in_common_than_is_said(guest: Guest) -> None:
+    """Their duplicates; what is unique in one is not in the other, by another seed."""
+    before = settle(guest)["pages_sharing"]
+    with hoard(guest, 4, 2, dup=50) as one, hoard(guest, 4, 2, dup=50, unique_seed=2) as other:
+        duplicates = sum(each.order("fill")["dup"] for each in (one, other))
+        # The programs themselves have some pages in common.
+        assert settle(guest)["pages_sharing"] - before == pytest.approx(duplicates * 3 / 4, abs=64)
+        for each in (one, other):
+            each.order("verify")
 
 
 @pytest.mark.needs_pksm

@@ -166,10 +166,10 @@ static void send_buffer(uint8_t type, uint32_t id, size_t len)
 
 		if (n > 0)
 			done += (size_t)n;
-		else if (n < 0 && errno == EAGAIN)
-			poll(&p, 1, -1);
-		else if (n < 0 && errno != EINTR)
+		else if (n < 0 && errno != EAGAIN && errno != EINTR)
 			return;	/* hung up; line_receive() will say so */
+		else if (poll(&p, 1, -1) > 0 && (p.revents & (POLLHUP | POLLERR)))
+			return;	/* so has a port, which takes nothing more */
 	}
 }
 

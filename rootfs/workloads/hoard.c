@@ -33,9 +33,9 @@ enum { DO_FILL = 1, DO_DROP, DO_CHANGE };
 static struct {
 	unsigned int procs, copies, dup, zero;
 	size_t pages;		/* of each process */
-	uint64_t seed;
+	uint64_t seed, unique_seed;
 	bool madvise;
-} opt = { .procs = 8, .dup = 100, .pages = 512, .seed = 1 };
+} opt = { .procs = 8, .dup = 100, .pages = 512, .seed = 1, .unique_seed = 1 };
 
 static struct worker *workers;
 static char **bases;
@@ -57,7 +57,7 @@ static struct content content_of(unsigned int proc, const struct scatter *p, siz
 	if (number < n_dup)
 		c.key = content_key(opt.seed, S_DUP, number, proc / opt.copies);
 	else if (number >= n_dup + n_zero)
-		c.key = content_key(opt.seed, S_UNIQUE, number, proc);
+		c.key = content_key(opt.unique_seed, S_UNIQUE, number, proc);
 	return c;
 }
 
@@ -371,6 +371,7 @@ static void __noreturn usage(void)
 		"  --dup P     per cent of the pages that are the same in these (100)\n"
 		"  --zero P    per cent that are zeroes (0); the rest is unique\n"
 		"  --seed N    another seed, other contents (1)\n"
+		"  --unique-seed N  the same for what is unique: two hoards have to differ (1)\n"
 		"  --madvise   madvise(MADV_MERGEABLE), as stock KSM wants it\n"
 		"\n"
 		"Lines of standard input are obeyed, and answered by JSON:\n"
@@ -399,6 +400,7 @@ static void parse(int argc, char **argv)
 		{ "dup", required_argument, NULL, 'd' },
 		{ "zero", required_argument, NULL, 'z' },
 		{ "seed", required_argument, NULL, 's' },
+		{ "unique-seed", required_argument, NULL, 'u' },
 		{ "madvise", no_argument, NULL, 'm' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
@@ -424,6 +426,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 's':
 			opt.seed = parse_number("--seed", optarg, 0, UINT32_MAX);
+			break;
+		case 'u':
+			opt.unique_seed = parse_number("--unique-seed", optarg, 0, UINT32_MAX);
 			break;
 		case 'm':
 			opt.madvise = true;

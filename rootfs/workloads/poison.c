@@ -5,7 +5,8 @@
  * N processes fill a region with the same contents, one page of which is then said
  * to be broken, by MADV_HWPOISON in one of them. Who reads a page that is lost gets
  * SIGBUS and counts it; all else must read as it was written. One line of JSON tells
- * how many pages each process has lost, and the counters before and after.
+ * how many pages each process has lost, the counters before and after, and how many
+ * pages of all were those of large folios, once filled and when one was poisoned.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -66,6 +67,24 @@ static int fill(unsigned int index)
 	return sigaction(SIGBUS, &sa, NULL) ? -errno : 0;
 }
 
+/* How many pages of all processes are those of large folios. */
+static uint64_t count_large(const struct worker *workers, const uint64_t *bases)
+{
+	struct pagestat st = { };
+	uint64_t large;
+	unsigned int i;
+	int err = 0;
+
+	for (i = 0; i < opt.procs && !err; i++)
+		err = pagestat_add(workers[i].pid, bases[i], bases[i] + opt.pages * PAGE_BYTES,
+				   &st);
+	if (err)
+		die(EXIT_ENV, "page map: %s", strerror(-err));
+	large = st.large;
+	pagestat_free(&st);
+	return large;
+}
+
 /* Whoever asks for it may be told by a signal at once. */
 static int poison(void)
 {
@@ -91,16 +110,18 @@ static void verify(unsigned int index, struct reply *r)
 
 static void serve(void *ctx __unused, const struct order *o, struct reply *r)
 {
-	if (o->op == DO_FILL)
+	if (o->op == DO_FILL) {
 		r->status = fill(o->arg);
-	else if (o->op == DO_POISON)
+		r->value[0] = (uint64_t)(uintptr_t)region;
+	} else if (o->op == DO_POISON) {
 		r->status = poison();
-	else
+	} else {
 		verify(o->arg, r);
+	}
 }
 
 /* Each worker in turn, with its number. Returns the number of wrong pages. */
-static uint64_t all(struct worker *workers, uint32_t op, uint64_t *lost)
+static uint64_t all(struct worker *workers, uint32_t op, uint64_t *values)
 {
 	uint64_t wrong = 0;
 	unsigned int i;
@@ -113,8 +134,7 @@ static uint64_t all(struct worker *workers, uint32_t op, uint64_t *lost)
 		if (workers[i].last.status)
 			die(EXIT_ENV, "process %u: %s", i, strerror(-workers[i].last.status));
 		wrong += workers[i].last.wrong;
-		if (lost)
-			lost[i] = workers[i].last.value[0];
+		values[i] = workers[i].last.value[0];
 	}
 	return wrong;
 }
@@ -187,17 +207,20 @@ int main(int argc, char **argv)
 {
 	struct worker workers[MAX_PROCS] = { };
 	struct order o = { .op = DO_POISON };
-	uint64_t lost[MAX_PROCS] = { }, wrong;
+	uint64_t bases[MAX_PROCS], lost[MAX_PROCS], filled, large, wrong;
 	unsigned int i;
 
 	prog_start("poison");
 	parse(argc, argv);
 	for (i = 0; i < opt.procs; i++)
 		worker_start(workers, i, serve, NULL);
-	wrong = all(workers, DO_FILL, NULL);
+	wrong = all(workers, DO_FILL, bases);
+	filled = count_large(workers, bases);
 	settle();
+	large = count_large(workers, bases);
 	printf("{\"tool\": \"poison\", \"engine\": \"%s\", \"before\": ", engine_name());
 	json_counters(stdout);
+	printf(", \"filled_large\": %" PRIu64 ", \"large\": %" PRIu64, filled, large);
 	worker_send(&workers[0], &o);
 	worker_receive(&workers[0]);
 	if (workers[0].last.status)
