@@ -289,6 +289,14 @@ int uffd_move(void *to, void *from, size_t bytes);
  */
 int uffd_protect(void *start, size_t bytes);
 
+/*
+ * The kernel's test_hmm, which plays a device with memory of its own: its descriptor,
+ * and moving pages there, which come back when they are touched. @copy, as large, gets
+ * their contents. Both return a negative errno; -ENOENT says that not all has moved.
+ */
+int device_open(void);
+int device_take(int fd, void *start, size_t pages, void *copy);
+
 /* ---- worker processes ----------------------------------------------- */
 
 struct order {

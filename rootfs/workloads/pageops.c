@@ -194,7 +194,7 @@ static const struct {
 	{ "pin", OP_PIN, false }, { "unpin", OP_UNPIN, false },
 	{ "self", OP_SELF, false }, { "merge", OP_MERGE, true },
 	{ "receive", OP_RECEIVE, true },
-	{ "uffd_wp", OP_UFFD_WP, false },
+	{ "uffd_wp", OP_UFFD_WP, false }, { "device", OP_DEVICE, false },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 };
 
@@ -329,6 +329,7 @@ static void __noreturn usage(void)
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write|hugepage|nohugepage|collapse|soft_offline\n"
 		"  uffd_wp (write-protects by userfaultfd, until it is written to)\n"
+		"  device (moves to the memory of the kernel's test_hmm, until it is touched)\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"

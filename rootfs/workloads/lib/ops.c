@@ -230,6 +230,23 @@ static int do_uffd_wp(void)
 	return fd < 0 ? fd : 0;
 }
 
+/* What is merged, or cannot be had just now, stays here: that is no error. */
+static int do_device(void)
+{
+	static char *copy;
+	static int fd = -1;
+	int err;
+
+	if (fd < 0)
+		fd = device_open();
+	if (fd < 0)
+		return fd;
+	if (!copy)
+		copy = untracked_alloc(ops.pages * PAGE_BYTES);
+	err = device_take(fd, at(me.first), me.last - me.first, copy);
+	return err == -ENOENT ? 0 : err;
+}
+
 static int do_mremap(void)
 {
 	size_t size = ops.pages * PAGE_BYTES;
@@ -461,6 +478,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_UFFD_WP:
 		r->status = do_uffd_wp();
+		break;
+	case OP_DEVICE:
+		r->status = do_device();
 		break;
 	case OP_BEAR:
 		r->status = do_bear();
