@@ -15,7 +15,7 @@ from . import build, kconfig, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
 from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
-from .options import ENV_ARCH, add_kernel_options, only_um, parse_size
+from .options import ENV_ARCH, add_kernel_options, parse_size
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
@@ -36,7 +36,7 @@ _WITH_VALUE = ("-k", "-m", "-n", "-o", "-p", "-c", "-W", "-r")
 MUTANTS = "--mutants"
 TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [--arch ARCH]
                      [PYTEST ARGUMENT...]
-       linux-um test {MUTANTS} [PATTERN...]
+       linux-um test [--kernel VERSION] [--arch ARCH] {MUTANTS} [PATTERN...]
 
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
 describes itself by: {sys.executable} -m pytest --help
@@ -47,7 +47,8 @@ describes itself by: {sys.executable} -m pytest --help
   --arch ARCH        um (User-Mode Linux, the default) or x86_64 (under QEMU)
   {MUTANTS} [PATTERN...]
                      run the tests against the broken kernels of
-                     harness/tests/mutants instead: they have to fail;
+                     harness/tests/mutants instead (those for that kernel
+                     and machine): they have to fail;
                      all, or those whose names match, as in 'no-*'
   -k EXPRESSION      (pytest) only tests whose names match
   -n NUMBER          (pytest) guests at the same time
@@ -295,8 +296,9 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     packages.ensure("test", term=term)
     if MUTANTS in given:
         given.remove(MUTANTS)
-        only_um(arguments, MUTANTS)
-        return mutants.run(given, arguments.profile, arguments.kernel, term=term)
+        return mutants.run(
+            given, arguments.profile, arguments.kernel, term=term, arch=arguments.arch
+        )
     build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
     if arguments.arch == kconfig.X86_64:
         packages.ensure("qemu", term=term)

@@ -9,7 +9,8 @@ notice::
     Killed-by: test_content.py test_cow.py::test_name
 
 Those in a directory of the name of a series, such as ``7.3``, are tried with
-``--kernel 7.3``, in the profile that is given.
+``--kernel 7.3``, in the profile that is given; those in one of the name of a
+machine, such as ``x86_64``, with ``--arch x86_64``.
 
 The mutant is killed when one of those tests fails in a kernel built with it,
 and survives when all pass. The first failure is enough.
@@ -63,14 +64,22 @@ class Mutant:
     killers: tuple[str, ...]
 
 
-def directory_of(kernel: str) -> Path:
-    """Return where the mutants of *kernel* are. Raises UsageError when there are none."""
+def directory_of(kernel: str, arch: str = kconfig.UM) -> Path:
+    """Return where the mutants of *kernel* for the machine *arch* are.
+
+    Raises UsageError when there are none.
+    """
     directory = repo_root() / "harness" / "tests" / "mutants"
     series = series_of(kernel)
     if series != DEFAULT_KERNEL:
         directory /= series
+    if arch != kconfig.UM:
+        directory /= arch
     if not directory.is_dir():
-        raise UsageError(f"no mutants of kernel {series}", f"leave --kernel at {DEFAULT_KERNEL}")
+        machine = "" if arch == kconfig.UM else f" for {arch}"
+        raise UsageError(
+            f"no mutants of kernel {series}{machine}", f"leave --kernel at {DEFAULT_KERNEL}"
+        )
     return directory
 
 
@@ -105,13 +114,15 @@ def select(mutants: list[Mutant], patterns: list[str]) -> list[Mutant]:
     return list(chosen.values()) if patterns else mutants
 
 
-def run(patterns: list[str], profile: str, kernel: str, *, term: Term) -> int:
+def run(
+    patterns: list[str], profile: str, kernel: str, *, term: Term, arch: str = kconfig.UM
+) -> int:
     """Try each mutant; print a line for each.
 
     Returns 0 when all were killed, 1 when one survived, else 125: one does not
     apply, build or boot. Raises UsageError for a pattern that matches none.
     """
-    chosen = select(load(directory_of(kernel)), patterns)
+    chosen = select(load(directory_of(kernel, arch)), patterns)
     if profile == DEFAULT_PROFILE:
         profile = MUTANT_PROFILE
     survived = untried = 0
@@ -119,7 +130,7 @@ def run(patterns: list[str], profile: str, kernel: str, *, term: Term) -> int:
         for mutant in chosen:
             with term.step(f"mutant {mutant.name}: {mutant.breaks}"):
                 try:
-                    killer = try_mutant(mutant, profile, kernel)
+                    killer = try_mutant(mutant, profile, kernel, arch)
                 except MutantError as error:
                     verdict = f"NOT TRIED: {error.line()}"
                     untried += 1
@@ -132,7 +143,7 @@ def run(patterns: list[str], profile: str, kernel: str, *, term: Term) -> int:
     return 1 if survived else EXIT_LAUNCHER if untried else 0
 
 
-def try_mutant(mutant: Mutant, profile: str, kernel: str) -> str:
+def try_mutant(mutant: Mutant, profile: str, kernel: str, arch: str = kconfig.UM) -> str:
     """Build and test a copy of the repository with the mutant.
 
     Returns the first test that failed, or an empty text when none did. Call
@@ -149,7 +160,7 @@ def try_mutant(mutant: Mutant, profile: str, kernel: str) -> str:
     junit.unlink(missing_ok=True)
     tests = [str(copy / "harness" / "tests" / killer) for killer in mutant.killers]
     command = [str(copy / "linux-um"), "test", "--profile", profile, "--kernel", kernel,
-               "-q", "-x", "--tb=no", "--no-header", f"--junitxml={junit}",
+               "--arch", arch, "-q", "-x", "--tb=no", "--no-header", f"--junitxml={junit}",
                "-p", "no:cacheprovider", *tests]  # fmt: skip
     with subprocess.Popen(
         command,

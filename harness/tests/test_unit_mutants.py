@@ -28,6 +28,8 @@ def mutant(name: str) -> mutants.Mutant:
     return mutants.Mutant(name, Path(f"{name}.patch"), "something", ("test_x.py",))
 
 
+# Where the mutants are, by the kernel and the machine that they are for.
+SETS = [(DEFAULT_KERNEL, kconfig.UM), ("7.3", kconfig.UM), (DEFAULT_KERNEL, kconfig.X86_64)]
 ALL = [mutant(name) for name in ("no-hook", "no-sweep", "one-domain")]
 
 
@@ -37,20 +39,29 @@ def names(patterns: list[str]) -> list[str]:
 
 
 def test_every_mutant_of_the_repository_names_tests_that_exist() -> None:
-    found = mutants.load(HERE / "mutants")
-    assert len(found) > 10
-    found += mutants.load(mutants.directory_of("7.3"))
-    for each in found:
+    found = [mutants.load(mutants.directory_of(kernel, arch)) for kernel, arch in SETS]
+    assert len(found[0]) > 10 and all(found)
+    for each in (each for those in found for each in those):
         for killer in each.killers:
             file, _, name = killer.partition("::")
             text = (HERE / file).read_text()
             assert not name or f"def {name.partition('[')[0]}(" in text, f"{each.name}: {killer}"
 
 
-def test_every_mutant_of_the_repository_fits_the_kernel(tmp_path: Path) -> None:
+def test_each_machine_has_mutants_of_its_own_or_none() -> None:
+    directory = HERE / "mutants"
+    assert [mutants.directory_of(kernel, arch) for kernel, arch in SETS] == [
+        directory, directory / "7.3", directory / "x86_64",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="no mutants of kernel 7.3 for x86_64"):
+        mutants.directory_of("7.3", kconfig.X86_64)
+
+
+@pytest.mark.parametrize("arch", kconfig.ARCHES)
+def test_every_mutant_of_the_repository_fits_the_kernel(tmp_path: Path, arch: str) -> None:
     tree = build.ensure_tree("fast", DEFAULT_KERNEL, term=Term(quiet=True))
     misfits = []
-    for each in mutants.load(HERE / "mutants"):
+    for each in mutants.load(mutants.directory_of(DEFAULT_KERNEL, arch)):
         patch = patches.Patch(each.patch.name, each.patch.read_bytes())
         directory = tmp_path / each.name
         for name in patches.touched_files(patch.data):
@@ -163,10 +174,11 @@ def test_each_mutant_gets_a_line_and_none_ends_the_others(
     status: int,
     last: str,
 ) -> None:
-    profiles = []
+    profiles, arches = [], []
 
-    def fake(tried: mutants.Mutant, profile: str, _kernel: str) -> str:
+    def fake(tried: mutants.Mutant, profile: str, _kernel: str, arch: str) -> str:
         profiles.append(profile)
+        arches.append(arch)
         if tried.name == "one-domain":
             raise mutants.MutantError("it does not fit", "mend it")
         return killers.get(tried.name, "")
@@ -181,8 +193,29 @@ def test_each_mutant_gets_a_line_and_none_ends_the_others(
     assert lines[2].endswith("NOT TRIED: it does not fit; mend it")
     assert lines[3] == last
     assert set(profiles) == {mutants.MUTANT_PROFILE}
-    assert mutants.run(["no-hook"], "debug", "6.12", term=Term(quiet=True)) == 0
-    assert profiles[-1] == "debug"
+    assert set(arches) == {kconfig.UM}
+    assert mutants.run(["no-hook"], "debug", "6.12", term=Term(quiet=True), arch="x86_64") == 0
+    assert (profiles[-1], arches[-1]) == ("debug", "x86_64")
+
+
+@pytest.mark.parametrize("arch", kconfig.ARCHES)
+def test_a_mutant_is_built_and_tested_for_its_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arch: str
+) -> None:
+    """A launcher that only says what it was asked for stands for the copy's."""
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path / "cache"))
+
+    def copy_repository(_source: Path, copy: Path) -> None:
+        (copy / "linux-patches" / "6.12").mkdir(parents=True)
+        (copy / "linux-um").write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\n')
+        (copy / "linux-um").chmod(0o755)
+
+    monkeypatch.setattr(mutants, "copy_repository", copy_repository)
+    each = mutants.load(mutants.directory_of(DEFAULT_KERNEL, arch))[0]
+    assert mutants.try_mutant(each, "mutant", DEFAULT_KERNEL, arch) == ""
+    words = (tmp_path / "asked").read_text().split()
+    assert words[words.index("--arch") + 1] == arch
+    assert words[-1].endswith(each.killers[-1])
 
 
 def test_the_copy_keeps_what_was_compiled_from_it_valid(tmp_path: Path) -> None:

@@ -297,6 +297,27 @@ int uffd_protect(void *start, size_t bytes);
 int device_open(void);
 int device_take(int fd, void *start, size_t pages, void *copy);
 
+/* ---- nodes of memory ---------------------------------------------------- */
+
+#define NODES	2UL
+
+/* What this process does from now on, it does on this CPU. 0 or a negative errno. */
+int run_on_cpu(int cpu);
+/*
+ * Pages of this process that come from now on are of node @node. With MPOL_MF_MOVE
+ * or MPOL_MF_MOVE_ALL in @flags so are those that are there. 0 or a negative errno.
+ */
+int node_bind(void *start, size_t bytes, int node, unsigned int flags);
+/* Moves @n pages of this process to a node, by move_pages(2); @flags as above. */
+int node_move(void *start, size_t n, int node, unsigned int flags);
+/* Moves all of this process from one node to another, by migrate_pages(2). */
+int node_migrate(int from, int to);
+/*
+ * Adds to @counts, for each node, how many of @n pages of a process are there; none
+ * where the kernel knows of no nodes. Returns 0 or a negative errno.
+ */
+int node_count(pid_t pid, uint64_t start, size_t n, uint64_t *counts);
+
 /* ---- worker processes ----------------------------------------------- */
 
 struct order {

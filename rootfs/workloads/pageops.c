@@ -8,15 +8,18 @@
  * counters and the page map wherever "stat" was asked for.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ops.h"
 
 #define MAX_PROCS	64
+#define VMSTAT_BYTES	16384
 
 static struct {
 	unsigned int procs;
@@ -40,16 +43,46 @@ static void refused(int err, const char *word)
 		die(EXIT_ENV, "%s: %s", word, strerror(err));
 }
 
+/* A line of /proc/vmstat; 0 where there is none of that name. */
+static uint64_t vmstat(const char *name)
+{
+	size_t len = strlen(name), n = 0;
+	static char *text;
+	const char *line;
+	ssize_t got;
+	int fd;
+
+	if (!text)
+		text = untracked_alloc(VMSTAT_BYTES);
+	fd = open("/proc/vmstat", O_RDONLY | O_CLOEXEC);
+	while (fd >= 0 && (got = read(fd, text + n, VMSTAT_BYTES - 1 - n)) > 0)
+		n += (size_t)got;
+	if (fd >= 0)
+		close(fd);
+	text[n] = 0;
+	for (line = text; line; line = strchr(line, '\n')) {
+		line += *line == '\n';
+		if (!strncmp(line, name, len) && line[len] == ' ')
+			return strtoull(line + len, NULL, 10);
+	}
+	return 0;
+}
+
 static void take_stat(const char *name)
 {
+	uint64_t nodes[NODES] = { 0 };
 	struct pagestat st = { 0 };
 	unsigned int i;
 	int err = 0;
 
-	for (i = 0; i < opt.procs && !err; i++)
-		if (workers[i].pid && bases[i])
-			err = pagestat_add(workers[i].pid, bases[i],
-					   bases[i] + ops.pages * PAGE_BYTES, &st);
+	for (i = 0; i < opt.procs && !err; i++) {
+		if (!workers[i].pid || !bases[i])
+			continue;
+		err = pagestat_add(workers[i].pid, bases[i],
+				   bases[i] + ops.pages * PAGE_BYTES, &st);
+		if (!err)
+			err = node_count(workers[i].pid, bases[i], ops.pages, nodes);
+	}
 	if (err)
 		die(EXIT_ENV, "page map: %s", strerror(-err));
 	pagestat_finish(&st);
@@ -58,10 +91,13 @@ static void take_stat(const char *name)
 		", \"anon\": %" PRIu64 ", \"large\": %" PRIu64 ", \"soft_dirty\": %" PRIu64
 		", \"uffd_wp\": %" PRIu64 ", \"zero\": %" PRIu64 ", \"merged_ptes\": %" PRIu64
 		", \"merged_pages\": %" PRIu64 ", \"merged_pfn_sum\": %" PRIu64
-		", \"mapcount_other\": %" PRIu64 ", \"counters\": ",
+		", \"mapcount_other\": %" PRIu64 ", \"node0\": %" PRIu64
+		", \"node1\": %" PRIu64 ", \"numa_hint_faults\": %" PRIu64
+		", \"numa_pages_migrated\": %" PRIu64 ", \"counters\": ",
 		ftell(stats) ? ", " : "", name, st.present, st.swapped, st.anon,
 		st.large, st.soft_dirty, st.uffd_wp, st.zero,
-		st.merged_ptes, st.merged_pages, st.pfn_sum, st.mapcount_wrong);
+		st.merged_ptes, st.merged_pages, st.pfn_sum, st.mapcount_wrong,
+		nodes[0], nodes[1], vmstat("numa_hint_faults"), vmstat("numa_pages_migrated"));
 	json_counters(stats);
 	fputc('}', stats);
 	fflush(stats);
@@ -195,6 +231,9 @@ static const struct {
 	{ "self", OP_SELF, false }, { "merge", OP_MERGE, true },
 	{ "receive", OP_RECEIVE, true },
 	{ "uffd_wp", OP_UFFD_WP, false }, { "device", OP_DEVICE, false },
+	{ "cpu", OP_CPU, true }, { "look", OP_LOOK, true },
+	{ "bind", OP_BIND, false }, { "move", OP_MOVE, false },
+	{ "migrate", OP_MIGRATE, false },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 };
 
@@ -224,7 +263,8 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 			die(EXIT_USAGE, "\"%s\": not all, nor FIRST-END within %zu pages", word, ops.pages);
 		o.value = (uint64_t)first << 32 | last;
 	} else if (worker_ops[k].number) {
-		o.value = parse_number(name, arg, 0, o.op == OP_WRITE ? 100 : PAGE_BYTES - 1);
+		o.value = parse_number(name, arg, 0, o.op == OP_WRITE ? 100 :
+				       o.op == OP_LOOK ? 100000 : PAGE_BYTES - 1);
 	}
 	for (i = 0; i < opt.procs; i++) {
 		if (!workers[i].pid || (one && i != only))
@@ -322,12 +362,14 @@ static void __noreturn usage(void)
 		"  fill=dup[:N] same[:N] zero unique near[:BYTE] nearzero[:BYTE]\n"
 		"  write=PERCENT   poke=BYTE   receive=BYTE (by read(2))   touch=read|write   verify\n"
 		"  range=FIRST-END|all\n"
-		"  map  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
+		"  map[=hugetlb|hugetlb-shared]  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
 		"  merge=0|1 (the prctl)   self=PATH:TEXT (writes to a file that means the writer)\n"
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
 		"  pin (by a pipe)   unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write|hugepage|nohugepage|collapse|soft_offline\n"
+		"  cpu=NUMBER   look=MS (reads the pages all the time)   migrate=FROM-TO (all it has)\n"
+		"  bind=NODE[:move|:all]   move=NODE[:all] (also what others have as well)\n"
 		"  uffd_wp (write-protects by userfaultfd, until it is written to)\n"
 		"  device (moves to the memory of the kernel's test_hmm, until it is touched)\n"
 		"and, in the parent:\n"

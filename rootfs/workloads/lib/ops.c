@@ -2,6 +2,7 @@
 /* What a worker of pageops does to its pages; see ops.h. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <linux/sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -43,16 +44,23 @@ static size_t bytes(void)
 	return (me.last - me.first) * PAGE_BYTES;
 }
 
-static int do_map(void)
+static int do_map(const char *what)
 {
-	size_t size = ops.pages * PAGE_BYTES, more = ops.huge ? HUGE_BYTES : 0;
+	bool huge = ops.huge && !*what;
+	size_t size = ops.pages * PAGE_BYTES, more = huge ? HUGE_BYTES : 0;
+	int flags = MAP_PRIVATE | MAP_NORESERVE;
 	char *end;
 
-	me.base = mmap(NULL, size + more, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (!strcmp(what, "hugetlb"))
+		flags = MAP_PRIVATE | MAP_HUGETLB;
+	else if (!strcmp(what, "hugetlb-shared"))
+		flags = MAP_SHARED | MAP_HUGETLB;
+	else if (*what)
+		return -EINVAL;
+	me.base = mmap(NULL, size + more, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
 	if (me.base == MAP_FAILED)
 		return -errno;
-	if (ops.huge) {
+	if (huge) {
 		end = me.base + size + more;
 		more = -(uintptr_t)me.base % HUGE_BYTES;
 		munmap(me.base, more);
@@ -247,6 +255,60 @@ static int do_device(void)
 	return err == -ENOENT ? 0 : err;
 }
 
+/* NODE, NODE:move and NODE:all; 0 or a negative errno. */
+static int parse_node(const char *arg, int *node, unsigned int *flags)
+{
+	char how[8] = "";
+
+	if (sscanf(arg, "%d:%7s", node, how) < 1 || *node < 0 || *node >= (int)NODES)
+		return -EINVAL;
+	if (!strcmp(how, "move"))
+		*flags = MPOL_MF_MOVE;
+	else if (!strcmp(how, "all"))
+		*flags = MPOL_MF_MOVE_ALL;
+	else if (*how)
+		return -EINVAL;
+	return 0;
+}
+
+static int do_bind(const char *arg)
+{
+	unsigned int flags = 0;
+	int node, err = parse_node(arg, &node, &flags);
+
+	return err ? err : node_bind(at(me.first), bytes(), node, flags);
+}
+
+static int do_move(const char *arg)
+{
+	unsigned int flags = MPOL_MF_MOVE;
+	int node, err = parse_node(arg, &node, &flags);
+
+	return err ? err : node_move(at(me.first), me.last - me.first, node, flags);
+}
+
+static int do_migrate(const char *arg)
+{
+	int from, to;
+
+	if (sscanf(arg, "%d-%d", &from, &to) != 2 || from < 0 || from >= (int)NODES ||
+	    to < 0 || to >= (int)NODES)
+		return -EINVAL;
+	return node_migrate(from, to);
+}
+
+/* Reads every page, over and over, so that this process uses its CPU. */
+static void do_look(uint64_t ms)
+{
+	uint64_t end = now_ms() + ms;
+	size_t i;
+
+	do {
+		for (i = me.first; i < me.last; i++)
+			(void)*(volatile char *)at(i);
+	} while (now_ms() < end);
+}
+
 static int do_mremap(void)
 {
 	size_t size = ops.pages * PAGE_BYTES;
@@ -417,7 +479,7 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		me.index = o->arg;
 		if (!me.shadow)
 			me.shadow = untracked_alloc(ops.pages * sizeof(*me.shadow));
-		r->status = do_map();
+		r->status = do_map(o->text);
 		break;
 	case OP_UNMAP:
 		r->status = munmap(me.base, ops.pages * PAGE_BYTES) ? -errno : 0;
@@ -481,6 +543,21 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_DEVICE:
 		r->status = do_device();
+		break;
+	case OP_CPU:
+		r->status = run_on_cpu((int)o->value);
+		break;
+	case OP_BIND:
+		r->status = do_bind(o->text);
+		break;
+	case OP_MOVE:
+		r->status = do_move(o->text);
+		break;
+	case OP_MIGRATE:
+		r->status = do_migrate(o->text);
+		break;
+	case OP_LOOK:
+		do_look(o->value);
 		break;
 	case OP_BEAR:
 		r->status = do_bear();
