@@ -33,7 +33,7 @@ def share(guest: Guest, seconds: float) -> float:
 
 @pytest.mark.parametrize("limit", [5, 20])
 def test_the_limit_holds_under_full_load(boot_fresh: BootFresh, limit: int) -> None:
-    """Over a few seconds, and not far below it either.
+    """Over a few seconds, and not far below it either; test_pace_exact.py has the exact figure.
 
     The machine that runs this is shared. Time that it takes from the guest counts as
     pksmd's where it comes in the middle of its work; pksmd pays for that afterwards.
