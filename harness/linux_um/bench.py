@@ -47,8 +47,8 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument(
         "--only",
         metavar="PART,...",
-        help="some of: work, convergence, idle, volatile, paths, savings, rmap, "
-        "programs, harness (programs are no part of --quick)",
+        help="some of: work, convergence, idle, volatile, paths, contention, savings, rmap, "
+        "programs, harness (contention and programs are no part of --quick)",
     )
     parser.add_argument(
         "-o", "--output", metavar="DIR", type=Path, default=Path(DEFAULT_DIRECTORY),

@@ -138,6 +138,8 @@ def results_of(samples: Sequence[Sample]) -> Results:
     for name in dict.fromkeys(s["program"] for s in samples if s["what"] == "programs"):
         add(f"saved at rest, {name}", "MiB", "programs", partial(_saved, name, False))
         add(f"saved at peak, {name}", "MiB", "programs", partial(_saved, name, True))
+    for name in dict.fromkeys(s["machine"] for s in samples if s["what"] == "contention"):
+        add(f"fault and free, {name}", "ns", "contention", partial(_contended_ns, name))
     found += _idle_cpu(samples)
     found += _metadata(samples)
     found += _paths(samples)
@@ -150,6 +152,13 @@ def _saved(name: str, peak: bool, sample: Sample) -> float | None:
         return None
     saved = [pages for _, pages in sample["samples"]]
     return float((max(saved) if peak else saved[-1]) / 256)
+
+
+def _contended_ns(machine: str, sample: Sample) -> float | None:
+    """Return what a page has cost the process that had it, among others that had theirs."""
+    if sample["machine"] != machine or not sample["pages"]:
+        return None
+    return float(sample["usecs"] * 1000 * sample["procs"] / sample["pages"])
 
 
 def _convergence_cpu_ms(sample: Sample) -> float:

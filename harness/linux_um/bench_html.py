@@ -90,7 +90,7 @@ def _results(results: Results) -> str:
     for each in results.all:
         size = "" if each.mib is None else f"{each.mib} MiB"
         if each.procs is not None:
-            size += f", {each.procs} processes"
+            size += f", {each.procs} processes" if size else f"{each.procs} CPUs"
         stat = each.stat
         rows.append(_row([
             (title_of(each), ""), (engine_title(each.engine), ""), (size, ""),

@@ -193,18 +193,22 @@ class Lab:
         time_travel: bool = False,
         shares: Sequence[str] = (),
         append: Sequence[str] = (),
+        kernel: str | None = None,
+        arch: str = kconfig.UM,
+        cpus: int | None = None,
     ) -> Iterator[Guest]:
         """Boot a guest that can hold *mib* MiB of pages; its clock is the host's by default."""
         with boot_guest(
             profile,
-            kernel=self._kernel,
+            kernel=self._kernel if kernel is None else kernel,
             mem=mem_of(mib),
             time_travel=time_travel,
             append=[*APPEND, *append],
             shares=shares,
             timeout=900.0,
             name="bench",
-            arch=kconfig.UM,
+            arch=arch,
+            cpus=cpus,
             term=self._term,
         ) as guest:
             yield guest

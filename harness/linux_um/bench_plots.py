@@ -180,6 +180,27 @@ def _paths(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
     return figure
 
 
+def _contention(plt: Any, results: Results, samples: Sequence[Sample]) -> Any:
+    """Fault and free throughput against the number of CPUs."""
+    names = list(dict.fromkeys(s["machine"] for s in samples if s["what"] == "contention"))
+    if not names:
+        return None
+    figure, every = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False)
+    for axes, name in zip(every[0], names, strict=True):
+        for engine in ("pksm-off", "pksm-on"):
+            found = results.find(f"fault and free, {name}", engine)
+            cpus = [each.procs or 0 for each in found]
+            rates = [1000 * (each.procs or 0) / each.stat.median for each in found]
+            axes.plot(cpus, rates, marker="o", color=COLOURS[engine], label=engine_title(engine))
+        axes.set_title(name)
+        axes.set_xlabel("CPUs at work")
+        axes.set_xticks(cpus)
+        axes.set_ylim(bottom=0)
+    every[0][0].set_ylabel("pages per µs, faulted in and freed")
+    every[0][0].legend()
+    return figure
+
+
 PLOTS: tuple[tuple[str, Callable[[Any, Results, Sequence[Sample]], Any]], ...] = (
     ("work", _work),
     ("savings", _savings),
@@ -192,6 +213,7 @@ PLOTS: tuple[tuple[str, Callable[[Any, Results, Sequence[Sample]], Any]], ...] =
     ("convergence-by-size", _scale("convergence", "Convergence against memory size", "ms",
                                    ("pksm", "ksm-full", "ksm-advisor", "ksm"))),
     ("paths", _paths),
+    ("contention", _contention),
 )  # fmt: skip
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from . import bench_engine, bench_paths, bench_programs
+from . import bench_contention, bench_engine, bench_paths, bench_programs
 from .bench_engine import Sample
 from .bench_lab import KSM, KSM_ADVISOR, KSM_FULL, PKSM, PKSM_FULL, Lab, Setting
 from .term import Term
 
-PARTS = ("work", "convergence", "idle", "volatile", "paths", "savings", "rmap", "programs",
-         "harness")  # fmt: skip
+PARTS = ("work", "convergence", "idle", "volatile", "paths", "contention", "savings", "rmap",
+         "programs", "harness")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Plan:
     volatile_seconds: int
     path_turns: int
     path_repeat: int
+    contention_turns: int
     savings_mib: int
     savings_seconds: int
     programs: bool
@@ -48,14 +49,14 @@ class Plan:
 QUICK = Plan(
     mode="quick", sizes=((16, 4), (64, 5)), procs=(), procs_mib=64, turns=1, convergence=(64,),
     convergence_turns=1, idle_mib=32, idle_seconds=60, volatile_mib=16, volatile_seconds=4,
-    path_turns=5, path_repeat=6, savings_mib=64, savings_seconds=9,
+    path_turns=5, path_repeat=6, contention_turns=0, savings_mib=64, savings_seconds=9,
     programs=False, harness_turns=2, suite=False,
 )  # fmt: skip
 FULL = Plan(
     mode="full", sizes=((16, 7), (64, 7), (256, 5), (1024, 3), (4096, 2)), procs=(8, 32, 128),
     procs_mib=256, turns=3, convergence=(16, 64, 256, 1024), convergence_turns=3, idle_mib=64,
     idle_seconds=60, volatile_mib=32, volatile_seconds=60, path_turns=15, path_repeat=10,
-    savings_mib=256, savings_seconds=45, programs=True, harness_turns=5,
+    contention_turns=9, savings_mib=256, savings_seconds=45, programs=True, harness_turns=5,
     suite=True,
 )  # fmt: skip
 
@@ -72,7 +73,7 @@ def profiles_of(parts: Sequence[str]) -> tuple[str, ...]:
     """Return the profiles of the kernels that *parts* need."""
     if "paths" in parts:
         return PROFILES
-    return PROFILES[:2] if set(parts) - {"harness"} else ()
+    return PROFILES[:2] if set(parts) - {"harness", "contention"} else ()
 
 
 def tasks(plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], None]) -> list[Task]:
@@ -95,6 +96,10 @@ def tasks(plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], Non
                     partial(bench_engine.work, lab, setting, plan.procs_mib, procs))  # fmt: skip
     add("paths", "fault, free, fork, copy and exit",
         partial(bench_paths.paths, lab, plan.path_turns, plan.path_repeat, say))  # fmt: skip
+    for machine in bench_contention.MACHINES if plan.contention_turns else ():
+        add("contention", f"fault and free on several CPUs: {machine[0]}",
+            partial(bench_contention.contention, lab, machine, plan.contention_turns,
+                    say))  # fmt: skip
     for mib in plan.convergence:
         for turn in range(plan.convergence_turns):
             for setting in (PKSM, KSM_FULL, KSM_ADVISOR, KSM):

@@ -82,7 +82,7 @@ def results_table(results: Results) -> str:
     for each in results.all:
         size = "" if each.mib is None else f"{each.mib} MiB"
         if each.procs is not None:
-            size += f" / {each.procs}"
+            size += f" / {each.procs}" if size else f"{each.procs} CPUs"
         stat = each.stat
         lines.append(
             f"{title_of(each):44} {engine_title(each.engine):18} {number(stat.median):>9} "

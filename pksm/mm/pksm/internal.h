@@ -552,6 +552,7 @@ extern enum pksm_scope pksm_scope;
 
 bool pksm_vma_compatible(struct vm_area_struct *vma);
 int pksm_scope_apply(enum pksm_scope scope);
+bool pksm_mm_marked(struct mm_struct *mm);
 
 static inline u32 pksm_where(u32 state)
 {

@@ -263,8 +263,8 @@ int ksm_disable_merge_any(struct mm_struct *mm)
 /* Guarded by pksm_mutex: how many processes had something to change. */
 static unsigned long pksm_nr_unmarked;
 
-/* Is anything in an address space merged that has no flag of @keep? */
-static bool pksm_mm_marked(struct mm_struct *mm, vm_flags_t keep)
+/* Can anything in an address space be merged that has no flag of @keep? */
+static bool pksm_mm_marked_but(struct mm_struct *mm, vm_flags_t keep)
 {
 	struct vm_area_struct *vma;
 
@@ -274,6 +274,18 @@ static bool pksm_mm_marked(struct mm_struct *mm, vm_flags_t keep)
 			return true;
 	}
 	return false;
+}
+
+/**
+ * pksm_mm_marked - may anything in an address space be merged?
+ * @mm: the address space
+ *
+ * Context: Process context, mmap_lock held.
+ * Return: true when a VMA has VM_MERGEABLE.
+ */
+bool pksm_mm_marked(struct mm_struct *mm)
+{
+	return pksm_mm_marked_but(mm, VM_NONE);
 }
 
 static int pksm_widen_mm(struct mm_struct *mm)
@@ -297,7 +309,7 @@ static int pksm_narrow_mm(struct mm_struct *mm)
 
 	if (mmap_write_lock_killable(mm))
 		return -EINTR;
-	if (!pksm_mm_merge_any(mm) && pksm_mm_marked(mm, VM_MERGE_ADVISED)) {
+	if (!pksm_mm_merge_any(mm) && pksm_mm_marked_but(mm, VM_MERGE_ADVISED)) {
 		pksm_nr_unmarked++;
 		err = pksm_unmark_vmas(mm, VM_MERGE_ADVISED);
 	}
