@@ -113,6 +113,7 @@ def test_widening_leaves_out_what_was_forbidden_by_madvise(guest: Guest, scope: 
     assert report["in"]["merged_ptes"] == 3 * 64
 
 
+@pytest.mark.time_travel
 def test_what_madvise_has_said_is_shown(guest: Guest) -> None:
     """In smaps: "ma", for and against. prctl() takes it back, either way."""
     report = guest.sh(
