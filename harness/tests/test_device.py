@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_TEST_HMM"
 PAGES = 64
 
 
+@pytest.mark.regression("R26")
 def test_what_is_merged_does_not_move_to_a_device(guest: Guest) -> None:
     """A device has no records, and its memory no list of those who share a page."""
     before = baseline(settle(guest))
@@ -47,6 +48,7 @@ def test_what_comes_back_from_a_device_is_merged(guest: Guest) -> None:
     assert baseline(settle(guest)) == before
 
 
+@pytest.mark.regression("R26")
 def test_a_device_that_takes_pages_while_they_are_merged(guest: Guest) -> None:
     """No byte is lost, and nothing is left behind, however the two meet."""
     before = baseline(settle(guest))
