@@ -121,9 +121,9 @@ def test_pages_of_hugetlb_that_are_moved_do_not_enter(pool: Guest) -> None:
     """From one node to the other: an ordinary page that moves is born anew."""
     before = settle(pool)
     report = pageops(
-        pool, "unmap", "map=hugetlb", "bind=0", "fill=dup", "settle", "stat=filled", "move=1",
-        "stat=moved", "settle", "sleep=60000", "settle", "stat=later", "verify", "poke=5",
-        "verify", procs=2, pages=HUGE,
+        pool, "unmap", "map=hugetlb", "madvise=mergeable", "bind=0", "fill=dup", "settle",
+        "stat=filled", "move=1", "stat=moved", "settle", "sleep=60000", "settle", "stat=later",
+        "verify", "poke=5", "verify", procs=2, pages=HUGE,
     )  # fmt: skip
     filled, moved, later = report["filled"], report["moved"], report["later"]
     assert (filled["node0"], filled["node1"]) == (2 * HUGE, 0)
