@@ -31,6 +31,7 @@
  * page, since its lock is held.
  *
  * Context: Any, while @folio cannot be freed.
+ * Return: Whether it is.
  */
 bool pksm_folio_merged(const struct folio *folio)
 {
