@@ -69,6 +69,16 @@ def test_python() -> str:
     return str(DEBIAN_PYTHON)
 
 
+# What the kernel's own selftests of mm are linked with statically. Without liburing
+# they leave out what they do by it.
+SELFTESTS = tuple(
+    Need(
+        f"{name}-dev",
+        _any_file(*(f"{place}/{name}.a" for place in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"))),
+    )
+    for name in ("libnuma", "liburing", "libcap")
+)  # fmt: skip
+
 STAGES: dict[str, tuple[Need, ...]] = {
     "source": (Need("tar", _program("tar")), Need("xz-utils", _program("xz"))),
     "tree": (Need("patch", _program("patch")),),
@@ -101,12 +111,12 @@ STAGES: dict[str, tuple[Need, ...]] = {
     ) + (
         Need("git", _program("git")),
         Need("gdb", _program("gdb")),
-        # ksm_tests, of the kernel's own selftests, is linked with it statically.
-        Need("libnuma-dev", _any_file("/usr/lib/x86_64-linux-gnu/libnuma.a", "/usr/lib64/libnuma.a",
-                                      "/usr/lib/libnuma.a")),
         # objtool, without which no file of the x86-64 kernel is compiled.
         Need("libelf-dev", _any_file("/usr/include/libelf.h")),
-    ),
+        # Memory stressed by others' hands.
+        Need("stress-ng", _program("stress-ng")),
+    ) + SELFTESTS,
+    "selftests": SELFTESTS,
     "gdb": (Need("gdb", _program("gdb")),),
     # Of the interpreter that runs the launcher.
     "bench": (Need("python3-matplotlib", lambda: find_spec("matplotlib") is not None),),

@@ -40,6 +40,15 @@ GAUGES = (
 # Counters that any merge, and the end of any, changes.
 MOVING = ("pages_merged", "pages_shared", "pages_sharing", "pages_broken", "zero_pages")
 
+# Everything is merged with everything, at once, whatever that costs.
+MOST_EAGER: dict[str, int | str] = {
+    "scope": "all",
+    "domain": "global",
+    "settle_millisecs": 0,
+    "rescan_seconds": 1,
+    "max_cpu": 100,
+}
+
 Counters = dict[str, int]
 _Seen = TypeVar("_Seen")
 # Boots a guest; its keyword arguments are those of boot_guest().

@@ -93,10 +93,23 @@ def test_a_zero_page_that_userfaultfd_moves_is_counted_no_more(guest: Guest) -> 
 
 
 @pytest.mark.needs_pksm
-def test_userfaultfd_does_not_move_a_merged_page(guest: Guest) -> None:
-    """It is not the process' own to give away: EBUSY, as with KSM."""
+def test_userfaultfd_moves_a_merged_page_as_a_copy_of_its_owner(guest: Guest) -> None:
+    """KSM says EBUSY, to who asked for it. This program did not."""
+    report = kin(
+        guest, "a:new", "b:new", "fill=dup", "settle", "stat=merged", "a:uffdmove", "stat=moved",
+        "verify", LONG, "stat=again", "verify", "a:poke=9", "verify", pages=PAGES,
+    )  # fmt: skip
+    merged, moved = report["merged"].counters, report["moved"].counters
+    assert report["merged"]["merged_ptes"] == 2 * PAGES
+    assert moved["pages_broken"] - merged["pages_broken"] >= PAGES
+    assert report["again"]["merged_ptes"] == 2 * PAGES
+
+
+@pytest.mark.needs_pksm
+def test_userfaultfd_does_not_move_what_a_child_has_too(guest: Guest) -> None:
+    """Merged or not, that is not PKSM's to change."""
     done = guest.run(
-        ["kin", "--pages", "4", "a:new", "b:new", "fill=dup", "settle", "a:uffdmove"], check=False
+        ["kin", "--pages", "4", "a:new", "a:fill=unique", "a:fork=b", "a:uffdmove"], check=False
     )
     assert done.status == 3
     assert "busy" in done.stderr.lower()

@@ -14,6 +14,7 @@
  * by SetPagePKSM() and ClearPagePKSM().
  */
 #include <asm/barrier.h>
+#include <linux/errno.h>
 #include <linux/jump_label.h>
 #include <linux/mm_types.h>
 #include <linux/page-flags.h>
@@ -49,6 +50,8 @@ void __pksm_rmap_lock(void);
 void __pksm_rmap_unlock(void);
 void __pksm_count_mapping(int ptes, int pages);
 unsigned long pksm_nr_sharing(void);
+bool pksm_folio_merged(const struct folio *folio);
+int pksm_unmerge_page(struct vm_area_struct *vma, unsigned long addr);
 
 /**
  * pksm_rmap_item - the record of a page that may enter the engine
@@ -283,6 +286,17 @@ static inline void pksm_add_split_off(struct folio *folio, struct page *page)
 
 static inline void pksm_del_anon_page(struct page *page)
 {
+}
+
+static inline bool pksm_folio_merged(const struct folio *folio)
+{
+	return false;
+}
+
+static inline int pksm_unmerge_page(struct vm_area_struct *vma,
+				    unsigned long addr)
+{
+	return -EBUSY;
 }
 
 static inline void pksm_page_unmapped(struct folio *folio)

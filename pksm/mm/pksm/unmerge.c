@@ -21,21 +21,36 @@
 /* How often all processes are visited before run=2 gives up. */
 #define PKSM_UNMERGE_ROUNDS	200
 
-/*
- * Does this PTE map something that PKSM merged, or is just about to merge?
+/**
+ * pksm_folio_merged - is a folio merged, or just about to be?
+ * @folio: the folio
  *
  * A page that is to become stable is write-protected first, one process after
  * another, and becomes it when the other page was found equal: whoever forbids
  * merging in between must not be left with it. A copy is made of it as of a merged
- * page, since its lock is held. It cannot come to be about to be merged from now on,
- * where mmap_lock is held for writing: see pksm_vma_fit(). So it is named in
- * pksm_turning already; or it was, and what has become of it is seen after that.
+ * page, since its lock is held.
+ *
+ * Context: Any, while @folio cannot be freed.
+ * Return: Whether it is.
+ */
+bool pksm_folio_merged(const struct folio *folio)
+{
+	/* Pairs with pksm_turning_end(): what it has become is read after that. */
+	const struct folio *turning = smp_load_acquire(&pksm_turning);
+
+	return folio == turning || folio_test_ksm(folio);
+}
+
+/*
+ * Does this PTE map something that PKSM merged, or is just about to merge?
+ *
+ * It cannot come to be about to be merged from now on, where mmap_lock is held for
+ * writing: see pksm_vma_fit(). So it is named in pksm_turning already; or it was, and
+ * what has become of it is seen after that.
  */
 static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
-	/* Pairs with pksm_turning_end(): what it has become is read after that. */
-	const struct folio *turning = smp_load_acquire(&pksm_turning);
 	struct page *page;
 
 	if (pte_present(pte)) {
@@ -46,8 +61,7 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 		/* The fault will wait until it has moved. */
 		page = pksm_migrating_page(pte);
 	}
-	return page && (page_folio(page) == turning ||
-			folio_test_ksm(page_folio(page)));
+	return page && pksm_folio_merged(page_folio(page));
 }
 
 /**
@@ -144,6 +158,26 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 			start += PAGE_SIZE;
 	}
 	return 0;
+}
+
+/**
+ * pksm_unmerge_page - break a merged page that is in the way of its owner
+ * @vma: the VMA, whose owner did not ask for merging, perhaps
+ * @addr: where it maps a page of which pksm_folio_merged() is true
+ *
+ * Context: Process context, mmap_lock or the VMA's lock held for reading. May sleep.
+ * Return: -EAGAIN: look again; -ENOMEM when a copy could not be had; -EBUSY when the
+ * page cannot be copied.
+ */
+int pksm_unmerge_page(struct vm_area_struct *vma, unsigned long addr)
+{
+	vm_fault_t fault = handle_mm_fault(vma, addr, FAULT_FLAG_UNSHARE |
+					   FAULT_FLAG_REMOTE, NULL);
+
+	trace_pksm_unmerge(vma->vm_mm, addr, (__force unsigned int)fault);
+	if (fault & VM_FAULT_OOM)
+		return -ENOMEM;
+	return fault & VM_FAULT_ERROR ? -EBUSY : -EAGAIN;
 }
 
 /* Guarded by pksm_mutex: how often a process had anything to break. */
