@@ -20,7 +20,7 @@ from typing import Any
 
 from . import kconfig, laws
 from .errors import BootError, HostError, LinuxUmError
-from .fuzz_shrink import Shrinker
+from .fuzz_shrink import Shrinker, about, pages_of
 from .guest import CONSOLE, BootOptions, Guest, boot
 from .outcome import CommandFailed, outcome_of
 from .paths import cache_root, ensure_dir
@@ -260,9 +260,25 @@ def keep(
         shrinker = Shrinker(fails, lambda: time.monotonic() > limit)
         if not fails(ops):
             return Find(directory, [*sizes, *ops], 1, False)
-        ops = shrinker.shrink(ops)
+        ops = shrinker.shrink(ops, guesses(ops, smallest))
     _save(directory, smallest, [*sizes, *ops])
     return Find(directory, [*sizes, *ops], shrinker.tries + 1, True)
+
+
+def guesses(ops: Sequence[str], result: Result) -> list[list[str]]:
+    """Return parts of *ops* that may be enough for a wrong byte, from large ones to small.
+
+    fuzzmm names the last operations on its page, which may have been moved meanwhile.
+    """
+    wrong = result.report.get("wrong") or {}
+    pages = {int(wrong["page"])} if "page" in wrong else set()
+    named = [line for line in result.said.splitlines() if line.startswith("  ")]
+    for line in named:
+        pages.update(pages_of(line))
+    if not pages:
+        return []
+    close = about(ops, pages)
+    return [close, *(close[-n:] for n in (2000, 500, 100)), about(ops[-2000:], pages)]
 
 
 def _save(directory: Path, result: Result, lines: Sequence[str]) -> None:

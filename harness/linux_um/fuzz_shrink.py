@@ -4,13 +4,14 @@
 Any part of a list is a list (see rootfs/workloads/fuzz.h), so lines are taken away as
 long as what is left still fails: first all of a kind or of a process at once, then runs
 of lines, from halves down to single ones (Zeller's delta debugging). At last the ranges
-of pages become single pages.
+of pages become single pages. Guesses at what may matter are tried before, since each try
+is a guest that runs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Fails = Callable[[Sequence[str]], bool]
 _RANGE = re.compile(r"\b(\d+)\+(\d+)\b")
@@ -27,9 +28,13 @@ class Shrinker:
         self._enough = enough
         self.tries = 0
 
-    def shrink(self, lines: Sequence[str]) -> list[str]:
-        """Return what is left of *lines*, which fail as a whole."""
-        left = self._without_groups(list(lines))
+    def shrink(self, lines: Sequence[str], guesses: Iterable[Sequence[str]] = ()) -> list[str]:
+        """Return what is left of *lines*, which fail as a whole; *guesses* are parts of them."""
+        left = list(lines)
+        for guess in guesses:
+            if len(guess) < len(left) and self._try(guess):
+                left = list(guess)
+        left = self._without_groups(left)
         left = self._without_runs(left)
         return self._with_single_pages(left)
 
@@ -77,6 +82,23 @@ class Shrinker:
             if self._try(other):
                 lines = other
         return lines
+
+
+def about(lines: Sequence[str], pages: Iterable[int]) -> list[str]:
+    """Return the operations on any of these pages, whosever, and those that are on none."""
+    wanted = set(pages)
+    kept = []
+    for line in lines:
+        match = _RANGE.search(line)
+        if match is None or wanted.intersection(pages_of(line)):
+            kept.append(line)
+    return kept
+
+
+def pages_of(line: str) -> range:
+    """Return the pages of an operation."""
+    match = _RANGE.search(line)
+    return range(int(match[1]), int(match[1]) + int(match[2])) if match else range(0)
 
 
 def kind_of(line: str) -> str:

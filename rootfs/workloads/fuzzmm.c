@@ -31,7 +31,8 @@ static struct {
 	uint64_t seed;
 	uint32_t ops;
 	const char *script, *group, *progress, *trace;
-	bool print, hold;
+	bool print, hold, spy;
+	unsigned int spied_proc, spied_page;
 } opt = { .seed = 1, .ops = 5000 };
 
 static struct fuzz_op *script;
@@ -264,6 +265,37 @@ static void say_trace(const struct fuzz_op *op, const struct fuzz_result *r)
 	fflush(trace);
 }
 
+/* What the page map has of the page that is spied on, whenever it changes. */
+static void say_spied(const struct fuzz_op *op)
+{
+	const struct fuzz_proc *p = &fuzz->procs[opt.spied_proc];
+	static uint64_t last_entry, last_flags;
+	uint64_t entry = 0, flags = 0;
+	char path[64];
+	int fd;
+
+	if (!opt.spy)
+		return;
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", p->pid);
+	fd = p->alive ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+	if (fd >= 0 && pread(fd, &entry, 8, (off_t)((uintptr_t)fuzz_page(opt.spied_page) /
+						     PAGE_BYTES * 8)) != 8)
+		entry = 0;
+	close(fd);
+	fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	if (fd >= 0 && entry >> 63 &&
+	    pread(fd, &flags, 8, (off_t)((entry & ((1ULL << 55) - 1)) * 8)) != 8)
+		flags = 0;
+	close(fd);
+	if (entry == last_entry && flags == last_flags)
+		return;
+	last_entry = entry;
+	last_flags = flags;
+	fprintf(stderr, "%s: pagemap 0x%" PRIx64 " kpageflags 0x%" PRIx64 "; %" PRIu32 " ",
+		prog_name, entry, flags, op->number);
+	fuzz_print(stderr, op);
+}
+
 static void say_progress(uint32_t i)
 {
 	char text[24];
@@ -388,6 +420,7 @@ static void run(void)
 		carry_out(&op, &r);
 		account(&op, &r);
 		say_trace(&op, &r);
+		say_spied(&op);
 	}
 	if (!fuzz->wrong.found) {
 		carry_out(&all, &r);
@@ -451,6 +484,8 @@ static void __noreturn usage(void)
 		"  --progress FILE    write the number of the operation there, now and then\n"
 		"  --trace FILE       write each operation there: its number, errno, pages, what it saw,\n"
 		"                     pages merged and broken off until then\n"
+		"  --spy PROCESS:PAGE say what the page map and kpageflags have of that page, when it\n"
+		"                     changes\n"
 		"  --hold             end only when standard input does, and verify once more\n"
 		"\n"
 		"  fuzzmm --seed 7 --ops 20000\n"
@@ -486,6 +521,7 @@ static void parse(int argc, char **argv)
 		{ "group", required_argument, NULL, 'g' },
 		{ "progress", required_argument, NULL, 'r' },
 		{ "trace", required_argument, NULL, 't' },
+		{ "spy", required_argument, NULL, 'y' },
 		{ "hold", no_argument, NULL, 'H' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
@@ -524,6 +560,12 @@ static void parse(int argc, char **argv)
 			break;
 		case 't':
 			opt.trace = optarg;
+			break;
+		case 'y':
+			opt.spy = true;
+			if (sscanf(optarg, "%u:%u", &opt.spied_proc, &opt.spied_page) != 2 ||
+			    opt.spied_proc >= FUZZ_MAX_PROCS || opt.spied_page >= FUZZ_MAX_PAGES)
+				bad_usage("--spy: \"%s\" is not PROCESS:PAGE", optarg);
 			break;
 		case 'H':
 			opt.hold = true;
