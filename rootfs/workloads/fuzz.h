@@ -92,7 +92,7 @@ void fuzz_setting(uint32_t arg, const char **control, const char **value);
 
 struct fuzz_slot {
 	uint8_t mapped, read, write, locked;
-	uint8_t maybe_zero;	/* MADV_FREE: the content, or zeros */
+	uint8_t maybe_zero;	/* MADV_FREE: the content, or zeros, until it is written */
 	uint8_t wipe, dont_fork;
 	uint8_t file;		/* it is a private copy of a file's page */
 	uint16_t file_page;
