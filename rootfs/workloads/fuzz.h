@@ -185,4 +185,12 @@ void fuzz_pins_close(unsigned int proc);
 /* Carries out an operation that no process of the arena does; the group is for reclaim. */
 void fuzz_outside(const struct fuzz_op *op, const char *group, struct fuzz_result *r);
 
+/* ---- looking at a run (lib/fuzz_look.c) ------------------------------------- */
+
+/* Each operation is to be written to @path, with what came of it. */
+void fuzz_trace(const char *path);
+/* What the page map has of a page, PROCESS:PAGE, is to be said whenever it changes. */
+void fuzz_spy(const char *which);
+void fuzz_look(const struct fuzz_op *op, const struct fuzz_result *r);
+
 #endif /* WORKLOADS_FUZZ_H */

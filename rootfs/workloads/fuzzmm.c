@@ -30,9 +30,8 @@
 static struct {
 	uint64_t seed;
 	uint32_t ops;
-	const char *script, *group, *progress, *trace;
-	bool print, hold, spy;
-	unsigned int spied_proc, spied_page;
+	const char *script, *group, *progress;
+	bool print, hold;
 } opt = { .seed = 1, .ops = 5000 };
 
 static struct fuzz_op *script;
@@ -40,7 +39,6 @@ static int orders[FUZZ_MAX_PROCS][2];
 /* All that is said to the first process, also that somebody has ended. */
 static int replies[2];
 static int progress_fd = -1;
-static FILE *trace;
 static uint64_t digest;
 static struct {
 	uint64_t done, refused, left_out, pages;
@@ -249,51 +247,6 @@ static void account(const struct fuzz_op *op, const struct fuzz_result *r)
 	stats[op->kind].pages += r->pages;
 }
 
-static void say_trace(const struct fuzz_op *op, const struct fuzz_result *r)
-{
-	int64_t merged = 0, broken = 0;
-
-	if (!trace)
-		return;
-	counter_read("pages_merged", &merged);
-	counter_read("pages_broken", &broken);
-	fprintf(trace, "%6" PRIu32 " %3d %3u %16" PRIx64 " %6" PRId64 " %6" PRId64 " ", op->number,
-		r->err, r->pages, r->sum, merged, broken);
-	fuzz_print(trace, op);
-	fflush(trace);
-}
-
-/* What the page map has of the page that is spied on, whenever it changes. */
-static void say_spied(const struct fuzz_op *op)
-{
-	const struct fuzz_proc *p = &fuzz->procs[opt.spied_proc];
-	static uint64_t last_entry, last_flags;
-	uint64_t entry = 0, flags = 0;
-	char path[64];
-	int fd;
-
-	if (!opt.spy)
-		return;
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", p->pid);
-	fd = p->alive ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-	if (fd >= 0 && pread(fd, &entry, 8, (off_t)((uintptr_t)fuzz_page(opt.spied_page) /
-						     PAGE_BYTES * 8)) != 8)
-		entry = 0;
-	close(fd);
-	fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
-	if (fd >= 0 && entry >> 63 &&
-	    pread(fd, &flags, 8, (off_t)((entry & ((1ULL << 55) - 1)) * 8)) != 8)
-		flags = 0;
-	close(fd);
-	if (entry == last_entry && flags == last_flags)
-		return;
-	last_entry = entry;
-	last_flags = flags;
-	fprintf(stderr, "%s: pagemap 0x%" PRIx64 " kpageflags 0x%" PRIx64 "; %" PRIu32 " ",
-		prog_name, entry, flags, op->number);
-	fuzz_print(stderr, op);
-}
-
 static void say_progress(uint32_t i)
 {
 	char text[24];
@@ -417,8 +370,7 @@ static void run(void)
 		op_at(i, &op);
 		carry_out(&op, &r);
 		account(&op, &r);
-		say_trace(&op, &r);
-		say_spied(&op);
+		fuzz_look(&op, &r);
 	}
 	if (!fuzz->wrong.found) {
 		carry_out(&all, &r);
@@ -557,13 +509,10 @@ static void parse(int argc, char **argv)
 			opt.progress = optarg;
 			break;
 		case 't':
-			opt.trace = optarg;
+			fuzz_trace(optarg);
 			break;
 		case 'y':
-			opt.spy = true;
-			if (sscanf(optarg, "%u:%u", &opt.spied_proc, &opt.spied_page) != 2 ||
-			    opt.spied_proc >= FUZZ_MAX_PROCS || opt.spied_page >= FUZZ_MAX_PAGES)
-				bad_usage("--spy: \"%s\" is not PROCESS:PAGE", optarg);
+			fuzz_spy(optarg);
 			break;
 		case 'H':
 			opt.hold = true;
@@ -610,11 +559,6 @@ static void prepare(void)
 		progress_fd = open(opt.progress, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
 		if (progress_fd < 0)
 			die(FUZZ_ENV, "%s: %s", opt.progress, strerror(errno));
-	}
-	if (opt.trace) {
-		trace = fopen(opt.trace, "we");
-		if (!trace)
-			die(FUZZ_ENV, "%s: %s", opt.trace, strerror(errno));
 	}
 	if (!opt.group)
 		return;
