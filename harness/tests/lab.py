@@ -14,16 +14,22 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from linux_um.guest import Guest, Process
+from linux_um.laws import (
+    CHECK_FILE as CHECK_FILE,
+    LOOKS as LOOKS,
+    WORKLOAD_SECONDS as WORKLOAD_SECONDS,
+    Counters as Counters,
+    check_laws as check_laws,
+    check_structures as check_structures,
+    contradiction as contradiction,
+    has_file as has_file,
+    meminfo as meminfo,
+    settle as settle,
+)
 
 PAGES_PER_MIB = 256
-# Wall-clock seconds a workload may take.
-WORKLOAD_SECONDS = 240.0
 # A memory cgroup, once group() has made it.
 GROUP = "/sys/fs/cgroup/t"
-# How often the page map and the counters are compared before they are called wrong.
-LOOKS = 5
-# What the engine finds wrong with itself, in a kernel with CONFIG_PKSM_DEBUG.
-CHECK_FILE = "/sys/kernel/debug/pksm/check"
 # Counters that count pages or records which exist now: they fall back to
 # where they were once a workload has ended.
 GAUGES = (
@@ -49,7 +55,6 @@ MOST_EAGER: dict[str, int | str] = {
     "max_cpu": 100,
 }
 
-Counters = dict[str, int]
 _Seen = TypeVar("_Seen")
 # Boots a guest; its keyword arguments are those of boot_guest().
 BootFresh = Callable[..., Guest]
@@ -191,12 +196,6 @@ def loop_swap(guest: Guest, mib: int) -> None:
     )
 
 
-def settle(guest: Guest, *, seconds: int = 300) -> Counters:
-    """Wait until the engine has settled; *seconds* of guest time. Returns the counters."""
-    done = guest.run(["pksmwait", "--timeout", str(seconds)], timeout=WORKLOAD_SECONDS)
-    return dict(json.loads(done.stdout)["counters"])
-
-
 def counters(guest: Guest) -> Counters:
     """Return all counters as they are now, each read on its own, by no new process."""
     names = guest.sh("ls /sys/kernel/mm/pksm").stdout.split()
@@ -269,73 +268,6 @@ def vmstat(guest: Guest, name: str) -> int:
         if key == name:
             return int(value)
     raise KeyError(name)
-
-
-def meminfo(guest: Guest, name: str) -> int:
-    """Return a line of /proc/meminfo in KiB."""
-    for line in guest.read_file("/proc/meminfo").splitlines():
-        key, value = line.split(":")
-        if key == name:
-            return int(value.split()[0])
-    raise KeyError(name)
-
-
-def has_file(guest: Guest, path: str) -> bool:
-    """Return whether the guest has a file there."""
-    return bool(guest.run(["test", "-e", path], check=False).status == 0)
-
-
-def check_structures(guest: Guest) -> None:
-    """Let the engine go over all that it keeps, and say what contradicts what."""
-    if has_file(guest, CHECK_FILE):
-        said = guest.read_file(CHECK_FILE).strip()
-        assert said == "fine", f"the engine's own check: {said}"
-
-
-def check_laws(guest: Guest) -> None:
-    """Check the conservation laws of the counters of a settled, idle guest.
-
-    The page map is asked as well: it knows nothing of the engine's counters. Every
-    page must be mapped by as many PTEs as it counts, every process must have the
-    anonymous memory that its RSS says, and what the processes say in ksm_stat must sum
-    up to what the engine says.
-    """
-    check_structures(guest)
-    now = settle(guest)
-    negative = {name: value for name, value in now.items() if value < 0 and name != "general_profit"}
-    assert not negative, f"negative counters: {negative}"
-    assert now["pages_sharing"] == 0 or now["pages_shared"] > 0, now
-    assert now["stable_nodes"] >= now["pages_shared"], now
-    assert now["stable_items"] == now["stable_nodes"] + now["rmap_items"], now
-    assert now["pages_merged"] <= now["pages_scanned"] or now["pages_merged"] == 0, now
-    for _ in range(LOOKS):
-        wrong = contradiction(guest)
-        if not wrong:
-            return
-        settle(guest)
-    raise AssertionError(wrong)
-
-
-def contradiction(guest: Guest) -> str:
-    """Return what the page map and the counters of one moment say against each other, or nothing."""
-    done = guest.run(["pagestat", "--all"], check=False)
-    if done.status:
-        return f"{done.stderr}{done.stdout}"
-    seen = json.loads(done.stdout)
-    now = seen.pop("counters")
-    both = f"counters {now}, page map {seen}"
-    if seen["merged_ptes"] != seen["smaps_ptes"]:
-        return both
-    if meminfo(guest, "SwapTotal"):
-        # Pages of the swap cache that nobody maps are counted, and are not in any page map.
-        return ""
-    ptes = now["pages_shared"] + now["pages_sharing"]
-    fine = (
-        ptes == seen["merged_ptes"]
-        and ptes == seen["ksm_merging_pages"]
-        and now["zero_pages"] == seen["ksm_zero_pages"]
-    )
-    return "" if fine else both
 
 
 # Both are read by one program of the guest that makes no page meanwhile: a word from

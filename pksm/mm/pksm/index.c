@@ -45,6 +45,21 @@ static struct pksm_marks pksm_stale;
 static u64 pksm_secret;
 static u64 pksm_hash_of_zero;
 
+/* Of a kernel that is debugged; 0: take a random one. */
+static u64 pksm_known_secret;
+
+#ifdef CONFIG_PKSM_DEBUG
+/*
+ * pksm_secret=NUMBER: the order of the buckets, and with it that in which pksmd looks at
+ * pages, is the same at each boot, so that a test can be repeated exactly.
+ */
+static int __init pksm_secret_setup(char *value)
+{
+	return value ? kstrtou64(value, 0, &pksm_known_secret) : -EINVAL;
+}
+early_param("pksm_secret", pksm_secret_setup);
+#endif
+
 /**
  * pksm_index_alloc - make the indexes
  *
@@ -75,7 +90,7 @@ int pksm_index_alloc(void)
 	memset(unstable, 0xff, sizeof(*unstable) << bits);
 	static_assert(PKSM_END == 0xffffffff);
 
-	pksm_secret = get_random_u64();
+	pksm_secret = pksm_known_secret ?: get_random_u64();
 	pksm_hash_of_zero = pksm_hash_page(ZERO_PAGE(0));
 	pksm_unstable_bits = bits;
 	pksm_stable_bits = bits - 2;

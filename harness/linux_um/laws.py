@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The conservation laws of the engine's counters, and what the page map says to them.
+
+What is wrong is told by AssertionError: to a test that is a failure, to ``fuzz`` a find.
+"""
+
+from __future__ import annotations
+
+import json
+
+from .guest import Guest
+
+# Wall-clock seconds a program of the guest may take.
+WORKLOAD_SECONDS = 240.0
+# How often the page map and the counters are compared before they are called wrong.
+LOOKS = 5
+# What the engine finds wrong with itself, in a kernel with CONFIG_PKSM_DEBUG.
+CHECK_FILE = "/sys/kernel/debug/pksm/check"
+
+Counters = dict[str, int]
+
+
+def settle(guest: Guest, *, seconds: int = 300) -> Counters:
+    """Wait until the engine has settled; *seconds* of guest time. Returns the counters."""
+    done = guest.run(["pksmwait", "--timeout", str(seconds)], timeout=WORKLOAD_SECONDS)
+    return dict(json.loads(done.stdout)["counters"])
+
+
+def meminfo(guest: Guest, name: str) -> int:
+    """Return a line of /proc/meminfo in KiB."""
+    for line in guest.read_file("/proc/meminfo").splitlines():
+        key, value = line.split(":")
+        if key == name:
+            return int(value.split()[0])
+    raise KeyError(name)
+
+
+def has_file(guest: Guest, path: str) -> bool:
+    """Return whether the guest has a file there."""
+    return bool(guest.run(["test", "-e", path], check=False).status == 0)
+
+
+def check_structures(guest: Guest) -> None:
+    """Let the engine go over all that it keeps, and say what contradicts what."""
+    if has_file(guest, CHECK_FILE):
+        said = guest.read_file(CHECK_FILE).strip()
+        assert said == "fine", f"the engine's own check: {said}"
+
+
+def check_laws(guest: Guest) -> None:
+    """Check the conservation laws of the counters of a settled, idle guest.
+
+    The page map is asked as well: it knows nothing of the engine's counters. Every
+    page must be mapped by as many PTEs as it counts, every process must have the
+    anonymous memory that its RSS says, and what the processes say in ksm_stat must sum
+    up to what the engine says.
+    """
+    check_structures(guest)
+    now = settle(guest)
+    negative = {name: value for name, value in now.items() if value < 0 and name != "general_profit"}
+    assert not negative, f"negative counters: {negative}"
+    assert now["pages_sharing"] == 0 or now["pages_shared"] > 0, now
+    assert now["stable_nodes"] >= now["pages_shared"], now
+    assert now["stable_items"] == now["stable_nodes"] + now["rmap_items"], now
+    assert now["pages_merged"] <= now["pages_scanned"] or now["pages_merged"] == 0, now
+    for _ in range(LOOKS):
+        wrong = contradiction(guest)
+        if not wrong:
+            return
+        settle(guest)
+    raise AssertionError(wrong)
+
+
+def contradiction(guest: Guest) -> str:
+    """Return what the page map and the counters of one moment say against each other, or nothing."""
+    done = guest.run(["pagestat", "--all"], check=False)
+    if done.status:
+        return f"{done.stderr}{done.stdout}"
+    seen = json.loads(done.stdout)
+    now = seen.pop("counters")
+    both = f"counters {now}, page map {seen}"
+    if seen["merged_ptes"] != seen["smaps_ptes"]:
+        return both
+    if meminfo(guest, "SwapTotal"):
+        # Pages of the swap cache that nobody maps are counted, and are not in any page map.
+        return ""
+    ptes = now["pages_shared"] + now["pages_sharing"]
+    fine = (
+        ptes == seen["merged_ptes"]
+        and ptes == seen["ksm_merging_pages"]
+        and now["zero_pages"] == seen["ksm_zero_pages"]
+    )
+    return "" if fine else both

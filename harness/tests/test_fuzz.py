@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Random operations on memory against a model of every byte; see ``./linux-um fuzz``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from lab import BootFresh
+from linux_um import commands_fuzz, fuzz, kconfig
+from linux_um.errors import UsageError
+from linux_um.fuzz import Fuzzer, Result
+from linux_um.fuzz_shrink import Shrinker, about, kind_of, process_of
+from linux_um.guest import BootOptions, Guest
+from linux_um.source import default_kernel
+
+OPS = 5000
+# What the contents of all pages decide alone, once everything has settled.
+SETTLED = ("pages_shared", "pages_sharing", "zero_pages")
+# What depends on which page frames there are, or on what else runs.
+BY_CHANCE = ("reclaim", "audit", "uffd_move")
+BASE_PAGE = 0x2000000000 // 4096
+
+RunSeed = Callable[[int, int], Result]
+
+
+@pytest.fixture
+def fuzzer(request: pytest.FixtureRequest) -> Fuzzer:
+    """Return what runs fuzzmm in guests of the kind that is asked for."""
+    profile = request.config.getoption("--profile")
+    arch = request.config.getoption("--arch")
+    travels = kconfig.time_travels(profile, arch)
+    options = BootOptions(
+        profile=profile,
+        kernel=default_kernel(),
+        arch=arch,
+        time_travel=travels,
+        timeout=600.0,
+        name="fuzz",
+    )
+    pages = commands_fuzz.PAGES[arch]
+    return Fuzzer(options, ["--pages", str(pages)])
+
+
+@pytest.fixture
+def run_seed(fuzzer: Fuzzer) -> RunSeed:
+    """Return a function that runs so many operations of a seed."""
+    return fuzzer.seed
+
+
+# ---- the engine ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_operations_leave_every_byte_and_every_law(run_seed: RunSeed, seed: int) -> None:
+    result = run_seed(seed, OPS)
+    assert not result.kind, f"{result.kind}: {result.said}"
+    report = result.report
+    assert report["ops"] == OPS
+    # Else it tested nothing.
+    assert report["done"] > OPS / 3
+    if report["engine"] == "pksm":
+        assert report["counters"]["pages_merged"] > 100
+        assert report["counters"]["pages_broken"] > 100
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.time_travel
+@pytest.mark.um_only
+def test_a_seed_repeats_itself(fuzzer: Fuzzer) -> None:
+    """Operation by operation, in what came of each."""
+    first, second = fuzzer.seed(4, OPS), fuzzer.seed(4, OPS)
+    assert not first.kind and not second.kind, f"{first.said}{second.said}"
+    assert first.report["digest"] == second.report["digest"]
+    kinds = [run.report["by_kind"] for run in (first, second)]
+    for each in kinds:
+        for name in BY_CHANCE:
+            del each[name]
+    assert kinds[0] == kinds[1]
+    assert fuzzer.seed(5, 200).report["digest"] != fuzzer.seed(6, 200).report["digest"]
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.time_travel
+@pytest.mark.um_only
+def test_a_seed_comes_to_the_same_savings(fuzzer: Fuzzer) -> None:
+    """Where no content depends on what reclaim has dropped."""
+    fuzzer.sizes = [*fuzzer.sizes, "--without", f"free,{','.join(BY_CHANCE)}"]
+    first, second = fuzzer.seed(4, OPS), fuzzer.seed(4, OPS)
+    assert not first.kind and not second.kind, f"{first.said}{second.said}"
+    assert first.report["digest"] == second.report["digest"]
+    settled = [{name: run.report["settled"][name] for name in SETTLED} for run in (first, second)]
+    assert settled[0] == settled[1]
+
+
+# What was found, made as short as it could be.
+GIVEN_UP = """\
+sizes 2 4
+map 0 0+2 0
+dup 0 0+1 1
+dup 0 1+1 1
+sleep 100
+sleep 100
+unmergeable 0 0+2
+fork 0 1
+free 1 0+2
+drop
+reclaim 31
+reclaim 31
+verify 0 0+2
+"""
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.time_travel
+def test_what_was_unmerged_is_not_lost_when_a_relative_gives_it_up(fuzzer: Fuzzer) -> None:
+    """The copy that unmerging makes is nobody's to drop but all's who share it after a fork."""
+    result = fuzzer.script(GIVEN_UP.splitlines())
+    assert not result.kind, f"{result.kind}: {result.said}"
+    assert result.report["by_kind"]["unmergeable"][0] == 1
+    assert result.report["counters"]["pages_broken"] >= 2
+
+
+# ---- fuzzmm itself ------------------------------------------------------------
+
+SCRIPT = """\
+# a page of each sort
+sizes 2 8
+map 0 0+4 1
+dup 0 0+2 3
+zero 0 2+1
+poke 0 1+1 8200
+fork 0 1
+verify 1 0+4
+sleep 100
+"""
+
+
+def put(guest: Guest, path: str, text: str) -> None:
+    """Make a file of the guest."""
+    guest.run(["sh", "-c", f"cat >{path}"], input=text.encode())
+
+
+def test_a_byte_that_somebody_else_writes_is_found(boot_fresh: BootFresh) -> None:
+    """fuzzmm says where it is, what was to be there, and what was done to that page last."""
+    guest = boot_fresh()
+    put(guest, "/script", SCRIPT)
+    job = guest.start(["fuzzmm", "--from-script", "/script", "--hold"])
+    report = json.loads(job.wait_output("}}\n"))
+    assert report["ok"] and report["ops"] == 7, report
+    child = guest.sh("pidof fuzzmm").stdout.split()
+    victim = max(int(pid) for pid in child)
+    guest.sh(
+        f"printf '\\377' | dd of=/proc/{victim}/mem bs=1 seek=$((({BASE_PAGE} + 1) * 4096 + 8)) "
+        "conv=notrunc 2>/dev/null"
+    )
+    job.close_stdin()
+    done = job.wait(60)
+    assert done.status == fuzz.STATUS_WRONG
+    lines = done.stderr.splitlines()
+    assert "wrong byte" in lines[0] and f"pid {victim}" in lines[0], done.stderr
+    assert "page 1 address 0x2000001008 offset 8: expected 0x02, got 0xff" in lines[0]
+    assert [line.split() for line in lines[2:]][:3] == [
+        ["0", "map", "0", "0+4", "1"],
+        ["1", "dup", "0", "0+2", "3"],
+        ["3", "poke", "0", "1+1", "8200"],
+    ]
+
+
+def test_a_printed_list_is_the_same_run(boot_fresh: BootFresh) -> None:
+    guest = boot_fresh()
+    only = "--only map,dup,zero,poke,verify,fork,protect,move"
+    guest.sh(f"fuzzmm --seed 9 --ops 400 {only} --print-script >/list")
+    by_seed = json.loads(guest.sh(f"fuzzmm --seed 9 --ops 400 {only}").stdout)
+    by_list = json.loads(guest.sh("fuzzmm --from-script /list").stdout)
+    assert by_seed["digest"] == by_list["digest"]
+    assert by_seed["by_kind"] == by_list["by_kind"]
+    kinds = {line.split()[0] for line in guest.read_file("/list").splitlines()}
+    assert kinds == {"sizes", *only.split()[1].split(",")}
+
+
+def test_a_list_that_is_none_is_refused_in_a_line(boot_fresh: BootFresh) -> None:
+    guest = boot_fresh()
+    for text, complaint in (
+        ("nosuch 1\n", '/list:1: there is no operation "nosuch"'),
+        ("sizes 2 8\nmap 0 7+4 1\n", '/list:2: "map 0 7+4 1": not what map takes'),
+        ("set run=7\n", '/list:1: "set run=7": not what set takes'),
+        ("sizes 0 8\n", '/list:1: not "sizes PROCESSES PAGES"'),
+        ("# nothing\n", "/list: there is no operation in it"),
+    ):
+        put(guest, "/list", text)
+        done = guest.run(["fuzzmm", "--from-script", "/list"], check=False)
+        assert (done.status, done.stderr) == (2, f"fuzzmm: {complaint}\n")
+
+
+# ---- the shrinker ---------------------------------------------------------------
+
+
+def shrink(lines: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Shrink *lines*; what is left must fail, and nothing that is tried may be more."""
+
+    def watched(part: Sequence[str]) -> bool:
+        assert len(part) <= len(lines)
+        return fails(part)
+
+    left = Shrinker(watched).shrink(lines)
+    assert fails(left)
+    return left
+
+
+NOISE = [f"{kind} {n % 4} {n}+3" for n in range(40) for kind in ("dup", "poke", "verify")]
+
+
+def test_what_is_left_is_what_it_takes() -> None:
+    lines = [*NOISE[:50], "map 2 8+1 0", *NOISE[50:90], "fork 2 3", "sleep 20", *NOISE[90:]]
+    needed = ["map 2 8+1 0", "fork 2 3", "sleep 20"]
+    left = shrink(lines, lambda part: all(line in part for line in needed))
+    assert left == needed
+
+
+def test_the_order_is_kept_and_ranges_become_single_pages() -> None:
+    def fails(part: Sequence[str]) -> bool:
+        kinds = [kind_of(line) for line in part]
+        return "dup" in kinds and "verify" in kinds[kinds.index("dup") :]
+
+    left = shrink(NOISE, fails)
+    assert [kind_of(line) for line in left] == ["dup", "verify"]
+    assert all(line.endswith("+1") for line in left)
+
+
+def test_one_line_that_fails_alone_stays() -> None:
+    assert shrink(["sleep 5"], lambda part: bool(part)) == ["sleep 5"]
+
+
+def test_a_failure_that_takes_everything_stays_as_it_is() -> None:
+    lines = [f"spawn {n}" for n in range(10)]
+    assert shrink(lines, lambda part: len(part) == len(lines)) == lines
+
+
+def test_many_lines_take_few_tries() -> None:
+    lines = [f"dup {n % 4} {n % 96}+1" for n in range(5000)] + ["fork 1 2"]
+    shrinker = Shrinker(lambda part: "fork 1 2" in part)
+    assert shrinker.shrink(lines) == ["fork 1 2"]
+    assert shrinker.tries < 60
+
+
+def test_shrinking_ends_when_it_is_told_to() -> None:
+    tried: list[int] = []
+
+    def fails(part: Sequence[str]) -> bool:
+        tried.append(len(part))
+        return True
+
+    left = Shrinker(fails, lambda: len(tried) >= 2).shrink(NOISE)
+    assert len(tried) == 2 and len(left) == tried[-1]
+
+
+def test_a_guess_that_fails_is_where_shrinking_begins() -> None:
+    tried: list[int] = []
+
+    def fails(part: Sequence[str]) -> bool:
+        tried.append(len(part))
+        return "fork 1 2" in part
+
+    lines = [*NOISE, "fork 1 2", *NOISE]
+    shrinker = Shrinker(fails)
+    assert shrinker.shrink(lines, [lines[-5:], lines[115:125]]) == ["fork 1 2"]
+    assert tried[:2] == [5, 10] and max(tried[2:]) < 10
+
+
+def test_a_guess_has_what_is_about_the_pages_that_are_named() -> None:
+    lines = ["map 0 0+8 1", "dup 0 9+2 3", "sleep 5", "poke 1 3+1 7", "fork 0 1"]
+    assert about(lines, {3}) == ["map 0 0+8 1", "sleep 5", "poke 1 3+1 7", "fork 0 1"]
+    said = "fuzzmm: wrong byte\nfuzzmm: the last operations on that page:\n     1 dup 0 9+2 3\n"
+    wrong = {"wrong": {"operation": 4, "page": 12, "process": 0}}
+    result = Result("wrong byte", said, 1, wrong, 1.0, 0)
+    assert fuzz.guesses(lines, result)[0] == ["dup 0 9+2 3", "sleep 5", "fork 0 1"]
+
+
+def test_groups_are_by_name_and_by_process() -> None:
+    assert kind_of("dup 3 1+2 5") == "dup" and kind_of("compact") == "compact"
+    assert process_of("dup 3 1+2 5") == "3" and process_of("sleep 20") == ""
+    assert process_of("set run=1") == "" and process_of("drop") == ""
+
+
+# ---- the command ------------------------------------------------------------------
+
+
+def test_a_million_operations_are_dealt_out_to_seeds() -> None:
+    dealt = list(commands_fuzz.seeds_of(5, 1_000_000, 1))
+    assert sum(ops for _, ops in dealt) == 1_000_000
+    assert [seed for seed, _ in dealt] == list(range(5, 5 + len(dealt)))
+    assert list(commands_fuzz.seeds_of(3, 100, 2)) == [(3, 100), (4, 100)]
+
+
+def test_a_list_is_read_without_its_remarks(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_text(SCRIPT)
+    assert commands_fuzz.read_script(path)[:2] == ["sizes 2 8", "map 0 0+4 1"]
+    path.write_text("compact\n")
+    assert commands_fuzz.read_script(path) == ["sizes 4 96", "compact"]
+    path.write_text("# nothing\n")
+    with pytest.raises(UsageError, match="no operation in it"):
+        commands_fuzz.read_script(path)
+    with pytest.raises(UsageError, match="name a list"):
+        commands_fuzz.read_script(tmp_path / "nosuch")

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What fuzzmm does to its processes from outside, and to the whole machine; see fuzz.h. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/swap.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../fuzz.h"
+
+#define CHECK_FILE	"/sys/kernel/debug/pksm/check"
+#define RECLAIM_KIB	32
+/* Exit status of pagestat when something is wrong with a map count, or with RSS. */
+#define PAGESTAT_WRONG	1
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC), err = 0;
+
+	if (fd < 0)
+		return errno;
+	if (write(fd, text, strlen(text)) < 0)
+		err = errno;
+	close(fd);
+	return err;
+}
+
+static int do_foreign(const struct fuzz_op *op)
+{
+	const char *how = op->kind == FUZZ_REMOTE ? "remote" :
+			  op->kind == FUZZ_PTRACE ? "ptrace" : "memfile";
+	const struct fuzz_proc *p = &fuzz->procs[op->proc];
+	unsigned int off = op->arg % PAGE_BYTES;
+	uint8_t flip = 1 + op->arg / PAGE_BYTES % 255;
+	int err;
+
+	err = foreign_flip(p->pid, (uintptr_t)fuzz_page(op->page), 1, off, flip, how);
+	if (err)
+		return -err;
+	fuzz_bytes(op->proc, op->page)[off] ^= flip;
+	fuzz_changed(op->proc, op->page);
+	return 0;
+}
+
+static void all_pins_may_part(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < fuzz_sizes.procs; i++)
+		fuzz_pins_may_part(i);
+}
+
+static int do_reclaim(const char *group, uint32_t arg)
+{
+	char path[256], size[32];
+
+	if (!group)
+		return ENOENT;
+	all_pins_may_part();
+	snprintf(path, sizeof(path), "%s/memory.reclaim", group);
+	snprintf(size, sizeof(size), "%uK", (arg + 1) * RECLAIM_KIB);
+	return write_file(path, size);
+}
+
+/* All that is swapped out comes back. */
+static int do_swapoff(void)
+{
+	char line[256], device[128];
+	FILE *f = fopen("/proc/swaps", "re");
+	bool found;
+
+	if (!f)
+		return errno;
+	found = fgets(line, sizeof(line), f) && fgets(line, sizeof(line), f) &&
+		sscanf(line, "%127s", device) == 1;
+	fclose(f);
+	if (!found)
+		return ENOENT;
+	all_pins_may_part();
+	if (swapoff(device) || swapon(device, 0))
+		return errno;
+	return 0;
+}
+
+static void complain(const char *what)
+{
+	struct fuzz_wrong *w = &fuzz->wrong;
+
+	if (w->found)
+		return;
+	*w = (struct fuzz_wrong){ .found = true, .page = fuzz_sizes.pages };
+	snprintf(w->when, sizeof(w->when), "%s", what);
+}
+
+/* What the engine finds wrong with itself, and counters that cannot be. */
+static void do_check(void)
+{
+	static const char *const counters[] = {
+		"pages_new", "pages_unshared", "pages_volatile", "pages_shared",
+		"pages_sharing", "zero_pages", "rmap_items", "stable_nodes",
+	};
+	char text[256] = "";
+	int64_t value;
+	ssize_t n;
+	size_t i;
+	int fd;
+
+	for (i = 0; i < ARRAY_SIZE(counters); i++) {
+		if (!counter_read(counters[i], &value) || value >= 0)
+			continue;
+		fprintf(stderr, "%s: %s is %" PRId64 "\n", prog_name, counters[i], value);
+		complain("a counter is negative");
+	}
+	fd = open(CHECK_FILE, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0 || !strcmp(text, "fine\n"))
+		return;
+	fprintf(stderr, "%s: the engine's own check: %s", prog_name, text);
+	complain("by the engine's own check");
+}
+
+/* Map counts, RSS, and smaps, of all processes. */
+static int do_audit(void)
+{
+	int status = 0, null;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0)
+		return errno;
+	if (!pid) {
+		null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+		dup2(null, STDOUT_FILENO);
+		execlp("pagestat", "pagestat", "--all", NULL);
+		_exit(127);
+	}
+	if (waitpid(pid, &status, 0) != pid)
+		return errno;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == PAGESTAT_WRONG)
+		complain("by pagestat --all");
+	/* It may not have found a moment at which nothing changed. */
+	return WIFEXITED(status) && WEXITSTATUS(status) ? EAGAIN : 0;
+}
+
+void fuzz_outside(const struct fuzz_op *op, const char *group, struct fuzz_result *r)
+{
+	const char *control, *value;
+
+	r->pages = 1;
+	switch ((enum fuzz_kind)op->kind) {
+	case FUZZ_REMOTE:
+	case FUZZ_PTRACE:
+	case FUZZ_MEMFILE:
+		r->pages = fuzz->procs[op->proc].alive && fuzz_applies(op);
+		if (!r->pages)
+			return;
+		fuzz_note(op, op->proc, op->page);
+		r->err = do_foreign(op);
+		break;
+	case FUZZ_SET:
+		fuzz_setting(op->arg, &control, &value);
+		r->err = -control_write(control, value);
+		break;
+	case FUZZ_RECLAIM:
+		r->err = do_reclaim(group, op->arg);
+		break;
+	case FUZZ_SWAPOFF:
+		r->err = do_swapoff();
+		break;
+	case FUZZ_COMPACT:
+		r->err = write_file("/proc/sys/vm/compact_memory", "1");
+		break;
+	case FUZZ_DROP:
+		r->err = write_file("/proc/sys/vm/drop_caches", "3");
+		break;
+	case FUZZ_SLEEP:
+		sleep_ms(1 + op->arg);
+		break;
+	case FUZZ_CHECK:
+		do_check();
+		break;
+	case FUZZ_AUDIT:
+		r->err = do_audit();
+		break;
+	default:
+		r->err = EINVAL;
+	}
+}
