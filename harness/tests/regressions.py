@@ -106,14 +106,12 @@ REGRESSIONS = (
     tested("R24", "a merged page without rmap", "migrate", "regression_rmap", "swap"),
     impossible(
         "R25", "NUMA hint PTEs: saved write not cleared",
-        "UML has no NUMA, so no PTE is ever a NUMA hint", "NUMA_BALANCING",
-        missing="no test merges pages whose PTEs are NUMA hints",
+        "UML has no NUMA, so no PTE is ever a NUMA hint", "NUMA_BALANCING", files=("numa",),
     ),
     impossible(
         "R26", "device-exclusive PTEs",
         "UML has no memory of devices", "DEVICE_PRIVATE", "ZONE_DEVICE",
         files=("device",),
-        missing="pages were private to a device in the tests, and exclusive in none",
     ),
     impossible(
         "R27", "userfaultfd write-protection is lost",

@@ -49,6 +49,21 @@ def test_what_comes_back_from_a_device_is_merged(guest: Guest) -> None:
 
 
 @pytest.mark.regression("R26")
+def test_r26_what_a_device_has_for_itself_is_not_merged(guest: Guest) -> None:
+    """R26: the page is where it was, and no PTE is present; that says not that it has no owner."""
+    before = baseline(settle(guest))
+    report = pageops(
+        guest, "set=run:0", "fill=dup", "@0:device=exclusive", "stat=taken", "set=run:1",
+        "sleep=20000", "stat=merged", "@0:fork=write", "verify", "sleep=2000000", "settle",
+        "stat=back", "verify", procs=3, pages=PAGES,
+    )  # fmt: skip
+    assert report["taken"]["present"] == 2 * PAGES
+    assert report["merged"]["merged_ptes"] == 2 * PAGES
+    assert report["back"]["present"] == 3 * PAGES
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R26")
 def test_a_device_that_takes_pages_while_they_are_merged(guest: Guest) -> None:
     """No byte is lost, and nothing is left behind, however the two meet."""
     before = baseline(settle(guest))

@@ -172,6 +172,7 @@ def test_merged_pages_stay_where_they_are_whoever_looks_at_them(balanced: Guest)
     assert moved["numa_pages_migrated"] - looked["numa_pages_migrated"] >= 256
 
 
+@pytest.mark.regression("R25")
 def test_a_watched_page_that_is_hinted_at_still_tells(balanced: Guest) -> None:
     """A fault that is to find out who uses a page does not make it writable.
 
@@ -206,6 +207,7 @@ def test_a_watched_large_folio_follows_its_process_whole(balanced: Guest) -> Non
 
 
 @pytest.mark.real_time
+@pytest.mark.regression("R25")
 def test_no_byte_is_wrong_while_pages_follow_their_processes(balanced: Guest) -> None:
     """Which go from node to node, and write, while the engine merges at full speed."""
     before = baseline(settle(balanced))

@@ -291,11 +291,11 @@ int uffd_protect(void *start, size_t bytes);
 
 /*
  * The kernel's test_hmm, which plays a device with memory of its own: its descriptor,
- * and moving pages there, which come back when they are touched. @copy, as large, gets
- * their contents. Both return a negative errno; -ENOENT says that not all has moved.
+ * and moving pages there, or letting it alone have them where they are, until they are
+ * touched. @copy, as large, gets their contents. Both return a negative errno; -ENOENT says that not all has moved.
  */
 int device_open(void);
-int device_take(int fd, void *start, size_t pages, void *copy);
+int device_take(int fd, void *start, size_t pages, void *copy, bool exclusive);
 
 /* ---- nodes of memory ---------------------------------------------------- */
 

@@ -371,7 +371,7 @@ static void __noreturn usage(void)
 		"  cpu=NUMBER   look=MS (reads the pages all the time)   migrate=FROM-TO (all it has)\n"
 		"  bind=NODE[:move|:all]   move=NODE[:all] (also what others have as well)\n"
 		"  uffd_wp (write-protects by userfaultfd, until it is written to)\n"
-		"  device (moves to the memory of the kernel's test_hmm, until it is touched)\n"
+		"  device[=exclusive] (gives it to the kernel's test_hmm, until it is touched)\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"

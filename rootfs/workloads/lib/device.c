@@ -15,6 +15,7 @@ struct command {
 };
 
 #define MIGRATE_TO_DEVICE	_IOWR('H', 0x02, struct command)
+#define MAKE_EXCLUSIVE		_IOWR('H', 0x05, struct command)
 
 /* The device belongs to whoever has opened it: to be kept for as long as the memory. */
 int device_open(void)
@@ -24,9 +25,9 @@ int device_open(void)
 	return fd < 0 ? -errno : fd;
 }
 
-int device_take(int fd, void *start, size_t pages, void *copy)
+int device_take(int fd, void *start, size_t pages, void *copy, bool exclusive)
 {
 	struct command command = { (uintptr_t)start, (uintptr_t)copy, pages, 0, 0 };
 
-	return ioctl(fd, MIGRATE_TO_DEVICE, &command) ? -errno : 0;
+	return ioctl(fd, exclusive ? MAKE_EXCLUSIVE : MIGRATE_TO_DEVICE, &command) ? -errno : 0;
 }

@@ -239,19 +239,21 @@ static int do_uffd_wp(void)
 }
 
 /* What is merged, or cannot be had just now, stays here: that is no error. */
-static int do_device(void)
+static int do_device(const char *how)
 {
 	static char *copy;
 	static int fd = -1;
 	int err;
 
+	if (*how && strcmp(how, "exclusive"))
+		return -EINVAL;
 	if (fd < 0)
 		fd = device_open();
 	if (fd < 0)
 		return fd;
 	if (!copy)
 		copy = untracked_alloc(ops.pages * PAGE_BYTES);
-	err = device_take(fd, at(me.first), me.last - me.first, copy);
+	err = device_take(fd, at(me.first), me.last - me.first, copy, *how);
 	return err == -ENOENT ? 0 : err;
 }
 
@@ -542,7 +544,7 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		r->status = do_uffd_wp();
 		break;
 	case OP_DEVICE:
-		r->status = do_device();
+		r->status = do_device(o->text);
 		break;
 	case OP_CPU:
 		r->status = run_on_cpu((int)o->value);
