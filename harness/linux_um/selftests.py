@@ -55,13 +55,13 @@ def selftests_root() -> Path:
 
 
 def build_selftest(
-    tree: Path, target_dir: str, names: Sequence[str], *, term: Term, flags: Sequence[str] = ()
+    tree: Path, target_dir: str, names: Sequence[str], *, term: Term
 ) -> dict[str, Path]:
     """Return the static programs *names* of tools/testing/selftests/*target_dir* in *tree*.
 
     They are made now unless they were made before of the same files by the
     same compiler. All of them lie in one directory, which may be shared with a
-    guest. *flags* are for the compiler. Raises SelftestError, or HostError without a compiler.
+    guest. Raises SelftestError, or HostError without a compiler.
     """
     packages.ensure("rootfs", "selftests", term=term)
     origin = tree / SELFTESTS / target_dir
@@ -69,20 +69,20 @@ def build_selftest(
         raise SelftestError(
             f"{tree} has no selftests {target_dir!r}", f"name a directory of {SELFTESTS}"
         )
-    target = selftests_root() / _key(tree, origin, names, flags)
+    target = selftests_root() / _key(tree, origin, names)
     if not target.is_dir():
         with lock("selftests", term=term):
             if not target.is_dir():
-                _build(tree, target_dir, names, flags, target, term)
+                _build(tree, target_dir, names, target, term)
                 _prune()
     os.utime(target)
     return {name: target / name for name in names}
 
 
-def _key(tree: Path, origin: Path, names: Sequence[str], flags: Sequence[str]) -> str:
+def _key(tree: Path, origin: Path, names: Sequence[str]) -> str:
     """Return the hash of everything that the programs are made of."""
     done = subprocess.run(["gcc", "--version"], capture_output=True, check=False)
-    digest = hashlib.sha256(done.stdout + "\0".join([*sorted(names), *flags]).encode())
+    digest = hashlib.sha256(done.stdout + "\0".join(sorted(names)).encode())
     for path in _inputs(tree, origin):
         content = path.read_bytes()
         digest.update(f"\0{path.relative_to(tree)}\0{len(content)}\0".encode() + content)
@@ -115,12 +115,7 @@ def _mirror(tree: Path, target_dir: str, mirror: Path) -> Path:
 
 
 def _build(
-    tree: Path,
-    target_dir: str,
-    names: Sequence[str],
-    flags: Sequence[str],
-    target: Path,
-    term: Term,
+    tree: Path, target_dir: str, names: Sequence[str], target: Path, term: Term
 ) -> None:
     """Make the programs; all of them or nothing."""
     root = ensure_dir(target.parent)
@@ -134,8 +129,7 @@ def _build(
         # Out of the tree a Makefile makes full names only.
         command = [
             "make", "-C", str(directory), f"-j{job_count()}", f"OUTPUT={output}", "ARCH=x86_64",
-            "KHDR_INCLUDES=", " ".join(["USERCFLAGS=-fno-pie -Wno-error", *flags]),
-            "USERLDFLAGS=-static -no-pie",
+            "KHDR_INCLUDES=", "USERCFLAGS=-fno-pie -Wno-error", "USERLDFLAGS=-static -no-pie",
             *(str(output / name) for name in names),
         ]  # fmt: skip
         environment = {name: text for name, text in os.environ.items() if name not in UNWANTED}
