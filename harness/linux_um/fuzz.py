@@ -22,7 +22,7 @@ from . import kconfig, laws
 from .errors import BootError, HostError, LinuxUmError
 from .fuzz_shrink import Shrinker, about, pages_of
 from .guest import CONSOLE, BootOptions, Guest, boot
-from .outcome import CommandFailed, outcome_of
+from .outcome import CommandFailed, GuestOops, outcome_of
 from .paths import cache_root, ensure_dir
 from .term import Term
 
@@ -161,6 +161,9 @@ class Fuzzer:
 
         def done() -> bool:
             look()
+            # Whoever oopses may hold a lock for ever: do not wait for the others then.
+            if guest.findings():
+                return True
             return _REPORT in job.stdout and job.stdout.endswith("\n") or job.status is not None
 
         guest.wait_for(
@@ -168,6 +171,9 @@ class Fuzzer:
             time.monotonic() + self.timeout,
             f"fuzzmm did not end within {self.timeout:g} s",
         )
+        if guest.findings():
+            first = guest.findings()[0]
+            raise GuestOops(f"the kernel's log has a {first.kind}: {first.text}", "see the trace")
         if _REPORT in job.stdout:
             report.update(json.loads(job.stdout.strip().splitlines()[-1]))
         if not report:
