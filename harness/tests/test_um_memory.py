@@ -6,8 +6,11 @@ These hold with and without an engine: what fails here would be blamed on it.
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from lab import BootFresh, loop_swap, pageops
+from lab import GROUP, BootFresh, group, loop_swap, pageops
+from linux_um.guest import Guest
 
 
 @pytest.mark.parametrize("engine", ["off", "on"])
@@ -25,3 +28,12 @@ def test_what_the_kernel_writes_for_a_process_is_swapped_out(
     )  # fmt: skip
     assert report["out"]["swapped"] == report["again"]["swapped"] == 2 * 64
     assert report.raw["wrong"] == 0
+
+
+def test_a_fork_that_fails_halfway_gives_back_what_it_has_copied(guest: Guest) -> None:
+    """For want of memory, while it copies areas; and the kernel goes on."""
+    group(guest)
+    report = json.loads(guest.run(["forkfail", "--group", GROUP, "--forks", "32"]).stdout)
+    assert report["failed"] == 32
+    assert abs(report["after"] - report["before"]) < 1 << 20
+    guest.sh(f"rmdir {GROUP}")
