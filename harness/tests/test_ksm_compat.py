@@ -299,15 +299,16 @@ def test_two_scans_after_the_start_everything_is_merged(guest: Guest) -> None:
         guest, "--procs", "2", "--mib", "4", "--dup", "75", "--zero", "25", "--unique", "0",
         "--rewrite", "0", "--no-wait",
     )  # fmt: skip
-    first = scans(guest)
-    write(guest, "run", 1)
+    # More than once: on a busy host pksmd may be done before anybody has looked.
     done = guest.sh(
-        f"cd {KSM}; while [ $(cat full_scans) -lt {first + 2} ]; do sleep 0.01; done; "
-        "cat pages_sharing ksm_zero_pages"
+        f"cd {KSM}; for i in 1 2 3 4 5; do echo 2 > run; first=$(cat full_scans); echo 1 > run; "
+        "while [ $(cat full_scans) -lt $((first + 2)) ]; do :; done; "
+        "cat pages_sharing ksm_zero_pages; done"
     )
-    sharing, zero = (int(word) for word in done.stdout.split())
-    assert sharing >= 4 * 256 * 3 // 4
-    assert zero >= 2 * 4 * 256 // 4
+    words = [int(word) for word in done.stdout.split()]
+    assert len(words) == 10
+    assert min(words[::2]) >= 4 * 256 * 3 // 4
+    assert min(words[1::2]) >= 2 * 4 * 256 // 4
     guest.set_pksm("max_cpu", 50)
     release(job)
 
