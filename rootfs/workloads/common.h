@@ -60,8 +60,11 @@ void no_more_arguments(int first, int argc, char **argv);
 uint64_t parse_number(const char *what, const char *arg, uint64_t min,
 		      uint64_t max);
 uint64_t now_ms(void);
+uint64_t now_us(void);
 void sleep_ms(unsigned int ms);
 void *xcalloc(size_t n, size_t size);
+/* Writes @text to a file of the kernel. Returns 0 or a negative errno. */
+int file_write(const char *path, const char *text);
 /*
  * Zeroed memory that no page merger takes for anonymous: a shared mapping.
  * Bookkeeping lies here, so that it is not counted with what is measured.

@@ -38,6 +38,14 @@ static char *file_of(const char *name)
 	return path;
 }
 
+static void write_file(const char *path, const char *text)
+{
+	int err = file_write(path, text);
+
+	if (err)
+		die(EXIT_ENV, "%s: %s", path, strerror(-err));
+}
+
 static uint64_t charged(void)
 {
 	char text[32] = "";
@@ -52,13 +60,9 @@ static uint64_t charged(void)
 static void limit(uint64_t bytes)
 {
 	char text[32];
-	int n = bytes ? snprintf(text, sizeof(text), "%" PRIu64, bytes) :
-			snprintf(text, sizeof(text), "max");
-	int fd = open(file_of("memory.max"), O_WRONLY | O_CLOEXEC);
 
-	if (fd < 0 || write(fd, text, (size_t)n) != n)
-		die(EXIT_ENV, "%s: %s", file_of("memory.max"), strerror(errno));
-	close(fd);
+	snprintf(text, sizeof(text), "%" PRIu64, bytes);
+	write_file(file_of("memory.max"), bytes ? text : "max");
 }
 
 /* Every other page may not be written to, so that no two of them are one area. */
@@ -124,15 +128,6 @@ static void parse(int argc, char **argv)
 	no_more_arguments(optind, argc, argv);
 	if (!opt.group)
 		bad_usage("no --group given");
-}
-
-static void write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0 || write(fd, text, strlen(text)) < 0)
-		die(EXIT_ENV, "%s: %s", path, strerror(errno));
-	close(fd);
 }
 
 int main(int argc, char **argv)

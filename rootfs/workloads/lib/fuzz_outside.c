@@ -18,18 +18,6 @@
 /* Exit status of pagestat when something is wrong with a map count, or with RSS. */
 #define PAGESTAT_WRONG	1
 
-static int write_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC), err = 0;
-
-	if (fd < 0)
-		return errno;
-	if (write(fd, text, strlen(text)) < 0)
-		err = errno;
-	close(fd);
-	return err;
-}
-
 static int do_foreign(const struct fuzz_op *op)
 {
 	const char *how = op->kind == FUZZ_REMOTE ? "remote" :
@@ -64,7 +52,7 @@ static int do_reclaim(const char *group, uint32_t arg)
 	all_pins_may_part();
 	snprintf(path, sizeof(path), "%s/memory.reclaim", group);
 	snprintf(size, sizeof(size), "%uK", (arg + 1) * RECLAIM_KIB);
-	return write_file(path, size);
+	return -file_write(path, size);
 }
 
 /* All that is swapped out comes back. */
@@ -177,10 +165,10 @@ void fuzz_outside(const struct fuzz_op *op, const char *group, struct fuzz_resul
 		r->err = do_swapoff();
 		break;
 	case FUZZ_COMPACT:
-		r->err = write_file("/proc/sys/vm/compact_memory", "1");
+		r->err = -file_write("/proc/sys/vm/compact_memory", "1");
 		break;
 	case FUZZ_DROP:
-		r->err = write_file("/proc/sys/vm/drop_caches", "3");
+		r->err = -file_write("/proc/sys/vm/drop_caches", "3");
 		break;
 	case FUZZ_SLEEP:
 		sleep_ms(1 + op->arg);

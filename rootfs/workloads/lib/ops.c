@@ -370,19 +370,11 @@ static int do_self(const char *arg)
 {
 	const char *text = strchr(arg, ':');
 	char path[sizeof(((struct order *)NULL)->text)];
-	int fd, err = 0;
 
 	if (!text)
 		return -EINVAL;
 	snprintf(path, sizeof(path), "%.*s", (int)(text - arg), arg);
-	text++;
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		err = -errno;
-	close(fd);
-	return err;
+	return file_write(path, text + 1);
 }
 
 /*

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Making the pages of a memory cgroup leave memory; see common.h. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,19 +13,13 @@
 
 static int reclaim_once(const char *group)
 {
-	static const char much[] = "1G";
 	char path[256];
-	int fd, err = 0;
+	int err;
 
 	snprintf(path, sizeof(path), "%s/memory.reclaim", group);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	/* It says EAGAIN when it got less than it was asked for. */
-	if (write(fd, much, strlen(much)) < 0 && errno != EAGAIN)
-		err = -errno;
-	close(fd);
-	return err;
+	err = file_write(path, "1G");
+	/* When it got less than it was asked for. */
+	return err == -EAGAIN ? 0 : err;
 }
 
 int reclaim_all(const char *group, bool (*out)(void))

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* What the small languages have in common; see common.h. */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,21 +24,20 @@ static void set(char *arg)
 static void compact(void)
 {
 	static const char path[] = "/proc/sys/vm/compact_memory";
-	FILE *f = fopen(path, "we");
+	int err = file_write(path, "1");
 
-	if (!f || fputs("1", f) < 0 || fclose(f))
-		die(EXIT_ENV, "%s: %s", path, strerror(errno));
+	if (err)
+		die(EXIT_ENV, "%s: %s", path, strerror(-err));
 }
 
 void lru_drain(void)
 {
 	static const char path[] = "/proc/sys/vm/drop_caches";
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-
 	/* By the way, and on all CPUs. */
-	if (fd < 0 || write(fd, "1", 1) != 1)
-		die(EXIT_ENV, "%s: %s", path, strerror(errno));
-	close(fd);
+	int err = file_write(path, "1");
+
+	if (err)
+		die(EXIT_ENV, "%s: %s", path, strerror(-err));
 }
 
 static void settle(uint64_t seconds)
