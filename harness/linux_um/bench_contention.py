@@ -4,7 +4,8 @@
 One kernel and one workload: processes that share nothing but the kernel populate and
 unmap memory, each on a CPU of its own. A page costs each of them as much as it costs one
 alone where nothing is contended for; what the engine adds to that is the difference
-between the guests, which take turns. More CPUs than the host has are not given to any.
+between the guests, which take turns. No guest has more CPUs than the host, or than two
+where the host has one.
 """
 
 from __future__ import annotations

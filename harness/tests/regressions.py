@@ -30,7 +30,7 @@ class Regression:
 
     ``files`` are the test files with tests of it, without "test_" and ".py".
     ``reason`` says why it cannot come about in a kernel without any of the
-    symbols ``needs``. ``missing`` says what nothing tests in one that has them.
+    symbols ``needs``.
     """
 
     number: str
@@ -38,7 +38,6 @@ class Regression:
     files: tuple[str, ...] = ()
     reason: str = ""
     needs: tuple[str, ...] = ()
-    missing: str = ""
 
 
 def tested(number: str, title: str, *files: str) -> Regression:
@@ -47,15 +46,14 @@ def tested(number: str, title: str, *files: str) -> Regression:
 
 
 def impossible(
-    number: str, title: str, reason: str, *needs: str, files: tuple[str, ...] = (),
-    missing: str = "",
+    number: str, title: str, reason: str, *needs: str, files: tuple[str, ...] = ()
 ) -> Regression:
     """Return the row of a bug that cannot come about without *needs*.
 
     *files* are those with tests for kernels that have these symbols, all of which are
-    of the machine x86_64; *missing* says what there is no test of.
+    of the machine x86_64.
     """
-    return Regression(number, title, files, reason, needs, missing)
+    return Regression(number, title, files, reason, needs)
 
 
 REGRESSIONS = (

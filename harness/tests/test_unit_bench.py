@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from linux_um import bench, bench_harness, bench_html, bench_lab  # noqa: E402
 from linux_um import bench_run, bench_table, bench_trace  # noqa: E402
+from linux_um.bench_contention import cpu_counts  # noqa: E402
 from linux_um.bench_facts import Result, Results, Stat, overheads, results_of, slope  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
@@ -434,3 +435,27 @@ def test_numbers_have_three_digits_that_matter() -> None:
     assert [number(x) for x in (0, 5, 0.25, 12.34, 123.4, 1.005)] == (
         ["0", "5", "0.25", "12.3", "123", "1.00"]
     )
+
+
+def contended(machine: str, engine: str, cpus: int, page_ns: int) -> Sample:
+    """Return a sample in which 1000 pages have cost *page_ns* each, on so many CPUs at once."""
+    return {"what": "contention", "machine": machine, "engine": engine, "procs": cpus, "turn": 0,
+            "pages": 1000, "usecs": page_ns // cpus}  # fmt: skip
+
+
+def test_contention_is_what_a_page_costs_the_cpu_that_has_it() -> None:
+    samples = [contended("UML", "pksm-on", 1, 800), contended("UML", "pksm-on", 2, 900),
+               contended("QEMU", "pksm-on", 1, 5000), contended("UML", "pksm-off", 1, 780)]  # fmt: skip
+    found = results_of(samples).find("fault and free, UML", "pksm-on")
+    assert [(each.procs, each.stat.median) for each in found] == [(1, 800), (2, 900)]
+    (other,) = results_of(samples).find("fault and free, QEMU")
+    assert other.stat.median == 5000
+    assert "2 CPUs" in bench_table.results_table(results_of(samples))
+
+
+@pytest.mark.parametrize(
+    ("host", "counts"), [(1, [1, 2]), (2, [1, 2]), (6, [1, 2, 4]), (64, [1, 2, 4, 8])]
+)
+def test_no_more_cpus_are_at_work_than_the_host_has(host: int, counts: list[int]) -> None:
+    """But for one that has a single CPU, where two take turns."""
+    assert cpu_counts(host) == counts
