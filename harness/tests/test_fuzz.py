@@ -17,6 +17,8 @@ from linux_um.guest import BootOptions, Guest
 from linux_um.source import default_kernel
 
 OPS = 5000
+# Pages of the guest's agent that may have an equal, or none, from run to run.
+OF_THE_AGENT = 4
 # What the contents of all pages decide alone, once everything has settled.
 SETTLED = ("pages_shared", "pages_sharing", "zero_pages")
 # What depends on which page frames there are, or on what else runs.
@@ -92,7 +94,9 @@ def test_a_seed_comes_to_the_same_savings(fuzzer: Fuzzer) -> None:
     assert not first.kind and not second.kind, f"{first.said}{second.said}"
     assert first.report["digest"] == second.report["digest"]
     settled = [{name: run.report["settled"][name] for name in SETTLED} for run in (first, second)]
-    assert settled[0] == settled[1]
+    # But for a page or two of the agent, which waits for the host as long as that takes.
+    assert settled[0] == pytest.approx(settled[1], abs=OF_THE_AGENT)
+    assert settled[0]["pages_sharing"] > 10 * OF_THE_AGENT
 
 
 # What was found, made as short as it could be.
