@@ -41,12 +41,7 @@ CONFIG_UPROBE_EVENTS=y
 """
 # Nor has it large folios, memory that goes bad, or memory of devices.
 LARGE = ("mm/huge_memory.c", "mm/khugepaged.c", "mm/memory-failure.c", "mm/migrate_device.c")
-FOR_LARGE = """\
-CONFIG_64BIT=y
-CONFIG_SMP=y
-CONFIG_SHMEM=y
-CONFIG_COMPACTION=y
-CONFIG_TRANSPARENT_HUGEPAGE=y
+FOR_BAD_AND_DEVICE_MEMORY = """\
 CONFIG_X86_MCE=y
 CONFIG_MEMORY_FAILURE=y
 CONFIG_SPARSEMEM_VMEMMAP=y
@@ -54,6 +49,13 @@ CONFIG_MEMORY_HOTPLUG=y
 CONFIG_MEMORY_HOTREMOVE=y
 CONFIG_ZONE_DEVICE=y
 CONFIG_DEVICE_PRIVATE=y
+"""
+FOR_LARGE = f"""\
+{FOR_BAD_AND_DEVICE_MEMORY}CONFIG_64BIT=y
+CONFIG_SMP=y
+CONFIG_SHMEM=y
+CONFIG_COMPACTION=y
+CONFIG_TRANSPARENT_HUGEPAGE=y
 # CONFIG_CPU_MITIGATIONS is not set
 """
 # Other files with what <linux/ksm.h> declares.

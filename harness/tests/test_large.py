@@ -12,12 +12,12 @@ import subprocess
 
 import pytest
 from linux_um import paths
-from test_build_without import LARGE, compile_objects, hooked, recipe_of
+from test_build_without import FOR_BAD_AND_DEVICE_MEMORY, LARGE, compile_objects, hooked, recipe_of
 
 pytestmark = pytest.mark.needs_pksm
 
-WISHES = """\
-CONFIG_64BIT=y
+WISHES = f"""\
+{FOR_BAD_AND_DEVICE_MEMORY}CONFIG_64BIT=y
 CONFIG_SMP=y
 CONFIG_NUMA=y
 CONFIG_NUMA_BALANCING=y
@@ -32,13 +32,6 @@ CONFIG_MEMCG=y
 CONFIG_USERFAULTFD=y
 CONFIG_COMPACTION=y
 CONFIG_MIGRATION=y
-CONFIG_X86_MCE=y
-CONFIG_MEMORY_FAILURE=y
-CONFIG_SPARSEMEM_VMEMMAP=y
-CONFIG_MEMORY_HOTPLUG=y
-CONFIG_MEMORY_HOTREMOVE=y
-CONFIG_ZONE_DEVICE=y
-CONFIG_DEVICE_PRIVATE=y
 CONFIG_TRANSPARENT_HUGEPAGE=y
 CONFIG_PERF_EVENTS=y
 CONFIG_FTRACE=y

@@ -280,6 +280,8 @@ static bool pksm_mm_marked_but(struct mm_struct *mm, vm_flags_t keep)
  * pksm_mm_marked - may anything in an address space be merged?
  * @mm: the address space
  *
+ * Asked by <linux/ksm.h> of later kernels, not by that of 6.12.
+ *
  * Context: Process context, mmap_lock held.
  * Return: true when a VMA has VM_MERGEABLE.
  */
