@@ -17,7 +17,15 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from . import bench, commands_build, commands_fuzz, commands_gdb, commands_run, commands_top
+from . import (
+    bench,
+    commands_build,
+    commands_fuzz,
+    commands_gdb,
+    commands_run,
+    commands_soak,
+    commands_top,
+)
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
 from .options import check_series
 from .outcome import EXIT_GONE, EXIT_TAINT
@@ -108,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands_gdb.add_parsers(subparsers)
     commands_top.add_parsers(subparsers)
     commands_fuzz.add_parsers(subparsers)
+    commands_soak.add_parsers(subparsers)
     bench.add_parsers(subparsers)
     commands_build.add_parsers(subparsers)
     for command in subparsers.choices.values():
