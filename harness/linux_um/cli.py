@@ -25,6 +25,7 @@ from . import (
     commands_run,
     commands_soak,
     commands_top,
+    prove,
 )
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
 from .options import check_series
@@ -118,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands_fuzz.add_parsers(subparsers)
     commands_soak.add_parsers(subparsers)
     bench.add_parsers(subparsers)
+    prove.add_parsers(subparsers)
     commands_build.add_parsers(subparsers)
     for command in subparsers.choices.values():
         command.set_defaults(parser=command)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command that runs all evidence: what it runs, what it keeps, and what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from linux_um import cli, prove
+from linux_um.errors import UsageError
+from linux_um.paths import repo_root
+from linux_um.prove import Part
+from linux_um.term import Term
+
+GOOD = Part("good", "that help is given", ("doctor", "--help"), ("top", "--help"))
+BAD = Part("bad", "that nonsense fails", ("doctor", "--nonsense"))
+
+
+def arguments(directory: Path, *words: str) -> argparse.Namespace:
+    """Return what the command line parses to."""
+    return cli.build_parser().parse_args(["prove", "-o", str(directory), *words])
+
+
+@pytest.fixture
+def two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are these two parts, and the tree does not change."""
+    monkeypatch.setattr(prove, "parts", lambda _: [GOOD, BAD])
+    monkeypatch.setattr(prove, "state_of", lambda _: "abc")
+
+
+def test_every_part_is_a_command_and_every_test_is_there(tmp_path: Path) -> None:
+    names = []
+    for part in prove.parts(tmp_path):
+        names.append(part.name)
+        for words in filter(None, (part.words, part.short)):
+            cli.build_parser().parse_known_args(list(words))
+            for word in words:
+                if word.startswith("harness/"):
+                    assert (repo_root() / word).is_file(), f"{part.name}: {word}"
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.usefixtures("two_parts")
+def test_a_part_that_fails_is_said_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prove.prove_command(arguments(tmp_path), Term(quiet=True)) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("good         passed, ")
+    assert said[1].startswith("bad          FAILED (125), ")
+    assert "unrecognized" in said[1]
+    assert said[2].startswith("1 of 2 parts passed; ")
+    page = (tmp_path / prove.PAGE_NAME).read_text()
+    assert "| good | that help is given | `./linux-um doctor --help` | passed |" in page
+    assert "| **FAILED** (125) |" in page
+    assert "unrecognized" in page.split("## bad")[1]
+    assert "usage" in (tmp_path / "good.log").read_text()
+
+
+@pytest.mark.usefixtures("two_parts")
+def test_resume_keeps_what_passed_on_the_same_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove.prove_command(arguments(tmp_path), Term(quiet=True))
+    first = (tmp_path / "good.log").stat().st_mtime_ns
+    capsys.readouterr()
+    prove.prove_command(arguments(tmp_path, "--resume"), Term(quiet=True))
+    said = capsys.readouterr().out
+    assert "good         kept" in said and "bad          FAILED" in said
+    assert (tmp_path / "good.log").stat().st_mtime_ns == first
+    monkeypatch.setattr(prove, "state_of", lambda _: "abd")
+    prove.prove_command(arguments(tmp_path, "--resume", "--only", "good"), Term(quiet=True))
+    assert (tmp_path / "good.log").stat().st_mtime_ns > first
+    # What is not run this time is in the report still, with the state it was run on.
+    states = {each.name: each.state for each in prove.read(tmp_path / prove.JSON_NAME)}
+    assert states == {"good": "abd", "bad": "abc"}
+
+
+@pytest.mark.usefixtures("two_parts")
+def test_the_short_form_leaves_out_what_has_none(tmp_path: Path) -> None:
+    assert prove.choose([GOOD, BAD], None, short=True) == [(GOOD, GOOD.short)]
+    assert prove.choose([GOOD, BAD], "bad", short=True) == [(BAD, BAD.words)]
+
+
+def test_no_such_part() -> None:
+    with pytest.raises(UsageError, match="there are: good, bad"):
+        prove.choose([GOOD, BAD], "good,other", short=False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", json.dumps({"parts": [{"name": "x"}]})])
+def test_a_report_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / prove.JSON_NAME).write_text(text)
+    with pytest.raises(UsageError):
+        prove.read(tmp_path / prove.JSON_NAME)
+
+
+def test_the_list_runs_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [repo_root() / "linux-um", "prove", "--list", "-o", str(tmp_path / "none")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "./linux-um test --mutants" in done.stdout
+    assert not (tmp_path / "none").exists()
