@@ -81,9 +81,8 @@ def soak_command(arguments: argparse.Namespace, term: Term) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
-    options = replace(
-        boot_options(arguments, "soak", soak.CYCLE_SECONDS), repeat=f"./linux-um soak --seed {arguments.seed}"
-    )
+    options = boot_options(arguments, "soak", soak.CYCLE_SECONDS)
+    options = replace(options, repeat=f"./linux-um soak --seed {arguments.seed}")
     with boot(options, term=term) as guest:
         worker = soak.Soak(guest, arguments.seed)
         document = {

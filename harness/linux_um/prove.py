@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -27,8 +28,10 @@ from .term import Step, Term, format_seconds
 
 DEFAULT_DIRECTORY = "proof"
 JSON_NAME, PAGE_NAME = "prove.json", "proven.md"
-# How many lines of a part's end the page shows.
+# How many lines of a part's end the page shows; and where it begins, if there is such a line.
 SHOWN_LINES = 6
+MOST_LINES = 40
+_BEGINS = re.compile(r"=+ figures =+$")
 _TESTS = "harness/tests"
 _LOOK_SECONDS = 0.5
 
@@ -71,7 +74,8 @@ def parts(directory: Path) -> list[Part]:
     selftests = ("test", *_tests("kselftest", "ksm_selftests", "mm_selftests", "kunit"))
     load = ("test", *_tests("stress_ng"))
     faults = ("test", *_tests("fault_injection"))
-    security = ("test", *_tests("side_channel", "domain", "regression_storm", "content"))
+    attacks = ("side_channel", "security", "domain", "regression_storm", "content")
+    security = ("test", *_tests(*attacks))
     bad = ("test", *_tests("unit_host", "workload_usage", "machine", "run_control", "boot_param"))
     smp = ("--kernel", "7.3", "--profile", "smp", "-n", "1")
     return [
@@ -253,7 +257,7 @@ def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> 
         seconds=time.monotonic() - begun,
         when=when,
         state=state,
-        end=end_of(log, SHOWN_LINES),
+        end=shown_of(end_of(log, MOST_LINES)),
     )
 
 
@@ -267,6 +271,14 @@ def end_of(log: Path, lines: int) -> list[str]:
         return []
     found = [line.rstrip() for line in text.splitlines() if line.strip()]
     return found[-lines:]
+
+
+def shown_of(lines: Sequence[str]) -> list[str]:
+    """Return those of the last lines that the page shows: the figures and all behind, or some."""
+    for place, line in enumerate(lines):
+        if _BEGINS.match(line):
+            return list(lines[place:])
+    return list(lines[-SHOWN_LINES:])
 
 
 def line_of(each: Evidence, term: Term, *, note: str = "") -> str:
@@ -324,7 +336,8 @@ typed; one that failed is here as such.
 def page(found: Sequence[Evidence], host: str) -> str:
     """Return the page: a table of the parts, and how each of them ended."""
     lines = [HEAD + f"Machine: {host}.", ""]
-    lines += ["| part | what it shows | command | result | time | state |", "|---|---|---|---|---|---|"]
+    lines += ["| part | what it shows | command | result | time | state |"]
+    lines += ["|---|---|---|---|---|---|"]
     for each in found:
         verdict = "passed" if each.passed else f"**FAILED** ({each.status})"
         lines.append(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from linux_um import kconfig  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.options import default_arch  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
+
+# How the names of properties begin that are shown at the end of a run.
+FIGURE = "figure: "
 
 _report_key = pytest.StashKey[pytest.TestReport]()
 _guests_key = pytest.StashKey["list[Guest]"]()
@@ -124,6 +127,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
                 which, lines = "which cannot be read", [str(error)]
             title = f"log of a guest, {which} (all of it: {guest.rundir}/console.log)"
             report.sections.append((title, "\n".join(lines)))
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """Return a function that records a figure of the test: a name, and a value with its unit."""
+    return lambda name, value: record_property(FIGURE + name, value)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show the figures of the tests that have passed."""
+    found = [
+        (name.removeprefix(FIGURE), value)
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name.startswith(FIGURE)
+    ]
+    if found:
+        terminalreporter.section("figures")
+        for name, value in sorted(found):
+            terminalreporter.line(f"{name}: {value}")
 
 
 def _failed(item: pytest.Item) -> bool:

@@ -58,6 +58,8 @@ MOST_EAGER: dict[str, int | str] = {
 _Seen = TypeVar("_Seen")
 # Boots a guest; its keyword arguments are those of boot_guest().
 BootFresh = Callable[..., Guest]
+# Records a name and a value that are shown at the end of the run.
+Figure = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)

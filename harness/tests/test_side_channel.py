@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
-from lab import GROUP, BootFresh, group
+from lab import GROUP, BootFresh, Figure, group
 from linux_um.guest import Guest
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.real_time]
@@ -86,11 +86,12 @@ def test_the_measure_is_what_it_says() -> None:
     ],
 )
 def test_nothing_can_be_told_of_another_domain(
-    guest: Guest, domain: str, victim: str, other: str
+    guest: Guest, domain: str, victim: str, other: str, figure: Figure
 ) -> None:
     group(guest)
     guest.set_pksm("domain", domain)
     seen = spy(guest, victim, other)
+    figure(f"guesses right by write-fault times, domain={domain}, across", f"{seen.told:.3f}")
     assert seen.merged == 0
     assert abs(seen.told - 0.5) < NOTHING, seen
 
@@ -104,21 +105,23 @@ def test_nothing_can_be_told_of_another_domain(
     ],
 )
 def test_within_a_domain_all_can_be_told(
-    guest: Guest, domain: str, victim: str, other: str
+    guest: Guest, domain: str, victim: str, other: str, figure: Figure
 ) -> None:
     """What remains; and the test above is one that can fail."""
     group(guest)
     guest.set_pksm("domain", domain)
     seen = spy(guest, victim, other)
+    figure(f"guesses right by write-fault times, domain={domain}, within", f"{seen.told:.3f}")
     assert seen.merged == PAGES * ROUNDS
     assert seen.told > EVERYTHING, seen
 
 
-def test_stock_ksm_tells_all_to_everybody(boot_fresh: BootFresh) -> None:
+def test_stock_ksm_tells_all_to_everybody(boot_fresh: BootFresh, figure: Figure) -> None:
     """It has no domains: what the first test would say of an engine without them."""
     guest = boot_fresh(profile="ksm")
     for name, value in (("pages_to_scan", 20000), ("smart_scan", 0), ("run", 1)):
         guest.write_file(f"/sys/kernel/mm/ksm/{name}", str(value))
     seen = spy(guest, ONE, OTHER)
+    figure("guesses right by write-fault times, stock KSM, another user", f"{seen.told:.3f}")
     assert seen.merged == PAGES * ROUNDS
     assert seen.told > EVERYTHING, seen

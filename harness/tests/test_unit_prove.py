@@ -97,6 +97,13 @@ def test_a_report_that_is_none(tmp_path: Path, text: str) -> None:
         prove.read(tmp_path / prove.JSON_NAME)
 
 
+def test_the_page_shows_figures_where_there_are_any() -> None:
+    lines = [f"line {number}" for number in range(30)]
+    assert prove.shown_of(lines) == lines[-prove.SHOWN_LINES :]
+    lines[3] = "===== figures ====="
+    assert prove.shown_of(lines) == lines[3:]
+
+
 def test_the_list_runs_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [repo_root() / "linux-um", "prove", "--list", "-o", str(tmp_path / "none")],
