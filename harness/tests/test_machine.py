@@ -312,6 +312,7 @@ def test_options_shape_the_machine(runs: Path) -> None:
     assert re.search(rb"/dev/ubdb +partition\s+327\d\d", done.stdout)
 
 
+@pytest.mark.time_travel
 def test_time_travel_makes_waiting_free(runs: Path) -> None:
     """An hour's sleep takes no hour, and the guest's clock has gone on."""
     before = time.monotonic()
@@ -324,8 +325,14 @@ def test_time_travel_makes_waiting_free(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--real-time", "--", "sleep", "1000"], ["--time-travel", "--", "sh", "-c", "while :; do :; done"]],
-    ids=["sleeping", "busy"],
+    [
+        pytest.param(["--real-time", "--", "sleep", "1000"], id="sleeping"),
+        pytest.param(
+            ["--time-travel", "--", "sh", "-c", "while :; do :; done"],
+            id="busy",
+            marks=pytest.mark.time_travel,
+        ),
+    ],
 )
 def test_a_time_out_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence[str]) -> None:
     """On a time-out the kernel tells its state before it is ended."""
