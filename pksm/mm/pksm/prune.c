@@ -80,7 +80,8 @@ static int pksm_sharer_cmp(const void *a, const void *b)
 
 /*
  * Drop sharers that name the same place as another: the place was written to,
- * and absorbed again. Without memory to sort them they stay for another time.
+ * and absorbed again. Without memory to sort them they stay, and pksm_prune() comes
+ * back to them.
  */
 static void pksm_drop_repeated(struct pksm_stable_node *node)
 {
@@ -88,8 +89,10 @@ static void pksm_drop_repeated(struct pksm_stable_node *node)
 	u32 nr = node->nr_sharers, i = 0;
 
 	array = kvmalloc_array(nr, sizeof(*array), PKSM_GFP);
-	if (!array)
+	if (!array) {
+		pksm_stable_note_stale(node);
 		return;
+	}
 	hlist_for_each_entry(sharer, &node->sharers, link)
 		array[i++] = sharer;
 	sort(array, nr, sizeof(*array), pksm_sharer_cmp, NULL);
