@@ -20,6 +20,7 @@
 #include <linux/swap.h>
 
 #include "internal.h"
+#include "fail.h"
 
 #define CREATE_TRACE_POINTS
 #include <trace/events/pksm.h>
@@ -398,7 +399,8 @@ static int __init pksm_init(void)
 	err = pksm_stable_init();
 	if (err)
 		return err;
-	task = kthread_run(pksmd, NULL, "pksmd");
+	task = pksm_should_fail(PKSM_FAIL_DAEMON) ?
+	       ERR_PTR(-ENOMEM) : kthread_run(pksmd, NULL, "pksmd");
 	if (IS_ERR(task)) {
 		pr_err("cannot start pksmd: %pe\n", task);
 		return PTR_ERR(task);

@@ -7,6 +7,7 @@
  *		which queue they wait
  * check	"fine", or the first thing that is found wrong
  * hold		hold the engine at a dangerous moment: see hold.c
+ * fail		let it run out of memory: see fail.c
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
@@ -16,6 +17,7 @@
 #include <linux/seq_file.h>
 
 #include "internal.h"
+#include "fail.h"
 #include "hold.h"
 
 /* Chains of 0, 1, 2-3, 4-7, ... members. */
@@ -153,6 +155,7 @@ static int __init pksm_debug_init(void)
 	debugfs_create_file("ages", 0400, dir, NULL, &ages_fops);
 	debugfs_create_file("check", 0400, dir, NULL, &check_fops);
 	debugfs_create_file("hold", 0600, dir, NULL, &pksm_hold_fops);
+	debugfs_create_file("fail", 0600, dir, NULL, &pksm_fail_fops);
 	return 0;
 }
 late_initcall(pksm_debug_init);

@@ -26,6 +26,7 @@
 #include <linux/xxhash.h>
 
 #include "internal.h"
+#include "fail.h"
 
 static u32 *pksm_unstable;		/* first page frame number by bucket */
 static unsigned int pksm_unstable_bits;
@@ -78,8 +79,10 @@ int pksm_index_alloc(void)
 		return 0;
 
 	bits = clamp(bits - 1, 8U, (unsigned int)PKSM_HASH_BITS);
-	unstable = vmalloc(sizeof(*unstable) << bits);
-	stable = vzalloc(sizeof(*stable) << (bits - 2));
+	unstable = pksm_should_fail(PKSM_FAIL_UNSTABLE) ?
+		   NULL : vmalloc(sizeof(*unstable) << bits);
+	stable = pksm_should_fail(PKSM_FAIL_STABLE) ?
+		 NULL : vzalloc(sizeof(*stable) << (bits - 2));
 	if (!unstable || !stable || pksm_marks_alloc(&dead, bits) ||
 	    pksm_marks_alloc(&stale, bits - 2)) {
 		vfree(unstable);

@@ -28,6 +28,7 @@
 #include <linux/sysfs.h>
 
 #include "internal.h"
+#include "fail.h"
 
 #define KSM_ATTR_RO(_name) \
 	static struct kobj_attribute _name##_attr = __ATTR_RO(_name)
@@ -551,7 +552,8 @@ static const struct attribute_group pksm_ksm_attr_group = {
 
 static int __init pksm_ksm_compat_init(void)
 {
-	int err = sysfs_create_group(mm_kobj, &pksm_ksm_attr_group);
+	int err = pksm_should_fail(PKSM_FAIL_KSM_SYSFS) ?
+		  -ENOMEM : sysfs_create_group(mm_kobj, &pksm_ksm_attr_group);
 
 	if (err)
 		pr_err("cannot make the files of KSM in sysfs: error %d\n", err);

@@ -41,6 +41,7 @@
 
 #include <trace/events/pksm.h>
 
+#include "fail.h"
 #include "hold.h"
 #include "internal.h"
 
@@ -279,7 +280,7 @@ static bool pksm_large_split(struct folio *folio, unsigned int matched)
 	unsigned long nr = folio_nr_pages(folio), pfn = folio_pfn(folio);
 	int err;
 
-	err = split_folio(folio);
+	err = pksm_should_fail(PKSM_FAIL_SPLIT) ? -ENOMEM : split_folio(folio);
 	trace_pksm_split(pfn, nr, matched, err);
 	return !err;
 }

@@ -16,6 +16,7 @@
 #include <linux/sched.h>
 
 #include "internal.h"
+#include "fail.h"
 
 /**
  * pksm_marks_alloc - make an empty set
@@ -29,8 +30,11 @@ int pksm_marks_alloc(struct pksm_marks *marks, unsigned int bits)
 {
 	unsigned long words = BITS_TO_LONGS(1UL << bits);
 
-	marks->buckets = kvcalloc(words, sizeof(long), GFP_KERNEL);
-	marks->words = kvcalloc(BITS_TO_LONGS(words), sizeof(long), GFP_KERNEL);
+	marks->buckets = pksm_should_fail(PKSM_FAIL_MARKS) ?
+			 NULL : kvcalloc(words, sizeof(long), GFP_KERNEL);
+	marks->words = pksm_should_fail(PKSM_FAIL_MARK_WORDS) ?
+		       NULL : kvcalloc(BITS_TO_LONGS(words), sizeof(long),
+				       GFP_KERNEL);
 	if (marks->buckets && marks->words)
 		return 0;
 	pksm_marks_free(marks);

@@ -23,6 +23,7 @@
 
 #include "../internal.h"
 #include "internal.h"
+#include "fail.h"
 
 /* While pages are merged a list may be this much longer than it should. */
 #define PKSM_PRUNE_SLACK	8
@@ -88,7 +89,8 @@ static void pksm_drop_repeated(struct pksm_stable_node *node)
 	struct pksm_sharer **array, *sharer;
 	u32 nr = node->nr_sharers, i = 0;
 
-	array = kvmalloc_array(nr, sizeof(*array), PKSM_GFP);
+	array = pksm_should_fail(PKSM_FAIL_SORT) ?
+		NULL : kvmalloc_array(nr, sizeof(*array), PKSM_GFP);
 	if (!array) {
 		pksm_stable_note_stale(node);
 		return;

@@ -19,6 +19,7 @@
 
 #include "../internal.h"
 #include "internal.h"
+#include "fail.h"
 #include "hold.h"
 
 /* PTEs that PKSM pointed at the zero page; mm counts them down by ksm.h. */
@@ -125,10 +126,12 @@ struct folio *ksm_might_need_to_copy(struct folio *folio,
 	if (!folio_test_uptodate(folio))
 		return folio;
 
-	copy = pksm_alloc_page(vma, addr);
+	copy = pksm_should_fail(PKSM_FAIL_COPY) ?
+	       NULL : pksm_alloc_page(vma, addr);
 	if (!copy)
 		return NULL;
-	if (mem_cgroup_charge(copy, vma->vm_mm, GFP_KERNEL)) {
+	if (pksm_should_fail(PKSM_FAIL_CHARGE) ||
+	    mem_cgroup_charge(copy, vma->vm_mm, GFP_KERNEL)) {
 		folio_put(copy);
 		return NULL;
 	}

@@ -15,6 +15,7 @@
 
 #include "../internal.h"
 #include "internal.h"
+#include "fail.h"
 
 unsigned long pksm_nr_nodes;
 unsigned long pksm_nr_sharers;
@@ -29,8 +30,10 @@ static struct kmem_cache *pksm_sharer_cache;
  */
 int __init pksm_stable_init(void)
 {
-	pksm_node_cache = KMEM_CACHE(pksm_stable_node, 0);
-	pksm_sharer_cache = KMEM_CACHE(pksm_sharer, 0);
+	pksm_node_cache = pksm_should_fail(PKSM_FAIL_NODE_CACHE) ?
+			  NULL : KMEM_CACHE(pksm_stable_node, 0);
+	pksm_sharer_cache = pksm_should_fail(PKSM_FAIL_SHARER_CACHE) ?
+			    NULL : KMEM_CACHE(pksm_sharer, 0);
 	if (pksm_node_cache && pksm_sharer_cache)
 		return 0;
 	kmem_cache_destroy(pksm_node_cache);
@@ -49,7 +52,8 @@ struct pksm_stable_node *pksm_node_alloc(void)
 	struct pksm_stable_node *node;
 
 	lockdep_assert_held(&pksm_mutex);
-	node = kmem_cache_zalloc(pksm_node_cache, PKSM_GFP);
+	node = pksm_should_fail(PKSM_FAIL_NODE) ?
+	       NULL : kmem_cache_zalloc(pksm_node_cache, PKSM_GFP);
 	if (node)
 		pksm_nr_nodes++;
 	return node;
@@ -77,7 +81,8 @@ struct pksm_sharer *pksm_sharer_alloc(void)
 	struct pksm_sharer *sharer;
 
 	lockdep_assert_held(&pksm_mutex);
-	sharer = kmem_cache_zalloc(pksm_sharer_cache, PKSM_GFP);
+	sharer = pksm_should_fail(PKSM_FAIL_SHARER) ?
+		 NULL : kmem_cache_zalloc(pksm_sharer_cache, PKSM_GFP);
 	if (sharer)
 		pksm_nr_sharers++;
 	return sharer;

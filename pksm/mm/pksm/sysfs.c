@@ -14,6 +14,7 @@
 #include <linux/sysfs.h>
 
 #include "internal.h"
+#include "fail.h"
 
 /* An hour: enough for anybody, and far from overflowing when shifted. */
 #define PKSM_MAX_SETTLE_MILLISECS	3600000U
@@ -343,7 +344,8 @@ static const struct attribute_group pksm_attr_group = {
 
 static int __init pksm_sysfs_init(void)
 {
-	int err = sysfs_create_group(mm_kobj, &pksm_attr_group);
+	int err = pksm_should_fail(PKSM_FAIL_SYSFS) ?
+		  -ENOMEM : sysfs_create_group(mm_kobj, &pksm_attr_group);
 
 	if (err)
 		pr_err("cannot make the files in sysfs: error %d\n", err);

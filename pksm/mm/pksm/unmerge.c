@@ -17,6 +17,7 @@
 #include <trace/events/pksm.h>
 
 #include "internal.h"
+#include "fail.h"
 
 /* How often all processes are visited before run=2 gives up. */
 #define PKSM_UNMERGE_ROUNDS	200
@@ -147,7 +148,9 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		if (start == last)
 			schedule_timeout_killable(1);
 		last = start;
-		fault = handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
+		fault = pksm_should_fail(PKSM_FAIL_UNSHARE) ?
+			VM_FAULT_OOM :
+			handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
 					FAULT_FLAG_REMOTE, NULL);
 		trace_pksm_unmerge(vma->vm_mm, start,
 				   (__force unsigned int)fault);
@@ -171,7 +174,9 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
  */
 int pksm_unmerge_page(struct vm_area_struct *vma, unsigned long addr)
 {
-	vm_fault_t fault = handle_mm_fault(vma, addr, FAULT_FLAG_UNSHARE |
+	vm_fault_t fault = pksm_should_fail(PKSM_FAIL_MOVE) ?
+			   VM_FAULT_OOM :
+			   handle_mm_fault(vma, addr, FAULT_FLAG_UNSHARE |
 					   FAULT_FLAG_REMOTE, NULL);
 
 	trace_pksm_unmerge(vma->vm_mm, addr, (__force unsigned int)fault);
