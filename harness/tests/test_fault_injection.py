@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The engine without memory: each of its allocations fails, every time, in turn and at random.
 
-/sys/kernel/debug/pksm/fail lets them. A workload that reaches the call, for each: no byte
-is wrong, what cannot be merged is not, what cannot be given back is an error, and nothing
-is left over. With memory again everything merges that would have.
+/sys/kernel/debug/pksm/fail lets them; in the profile debug the kernel's own injection of
+faults does, too. A workload that reaches the call, for each: no byte is wrong, what cannot
+be merged is not, what cannot be given back is an error, and nothing is left over. With
+memory again everything merges that would have.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from lab import (
     baseline,
     counters,
     has_file,
+    hold_memdup,
     loop_swap,
     meminfo,
     pageops,
+    release,
     settle,
     workload,
 )
@@ -515,6 +518,103 @@ def test_churn_without_memory_loses_nothing(boot_fresh: BootFresh, percent: int)
     lab.guest.set_pksm("domain", "user")
     lab.guest.set_pksm("scope", "madvise")
     lab.nothing_left()
+
+
+# ---- the kernel's own injection of faults -----------------------------------------
+
+OF_SLABS = "/sys/kernel/debug/failslab"
+OF_PAGES = "/sys/kernel/debug/fail_page_alloc"
+KMEMLEAK = "/sys/kernel/debug/kmemleak"
+# More than ever fail: what is left of it says how many have.
+TIMES = 1_000_000_000
+# Of a shell that unmerges everything, and goes on until it can.
+UNTIL_UNMERGED = f"""
+tries=0
+echo 1 > /proc/self/make-it-fail
+until echo 2 > {RUN}; do tries=$((tries + 1)); done 2>/dev/null
+echo 0 > /proc/self/make-it-fail
+echo $tries
+"""
+
+
+@contextmanager
+def kernel_fails(guest: Guest, attribute: str, percent: int) -> Iterator[None]:
+    """Let allocations of marked tasks fail with a probability; some must have."""
+    for name, value in (
+        ("verbose", "0"), ("task-filter", "Y"), ("ignore-gfp-wait", "N"), ("times", str(TIMES)),
+        ("probability", str(percent)),
+    ):  # fmt: skip
+        guest.write_file(f"{attribute}/{name}", value)
+    if attribute == OF_PAGES:
+        guest.write_file(f"{attribute}/min-order", "0")
+        guest.write_file(f"{attribute}/ignore-gfp-highmem", "N")
+    yield
+    guest.write_file(f"{attribute}/probability", "0")
+    left = int(guest.read_file(f"{attribute}/times"))
+    assert left < TIMES, "nothing failed: the test tested nothing"
+
+
+@pytest.mark.time_travel
+@pytest.mark.needs_config("CONFIG_FAILSLAB")
+@pytest.mark.parametrize("percent", [10, 50, 100])
+def test_pksmd_goes_on_when_slabs_fail_it(boot_fresh: BootFresh, percent: int) -> None:
+    """Whatever it allocates, and whoever does so for it."""
+    lab = boot_lab(boot_fresh)
+    pksmd = lab.guest.sh("pidof pksmd").stdout.strip()
+    lab.guest.write_file(f"/proc/{pksmd}/make-it-fail", "1")
+    with kernel_fails(lab.guest, OF_SLABS, percent):
+        report = pageops(
+            lab.guest, "madvise=mergeable", "fill=dup", "sleep=5000", "fork=write", "verify",
+            "write=50", "verify", "fill=dup:3", AGAIN, "stat=short", "verify",
+            f"file={OF_SLABS}/probability:0", AGAIN, "settle", "stat=again", "verify",
+            procs=3, pages=PAGES,
+        )  # fmt: skip
+    if percent == 100:
+        assert report["short"]["merged_ptes"] == 0
+    assert report["again"]["merged_ptes"] == 3 * PAGES
+    lab.nothing_left()
+
+
+@pytest.mark.time_travel
+@pytest.mark.needs_config("CONFIG_FAIL_PAGE_ALLOC")
+@pytest.mark.parametrize("percent", [2, 20])
+def test_unmerging_goes_on_from_where_pages_failed_it(guest: Guest, percent: int) -> None:
+    """Each failure is told, and each try takes some more pages back, until there are none."""
+    before = baseline(settle(guest))
+    job = hold_memdup(guest, "--procs", "3", "--mib", "2", "--dup", "80", "--zero", "20",
+                      "--rewrite", "0")  # fmt: skip
+    assert settle(guest)["pages_sharing"] > 512
+    with kernel_fails(guest, OF_PAGES, percent):
+        tries = int(guest.sh(UNTIL_UNMERGED).stdout)
+    assert tries > 0, "it was never told"
+    now = counters(guest)
+    assert now["run"] == 2
+    assert not any(now[name] for name in ("pages_sharing", "stable_nodes", "zero_pages"))
+    guest.set_pksm("run", 1)
+    assert settle(guest)["pages_sharing"] > 512
+    release(job)
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.time_travel
+@pytest.mark.needs_config("CONFIG_DEBUG_KMEMLEAK")
+def test_kmemleak_finds_nothing_of_the_engine_after_all_has_failed(boot_fresh: BootFresh) -> None:
+    """Records and indexes that were half made."""
+    guest = boot_fresh(append=["pksm=off", "kmemleak=on"])
+    for site in ("unstable", "stable", "marks", "mark_words"):
+        for how in (ALWAYS, "every 2"):
+            guest.write_file(FAIL, f"{site} {how}")
+            guest.sh(f"for i in 1 2 3; do echo 1 > {RUN}; echo 0 > {RUN}; done 2>/dev/null; true")
+            guest.write_file(FAIL, "all off")
+    guest.set_pksm("run", 1)
+    guest.write_file(FAIL, "all percent 40")
+    workload(guest, ["churn", "--procs", "3", "--rounds", "60", "--pause-ms", "40"])
+    guest.write_file(FAIL, "all off")
+    settle(guest)
+    # What is younger than some seconds may be on its way to where it is held.
+    guest.sh(f"for i in 1 2; do sleep 10; echo scan > {KMEMLEAK}; done")
+    leaks = guest.read_file(KMEMLEAK)
+    assert "pksm" not in leaks, leaks
 
 
 # ---- the file --------------------------------------------------------------------
