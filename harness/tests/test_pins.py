@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import baseline, settle
+from lab import baseline, pageops, settle
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -30,3 +30,20 @@ def test_r40_pinned_pages_cost_little_while_they_wait(guest: Guest) -> None:
     # 128 pages and what else a few processes touch; 60 s of retries at each interval
     # of a fixed 200 ms would be 64 * 300.
     assert scanned < 4000
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in-the-index", "held-all-its-life"])
+def test_a_page_that_is_held_keeps_no_others_from_merging(guest: Guest, late: bool) -> None:
+    """Pages that are equal to it find each other; when it is given back, it joins them."""
+    before = baseline(settle(guest))
+    first = ("@0:fill=dup", "@0:pin", "settle") if late else ("@0:fill=dup", "settle", "@0:pin")
+    report = pageops(
+        guest,
+        *first, *(f"@{process}:fill=dup" for process in (1, 2, 3)), "sleep=5000", "stat=held",
+        "verify", "@0:unpin", "settle", "stat=free", "verify",
+        procs=4, pages=16,
+    )  # fmt: skip
+    assert report["held"]["merged_ptes"] == 3 * 16
+    assert report["held"]["merged_pages"] == 16
+    assert report["free"]["merged_ptes"] == 4 * 16
+    assert baseline(settle(guest)) == before

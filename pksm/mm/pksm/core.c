@@ -26,7 +26,7 @@
 #include <trace/events/pksm.h>
 
 /* show_pksm_result() has their names. */
-static_assert(PKSM_MERGED == 0 && PKSM_NOMEM == 6);
+static_assert(PKSM_MERGED == 0 && PKSM_NOMEM == 7);
 
 /* Pages between two chances for others to take pksm_mutex. */
 #define PKSM_BATCH	64U

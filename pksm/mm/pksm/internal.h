@@ -233,7 +233,8 @@ enum pksm_result {
 	PKSM_BUSY,	/* locked or referenced: try again later */
 	PKSM_CHANGED,	/* was written to while it waited */
 	PKSM_UNFIT,	/* nothing that could ever be merged */
-	PKSM_UNFIT_PARTNER,	/* the other page is */
+	PKSM_BUSY_PARTNER,	/* the other page is locked or referenced */
+	PKSM_UNFIT_PARTNER,	/* the same of the other page */
 	PKSM_NOMEM,	/* no memory for the engine's own records */
 };
 

@@ -156,6 +156,20 @@ static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
 			       age);
 }
 
+/*
+ * A page of the index is equal, but somebody holds it, perhaps for long. Were it left
+ * there, all its equals would wait for it, and never meet each other. It is tried again
+ * like any page that is busy.
+ */
+static void pksm_step_aside(struct folio *kfolio, struct pksm_rmap_item *kitem)
+{
+	unsigned long pfn = folio_pfn(kfolio);
+	u32 age = pksm_age(READ_ONCE(kitem->state));
+
+	pksm_unstable_unlink(pfn, kitem);
+	pksm_queue_add(pfn, kitem, pksm_age_level(age) + 1, age);
+}
+
 /* Only many equal pages are worth splitting a large folio: this is one of them. */
 static enum pksm_result pksm_try_large(struct folio *folio, struct folio *kfolio,
 				       unsigned long pfn)
@@ -181,9 +195,15 @@ static enum pksm_result pksm_try_candidate(struct folio *folio,
 	else if (!pksm_pages_similar(folio_page(folio, 0),
 				     folio_page(kfolio, 0)))
 		result = PKSM_DIFFERS;
-	else if (result == PKSM_MERGED)
+	else if (result == PKSM_BUSY)
+		result = PKSM_BUSY_PARTNER;
+	else
 		result = pksm_merge_with_unstable(folio, kfolio, kitem, key);
 
+	if (result == PKSM_BUSY_PARTNER) {
+		pksm_step_aside(kfolio, kitem);
+		return PKSM_DIFFERS;
+	}
 	if (result == PKSM_UNFIT_PARTNER) {
 		pksm_expel(kfolio, kitem);
 		return PKSM_DIFFERS;

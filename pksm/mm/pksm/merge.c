@@ -547,7 +547,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	/* Its last PTE may go while it is frozen, and the anon_vma with it. */
 	merge.node->anon_vma = folio_get_anon_vma(kfolio);
 	if (!merge.node->anon_vma) {
-		result = PKSM_BUSY;
+		result = PKSM_BUSY_PARTNER;
 		goto out;
 	}
 
@@ -555,7 +555,7 @@ enum pksm_result pksm_merge_with_unstable(struct folio *folio,
 	if (!pksm_freeze(kfolio, &freeze)) {
 		pksm_turning_end();
 		result = freeze.unfit ? PKSM_UNFIT_PARTNER :
-			 freeze.strayed ? PKSM_DIFFERS : PKSM_BUSY;
+			 freeze.strayed ? PKSM_DIFFERS : PKSM_BUSY_PARTNER;
 		trace_pksm_merge(folio_pfn(folio), page_to_pfn(kpage), result,
 				 0);
 		goto out;

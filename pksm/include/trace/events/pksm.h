@@ -15,8 +15,9 @@
 			 { 2, "busy" },			\
 			 { 3, "changed" },		\
 			 { 4, "unfit" },		\
-			 { 5, "unfit-partner" },	\
-			 { 6, "no-memory" })
+			 { 5, "busy-partner" },		\
+			 { 6, "unfit-partner" },	\
+			 { 7, "no-memory" })
 
 /**
  * pksm_intake - a page enters
