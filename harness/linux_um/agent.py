@@ -355,6 +355,10 @@ class Guest:
         """Return the content of a file of the guest. Raises OSError as open() does."""
         return self._file(lambda channel: read_frame(channel, path), path).stdout
 
+    def read_bytes(self, path: str) -> bytes:
+        """Return the content of a file of the guest that is no text; as :meth:`read_file`."""
+        return self._file(lambda channel: read_frame(channel, path), path).stdout_bytes
+
     def write_file(self, path: str, data: str | bytes) -> None:
         """Write to an existing file by one write(2). Raises OSError with its errno."""
         raw = data.encode() if isinstance(data, str) else data

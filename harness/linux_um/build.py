@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from . import kconfig, packages, patches, paths, source
+from . import coverage, kconfig, packages, patches, paths, source
 from .errors import BuildError
 from .make import Make
 from .term import Term
@@ -66,6 +66,11 @@ class Image:
         """The directory of the kernel's own parser of test results, for ktap.parse()."""
         return self.linux.parent / KUNIT_DIR
 
+    @property
+    def coverage_notes(self) -> Path:
+        """The compiler's notes of what counts; no directory when nothing does."""
+        return self.linux.parent / coverage.NOTES_DIR
+
     def describe(self) -> str:
         """Return one line that says what this kernel was built from."""
         return (
@@ -100,12 +105,19 @@ class Recipe:
         ]
         if self.arch != kconfig.UM:
             parts.append(self.arch)
+        if self.counts:
+            parts += coverage.make_words(self.snapshot)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
     @property
     def for_debugger(self) -> bool:
         """Return whether the kernel has debug info, and scripts for gdb."""
         return kconfig.for_debugger(kconfig.merge(self.fragments))
+
+    @property
+    def counts(self) -> bool:
+        """Return whether the kernel counts how often its lines have run."""
+        return kconfig.merge(self.fragments).get(coverage.SYMBOL) == "y"
 
     @property
     def name(self) -> str:
@@ -221,7 +233,8 @@ def ensure_tree(profile: str, kernel: str, *, term: Term) -> Path:
 
 def _build(recipe: Recipe, *, term: Term) -> None:
     """Configure, compile and keep the kernel of *recipe*."""
-    make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir), recipe.arch)
+    words = coverage.make_words(recipe.snapshot) if recipe.counts else []
+    make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir), recipe.arch, words)
     _configure(recipe, make, term=term)
     targets = [recipe.result, "scripts_gdb"] if recipe.for_debugger else [recipe.result]
     make.build(f"building the {recipe.name} kernel", targets, term=term)
@@ -279,6 +292,8 @@ def _keep(recipe: Recipe) -> None:
         shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
         if recipe.for_debugger:
             _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
+        if recipe.counts:
+            coverage.keep_notes(recipe.snapshot, recipe.build_dir, temporary / coverage.NOTES_DIR)
         (temporary / KUNIT_DIR).mkdir()
         for name in KUNIT_FILES:
             shutil.copyfile(recipe.tree / KUNIT_TOOLS / name, temporary / KUNIT_DIR / name)

@@ -20,6 +20,7 @@ from types import FrameType
 from . import (
     bench,
     commands_build,
+    commands_cov,
     commands_fuzz,
     commands_gdb,
     commands_run,
@@ -118,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands_top.add_parsers(subparsers)
     commands_fuzz.add_parsers(subparsers)
     commands_soak.add_parsers(subparsers)
+    commands_cov.add_parsers(subparsers)
     bench.add_parsers(subparsers)
     prove.add_parsers(subparsers)
     commands_build.add_parsers(subparsers)

@@ -22,6 +22,8 @@ XSTATE_BYTES_OF_6_12 = 2696
 CACHE_BYTES_NEEDED = 6 * 2**30
 MEMORY_VARIABLES = ("TMPDIR", "TMP", "TEMP")
 TMPFS_DIRECTORIES = ("/dev/shm", "/tmp")
+# Stages without which the host is fit for all the others.
+OPTIONAL = ("gdb", "coverage", "lint")
 # Room for the host mappings that are not guest pages.
 SPARE_MAPS = 2048
 
@@ -94,7 +96,9 @@ class Facts:
             cache=Directory.look(_existing_parent(paths.cache_root())),
             missing={
                 stage: packages.missing(stage)
-                for stage in ("source", "tree", "kernel", "rootfs", "test", "gdb", "lint")
+                for stage in (
+                    "source", "tree", "kernel", "rootfs", "test", "gdb", "coverage", "lint",
+                )  # fmt: skip
             },
         )
 
@@ -202,7 +206,7 @@ def cache_check(cache: Directory) -> Check:
 
 
 def tools_checks(missing: dict[str, list[str]]) -> list[Check]:
-    """Check the tools of each stage; those for gdb and lint are no defect of the host."""
+    """Check the tools of each stage; those for OPTIONAL ones are no defect of the host."""
     names = {
         "source": "tools to unpack the kernel",
         "tree": "tools to patch the kernel",
@@ -210,13 +214,14 @@ def tools_checks(missing: dict[str, list[str]]) -> list[Check]:
         "rootfs": "tools to build the guest",
         "test": "a Python with pytest",
         "gdb": "a debugger",
+        "coverage": "tools for cov",
         "lint": "tools for make lint",
     }
     checks = []
     for stage, wanted in missing.items():
         mend = f"run: {packages.command_line(wanted)}" if wanted else ""
         finding = f"missing: {' '.join(wanted)}" if wanted else "there"
-        checks.append(Check(names[stage], finding, mend, required=stage not in ("gdb", "lint")))
+        checks.append(Check(names[stage], finding, mend, required=stage not in OPTIONAL))
     return checks
 
 

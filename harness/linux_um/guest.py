@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import accel, build, doctor, kconfig, packages, rootfs
+from . import accel, build, coverage, doctor, kconfig, packages, rootfs
 from .agent import Completed, Guest, Process
 from .errors import LinuxUmError, UsageError
 from .gdb_core import CoreKeeper
@@ -220,6 +220,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
             if options.arch == kconfig.UM and wait_for_debugger(machine.pid, rundir.path):
                 guest.lift_limits()
             yield guest
+            _leave_counts(guest, image)
             _finish(guest, options)
         finally:
             guest.destroy()
@@ -315,6 +316,19 @@ def _prepare(guest: Guest, machine: Machine, options: BootOptions) -> None:
     if options.swap is not None:
         device = machine.swap_device
         guest.sh(f"mkswap {device} >/dev/null && swapon {device}")
+
+
+def _leave_counts(guest: Guest, image: build.Image) -> None:
+    """Fetch what the guest has counted of its kernel's lines, when it does and somebody asks.
+
+    Raises OSError when it cannot be read, CoverageError when it cannot be added.
+    """
+    target = coverage.target_directory()
+    if target is None or not guest.alive or not image.coverage_notes.is_dir():
+        return
+    coverage.collect(
+        guest.read_bytes, image.key, image.build_dir, image.coverage_notes, target
+    )
 
 
 def _finish(guest: Guest, options: BootOptions) -> None:

@@ -49,10 +49,13 @@ def interesting_lines(log: Sequence[str]) -> list[str]:
 
 
 class Make:
-    """The kernel's make for one work tree and one build directory."""
+    """The kernel's make for one work tree and one build directory; *words* are more for it."""
 
-    def __init__(self, tree: Path, build: Path, arch: str = "um") -> None:
+    def __init__(
+        self, tree: Path, build: Path, arch: str = "um", words: Sequence[str] = ()
+    ) -> None:
         self.tree = tree
+        self.words = tuple(words)
         self.arch = arch
         self.build_dir = build
         self.log = build / LOG_NAME
@@ -69,7 +72,7 @@ class Make:
             "make", "-C", str(self.tree), f"O={self.build_dir}", f"ARCH={self.arch}",
             f"CC={compiler}",
             f"KCFLAGS=-fmacro-prefix-map={os.path.relpath(self.tree, self.build_dir)}/=",
-            f"-j{job_count()}", *targets,
+            f"-j{job_count()}", *self.words, *targets,
         ]  # fmt: skip
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:

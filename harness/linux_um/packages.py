@@ -118,6 +118,8 @@ STAGES: dict[str, tuple[Need, ...]] = {
     ) + SELFTESTS,
     "selftests": SELFTESTS,
     "gdb": (Need("gdb", _program("gdb")),),
+    # gcov-tool comes with gcc.
+    "coverage": (Need("gcovr", _program("gcovr")), Need("gcc", _program("gcov-tool"))),
     # Of the interpreter that runs the launcher.
     "bench": (Need("python3-matplotlib", lambda: find_spec("matplotlib") is not None),),
     "lint": (
