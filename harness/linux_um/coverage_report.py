@@ -33,7 +33,7 @@ LIST_NAME = "uncovered.txt"
 SOMETIMES = "sometimes:"
 ANY = "*"
 # Checks of what must never happen.
-_CHECK = re.compile(r"\b(?:VM_|lockdep_)?(?:WARN|BUG)_ON\w*\s*\(")
+_CHECK = re.compile(r"\b(?:VM_|lockdep_)?(?:WARN|BUG)_ON(?:_[A-Z]+)*\s*\(")
 _HUNK = re.compile(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", re.MULTILINE)
 
 
@@ -346,10 +346,12 @@ def write_report(
     *bounds* are the per cents of lines and branches that are asked for, for its
     colours. Raises CoverageError.
     """
+    for old in directory.glob("index*"):
+        old.unlink()
     command = ["gcovr", "--root", str(tree), "--html-title", "Coverage of PKSM",
                "--html-details", str(directory / "index.html"),
-               "--html-high-threshold", f"{bounds[0]:g}",
-               "--html-medium-threshold", f"{min(bounds):g}",
+               "--html-high-threshold", f"{max(bounds[0], 1):g}",
+               "--html-medium-threshold", f"{max(min(bounds), 1):g}",
                "--json-summary", str(directory / "summary.json")]  # fmt: skip
     for number, document in enumerate(documents):
         file = directory / f"coverage-{number}.json"

@@ -79,6 +79,9 @@ SELFTESTS = tuple(
     for name in ("libnuma", "liburing", "libcap")
 )  # fmt: skip
 
+# gcov-tool comes with gcc.
+COVERAGE = (Need("gcovr", _program("gcovr")), Need("gcc", _program("gcov-tool")))
+
 STAGES: dict[str, tuple[Need, ...]] = {
     "source": (Need("tar", _program("tar")), Need("xz-utils", _program("xz"))),
     "tree": (Need("patch", _program("patch")),),
@@ -115,11 +118,10 @@ STAGES: dict[str, tuple[Need, ...]] = {
         Need("libelf-dev", _any_file("/usr/include/libelf.h")),
         # Memory stressed by others' hands.
         Need("stress-ng", _program("stress-ng")),
-    ) + SELFTESTS,
+    ) + SELFTESTS + COVERAGE,
     "selftests": SELFTESTS,
     "gdb": (Need("gdb", _program("gdb")),),
-    # gcov-tool comes with gcc.
-    "coverage": (Need("gcovr", _program("gcovr")), Need("gcc", _program("gcov-tool"))),
+    "coverage": COVERAGE,
     # Of the interpreter that runs the launcher.
     "bench": (Need("python3-matplotlib", lambda: find_spec("matplotlib") is not None),),
     "lint": (
