@@ -28,6 +28,9 @@ from . import patches
 from .errors import LinuxUmError
 from .paths import ensure_dir
 
+# How an object is compiled that counts: as kbuild has it, and without the copies of small
+# functions that GCC makes before it counts, or each copy would have branches of its own.
+CFLAGS = "-fprofile-arcs -ftest-coverage -fno-tree-loop-im -fno-early-inlining"
 # Names the directory where guests leave what they counted.
 ENV_COVERAGE = "LINUX_UM_COVERAGE"
 # The symbol of a kernel that counts.
@@ -78,9 +81,12 @@ def objects(snapshot: patches.Snapshot) -> list[str]:
 def make_words(snapshot: patches.Snapshot) -> list[str]:
     """Return the words for the kernel's make that let just those objects count.
 
-    That is the variable of kbuild for a directory, made to look at the target.
+    That is kbuild's variable for a directory, made to look at the target.
     """
-    return [f"GCOV_PROFILE=$(if $(filter {' '.join(objects(snapshot))},$@),y)"]
+    return [
+        f"GCOV_PROFILE=$(if $(filter {' '.join(objects(snapshot))},$@),y)",
+        f"CFLAGS_GCOV={CFLAGS}",
+    ]
 
 
 def keep_notes(snapshot: patches.Snapshot, build: Path, target: Path) -> None:

@@ -32,8 +32,9 @@ FORMATS = ("0.2", "0.3", "0.4", "0.5")
 LIST_NAME = "uncovered.txt"
 SOMETIMES = "sometimes:"
 ANY = "*"
-# Checks of what must never happen.
-_CHECK = re.compile(r"\b(?:VM_|lockdep_)?(?:WARN|BUG)_ON(?:_[A-Z]+)*\s*\(")
+# Checks of what must never happen; pksm_expect() is that of the engine's own search for
+# contradictions.
+_CHECK = re.compile(r"\b(?:(?:VM_)?(?:WARN|BUG)_ON(?:_[A-Z]+)*|pksm_expect)\s*\(")
 _HUNK = re.compile(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", re.MULTILINE)
 
 
@@ -170,7 +171,7 @@ def narrow(
             for line in each["lines"]
             if only is None or line["line_number"] in only
         ]
-        if lines:
+        if any(not line.get("gcovr/noncode") for line in lines):
             files.append({**each, "lines": lines})
     return {**document, "files": files}
 

@@ -134,7 +134,8 @@ def test_the_engine_and_the_files_with_hooks_count_and_no_others() -> None:
         "include/linux/pksm.h", "mm/pksm/a.c", "mm/pksm/internal.h",
     ]  # fmt: skip
     assert coverage.objects(made) == ["mm/pksm/a.o", "mm/memory.o"]
-    (word,) = coverage.make_words(made)
+    word, flags = coverage.make_words(made)
+    assert flags.startswith("CFLAGS_GCOV=-fprofile-arcs -ftest-coverage ")
     makefile = (
         ".PHONY: all\nall: mm/memory.o mm/pksm/a.o lib/a.o\n\t@:\n"
         "%.o:\n\t@echo $@ $(GCOV_PROFILE)\n"
