@@ -8,7 +8,7 @@ ARGS ?=
 export LINUX_UM_PROFILE := $(or $(PROFILE),$(LINUX_UM_PROFILE),fast)
 export LINUX_UM_KERNEL := $(or $(KERNEL),$(LINUX_UM_KERNEL),6.12)
 
-.PHONY: all boot test top gdb bench lint patches doctor clean
+.PHONY: all boot test cov top gdb bench lint patches doctor clean
 
 all:
 	$(LINUX_UM) build $(ARGS)
@@ -18,6 +18,9 @@ boot:
 
 test:
 	$(LINUX_UM) test $(ARGS)
+
+cov:
+	$(LINUX_UM) cov $(ARGS)
 
 top:
 	$(LINUX_UM) top $(ARGS)
