@@ -3,8 +3,8 @@
 
 gcovr reads the counts, merges them over kernels and writes the HTML. In between
 everything is taken out that is not to be measured: of a file that is patched, all
-lines but those that patches add; and the branches of a check such as WARN_ON(),
-whose other side no correct kernel takes.
+lines but those that patches add; a line that is but a label; and the branches of a
+check such as WARN_ON(), whose other side no correct kernel takes.
 
 ``harness/tests/uncovered.txt`` lists what no test reaches, one in a line::
 
@@ -35,6 +35,8 @@ ANY = "*"
 # Checks of what must never happen; pksm_expect() is that of the engine's own search for
 # contradictions.
 _CHECK = re.compile(r"\b(?:(?:VM_)?(?:WARN|BUG)_ON(?:_[A-Z]+)*|pksm_expect)\s*\(")
+# No code of its own: what GCC counts there is a jump.
+_LABEL = re.compile(r"\s*\w+:\s*")
 _HUNK = re.compile(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", re.MULTILINE)
 
 
@@ -166,10 +168,12 @@ def narrow(
         if name not in wanted:
             continue
         only, checks = wanted[name], check_lines(sources[name])
+        texts = sources[name].splitlines()
         lines = [
             {**line, "branches": []} if line["line_number"] in checks else line
             for line in each["lines"]
-            if only is None or line["line_number"] in only
+            if (only is None or line["line_number"] in only)
+            and not _LABEL.fullmatch(texts[line["line_number"] - 1])
         ]
         if any(not line.get("gcovr/noncode") for line in lines):
             files.append({**each, "lines": lines})

@@ -9,7 +9,18 @@ pksmd is about.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, Report, baseline, counters, loop_swap, pageops, settle
+from lab import (
+    BootFresh,
+    Report,
+    baseline,
+    counters,
+    hold_memdup,
+    loop_swap,
+    pageops,
+    pagestat,
+    release,
+    settle,
+)
 from linux_um.guest import Guest
 from test_migrate import FILLER, ISLANDS
 
@@ -137,6 +148,35 @@ def test_r9_pages_that_only_the_swap_cache_has_are_unmerged_too(still: Guest) ->
     assert baseline(settle(still)) == before
 
 
+def test_a_page_of_zeroes_that_is_written_to_meanwhile_is_not_the_zero_page(still: Guest) -> None:
+    """It was read as one of zeroes, and is none when it is frozen."""
+    before = baseline(settle(still))
+    report = pageops(
+        still, "madvise=mergeable", "hold=hashed", "fill=zero", "held", "&poke=4095", "sleep=50",
+        "hold=off", "join", "settle", "stat=after", "verify",
+        procs=1, pages=1,
+    )  # fmt: skip
+    assert report.raw["wrong"] == 0
+    assert report["after"].counters["zero_pages"] == before["zero_pages"]
+    assert baseline(settle(still)) == before
+
+
+def test_who_is_held_can_be_let_go_and_the_next_is_held(guest: Guest) -> None:
+    """run=2 visits one address space after the other."""
+    guest.write_file(HOLD, "visit")
+    job = guest.start(["sh", "-c", f"echo 2 > {RUN}"])
+    seen = []
+    for _ in range(2):
+        guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done")
+        seen.append(guest.read_file(HOLD).split()[1])
+        guest.write_file(HOLD, "step")
+    assert len(set(seen)) == 2
+    guest.write_file(HOLD, "off")
+    assert job.wait(60).status == 0
+    assert counters(guest)["run"] == 2
+    guest.set_pksm("run", 1)
+
+
 def test_only_what_has_a_name_can_be_held(guest: Guest) -> None:
     """The file takes a moment, a number with it, step and off; the rest is EINVAL."""
     for nonsense in ("on", "found x", "found 1 2", "off 1", "step 1", "x" * 100):
@@ -157,3 +197,25 @@ def test_a_process_that_is_held_can_be_killed(guest: Guest) -> None:
     guest.write_file(HOLD, "off")
     guest.set_pksm("run", 1)
     assert counters(guest)["run"] == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("domain", "global"), ("scope", "madvise")])
+def test_a_control_is_as_it_was_when_its_writer_is_killed(
+    guest: Guest, name: str, value: str
+) -> None:
+    """There were pages to unmerge yet; those that were unmerged are merged by the old value."""
+    job = hold_memdup(guest, "--procs", "2", "--mib", "1", "--dup", "100", "--unique", "0")
+    path = f"/sys/kernel/mm/pksm/{name}"
+    before = guest.read_file(path)
+    assert pagestat(guest)["merged_ptes"] > 2 * 200
+    guest.write_file(HOLD, "visit")
+    writer = guest.start(["sh", "-c", f"echo {value} > {path}"])
+    guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done; kill -9 $(cut -d' ' -f4 {HOLD})")
+    assert writer.wait(60).status == 128 + 9
+    guest.write_file(HOLD, "off")
+    assert guest.read_file(path) == before
+    # A change of the domain that failed may leave the engine stopped.
+    guest.set_pksm("run", 1)
+    settle(guest)
+    assert pagestat(guest)["merged_ptes"] > 2 * 200
+    release(job)

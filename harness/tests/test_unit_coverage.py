@@ -167,14 +167,14 @@ def test_of_a_patched_file_the_lines_count_that_the_patch_adds(tmp_path: Path) -
         coverage_report.added_lines(old, tmp_path / "none")
 
 
-def test_the_branches_of_a_check_do_not_count() -> None:
+def test_labels_and_the_branches_of_a_check_do_not_count() -> None:
     text = (
         "a();\nif (WARN_ON_ONCE(x &&\n    f(y)) || z)\n\treturn;\n"
-        "VM_WARN_ON(b);\nWARN_ONLY(c);\n"
+        "VM_WARN_ON(b);\nWARN_ONLY(c);\nout:\n"
     )
     assert coverage_report.check_lines(text) == {2, 3, 5}
     branches = [{"count": 0, "fallthrough": False, "throw": False}]
-    lines = [{"line_number": n, "count": 1, "branches": branches} for n in range(1, 7)]
+    lines = [{"line_number": n, "count": 1, "branches": branches} for n in range(1, 8)]
     document = {
         "gcovr/format_version": "0.3",
         "files": [
@@ -182,7 +182,7 @@ def test_the_branches_of_a_check_do_not_count() -> None:
         ],
     }
     narrowed = coverage_report.narrow(
-        document, {"a.c": text, "m.c": text}, {"a.c": None, "m.c": {5, 6}}
+        document, {"a.c": text, "m.c": text}, {"a.c": None, "m.c": {5, 6, 7}}
     )
     assert [each["file"] for each in narrowed["files"]] == ["a.c", "m.c"]
     left = [[(line["line_number"], len(line["branches"])) for line in each["lines"]]
