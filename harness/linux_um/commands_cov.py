@@ -22,6 +22,7 @@ from .term import Term
 PROFILE = "cov"
 DEFAULT_DIRECTORY = "coverage-report"
 COUNTS = "counts"
+COVERAGE_LOCK = "coverage"
 LINES_PERCENT, BRANCHES_PERCENT = 95.0, 85.0
 # A threshold is missed, or the list of what is not covered is not true.
 EXIT_MISSED = 72
@@ -111,7 +112,11 @@ def report(
     text for whatever is not as it should be. Raises CoverageError without counts.
     """
     wanted, sources = _measured(recipe)
-    with term.step("reading what the guests counted") as step:
+    # gcov leaves its files in the build directory for a moment.
+    with (
+        paths.lock(COVERAGE_LOCK, term=term),
+        term.step("reading what the guests counted") as step,
+    ):
         documents = []
         guests = 0
         for place in sorted(path for path in (directory / COUNTS).glob("*") if path.is_dir()):

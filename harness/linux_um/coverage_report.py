@@ -3,8 +3,9 @@
 
 gcovr reads the counts, merges them over kernels and writes the HTML. In between
 everything is taken out that is not to be measured: of a file that is patched, all
-lines but those that patches add; a line that is but a label; and the branches of a
-check such as WARN_ON(), whose other side no correct kernel takes.
+lines but those that patches add; a line that is but a label; the branches of a
+check such as WARN_ON(), whose other side no correct kernel takes; and those of macros
+such as ilog2(), which the compiler takes.
 
 ``harness/tests/uncovered.txt`` lists what no test reaches, one in a line::
 
@@ -33,8 +34,10 @@ LIST_NAME = "uncovered.txt"
 SOMETIMES = "sometimes:"
 ANY = "*"
 # Checks of what must never happen; pksm_expect() is that of the engine's own search for
-# contradictions.
-_CHECK = re.compile(r"\b(?:(?:VM_)?(?:WARN|BUG)_ON(?:_[A-Z]+)*|pksm_expect)\s*\(")
+# contradictions. And macros whose branches the compiler chooses from, not the kernel.
+_CHECK = re.compile(
+    r"\b(?:(?:VM_)?(?:WARN|BUG)_ON(?:_[A-Z]+)*|pksm_expect|test_bit|ilog2)\s*\("
+)
 # No code of its own: what GCC counts there is a jump.
 _LABEL = re.compile(r"\s*\w+:\s*")
 _HUNK = re.compile(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", re.MULTILINE)
@@ -136,7 +139,7 @@ def added_lines(old: Path, new: Path) -> set[int] | None:
 
 
 def check_lines(text: str) -> set[int]:
-    """Return the numbers of the lines of C code *text* that a WARN_ON() or the like takes."""
+    """Return the numbers of the lines of C code *text* whose branches do not count."""
     numbers: set[int] = set()
     for match in _CHECK.finditer(text):
         depth, end = 0, match.end() - 1

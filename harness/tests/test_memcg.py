@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from lab import GROUP, baseline, group, hold_memdup, in_group, pageops, release, settle
+from linux_um.agent import PKSM_DIR
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -112,6 +113,27 @@ def test_r34_after_a_failure_the_engine_can_be_started_again(guest: Guest) -> No
     )  # fmt: skip
     assert report["failed"].counters["run"] == 0
     assert report["again"]["merged_ptes"] == 3 * PAGES
+
+
+@pytest.mark.regression("R34")
+@pytest.mark.parametrize(("name", "value"), [("domain", "global"), ("scope", "madvise")])
+def test_r34_a_control_that_cannot_unmerge_at_a_limit_is_as_it_was(
+    guest: Guest, name: str, value: str
+) -> None:
+    """R34: its writer is told; what was unmerged is merged again, and with room it can be set."""
+    group(guest)
+    path = f"{PKSM_DIR}/{name}"
+    was = guest.read_file(path)
+    report = pageops(
+        guest, *JOIN, "fill=dup", "settle", "stat=merged", LIMIT, f"fails=ENOMEM:set={name}:{value}",
+        A_BIT_MORE, "stat=failed", "verify", NO_LIMIT, "set=run:1", "settle", "stat=again", "verify",
+        procs=3, pages=PAGES,
+    )  # fmt: skip
+    assert guest.read_file(path) == was
+    assert report["merged"]["merged_ptes"] == report["again"]["merged_ptes"] == 3 * PAGES
+    assert 0 < report["failed"]["anon"] < PAGES
+    guest.set_pksm(name, value)
+    assert guest.read_file(path).strip() != was.strip()
 
 
 def test_what_the_kernel_writes_at_a_limit_is_not_written_to_a_page_that_others_share(

@@ -170,9 +170,9 @@ def test_of_a_patched_file_the_lines_count_that_the_patch_adds(tmp_path: Path) -
 def test_labels_and_the_branches_of_a_check_do_not_count() -> None:
     text = (
         "a();\nif (WARN_ON_ONCE(x &&\n    f(y)) || z)\n\treturn;\n"
-        "VM_WARN_ON(b);\nWARN_ONLY(c);\nout:\n"
+        "VM_WARN_ON(b);\nWARN_ONLY(c);\nout:\nilog2(d);\n"
     )
-    assert coverage_report.check_lines(text) == {2, 3, 5}
+    assert coverage_report.check_lines(text) == {2, 3, 5, 8}
     branches = [{"count": 0, "fallthrough": False, "throw": False}]
     lines = [{"line_number": n, "count": 1, "branches": branches} for n in range(1, 8)]
     document = {

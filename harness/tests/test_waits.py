@@ -61,6 +61,26 @@ def test_a_reader_that_waits_can_be_interrupted(held: Guest, path: str) -> None:
     interrupt(held, f"exec cat {path}")
 
 
+@pytest.mark.real_time
+@pytest.mark.needs_config("CONFIG_PKSM_KSM_COMPAT")
+@pytest.mark.parametrize("name", ["stable_node_chains", "stable_node_dups"])
+def test_who_has_chains_counted_can_be_interrupted(guest: Guest, name: str) -> None:
+    """There are some, or there would be nothing to count."""
+    guest.set_pksm("max_page_sharing", 2)
+    pages = hold_memdup(guest, "--procs", "6", "--mib", "1", "--dup", "100")
+    path = f"/sys/kernel/mm/ksm/{name}"
+    assert int(guest.read_file(path)) > 0
+    guest.write_file(HOLD, "visit")
+    job = guest.start(["sh", "-c", f"echo 2 > {PKSM_DIR}/run"])
+    guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done")
+    interrupt(guest, f"exec cat {path}")
+    guest.write_file(HOLD, "off")
+    assert job.wait(60).status == 0
+    assert int(guest.read_file(path)) == 0
+    release(pages)
+    guest.set_pksm("run", 1)
+
+
 def test_the_files_for_those_who_work_on_it_say_what_the_counters_say(guest: Guest) -> None:
     """index: each bucket has one length; ages: each page that waits or was read is in one place."""
     job = hold_memdup(guest, "--procs", "2", "--mib", "1", "--dup", "50", "--unique", "50")
