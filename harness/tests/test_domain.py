@@ -46,6 +46,12 @@ def test_a_process_that_its_user_may_not_read_shares_with_none(guest: Guest) -> 
     assert sharing(guest, "--procs", "4", "--users", "1") == (PAGES, 4 * PAGES)
 
 
+@pytest.mark.parametrize("name", ["euid", "suid", "egid", "sgid"])
+def test_a_process_with_an_id_of_somebody_else_shares_with_none(guest: Guest, name: str) -> None:
+    """As one that is setuid or setgid, or may be so again: not even with its own kind."""
+    assert sharing(guest, "--procs", "4", "--users", "1", "--odd-id", name) == (0, 0)
+
+
 def test_global_lets_everybody_share(guest: Guest) -> None:
     guest.set_pksm("domain", "global")
     assert sharing(guest, "--procs", "4", "--users", "4") == (PAGES, 4 * PAGES)

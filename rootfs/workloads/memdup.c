@@ -25,6 +25,7 @@
 
 #define MAX_PROCS	256	/* near duplicates differ by one byte of 1..255 */
 #define FIRST_USER	1000
+#define ODD_USER	999
 #define FLIP_MASK	0xff
 
 enum touch { TOUCH_WRITE, TOUCH_READ, TOUCH_GUP };
@@ -36,6 +37,7 @@ static struct {
 	uint64_t seed, settle_s;
 	int near_off;		/* -1: anywhere */
 	bool near_zero, brk, madvise, wait, hold, guarded;
+	const char *odd_id;
 	enum touch touch;
 	size_t pages;
 	size_t n_dup, n_zero, n_near;
@@ -181,6 +183,26 @@ static uint64_t process_rewrite(struct process *p)
 	return n;
 }
 
+static bool is_id(const char *name)
+{
+	return !strcmp(name, "euid") || !strcmp(name, "suid") || !strcmp(name, "egid") ||
+	       !strcmp(name, "sgid");
+}
+
+/* ODD_USER where @name is the id that is to be another, else @id. */
+static unsigned int odd_or(const char *name, unsigned int id)
+{
+	return opt.odd_id && !strcmp(opt.odd_id, name) ? ODD_USER : id;
+}
+
+/* Become a user for good, but for one id. Returns -1 and sets errno on an error. */
+static int become(unsigned int user)
+{
+	if (setresgid(FIRST_USER, odd_or("egid", FIRST_USER), odd_or("sgid", FIRST_USER)))
+		return -1;
+	return setresuid(user, odd_or("euid", user), odd_or("suid", user));
+}
+
 static void process_order(void *ctx, const struct order *o, struct reply *r)
 {
 	struct process *p = ctx;
@@ -189,8 +211,7 @@ static void process_order(void *ctx, const struct order *o, struct reply *r)
 	case DO_FILL:
 		p->index = o->arg;
 		/* Like a process that was started by the user, not one that changed to it. */
-		if (opt.users && (setresgid(FIRST_USER, FIRST_USER, FIRST_USER) ||
-				  setuid(FIRST_USER + o->arg % opt.users) ||
+		if (opt.users && (become(FIRST_USER + o->arg % opt.users) ||
 				  (!opt.guarded && prctl(PR_SET_DUMPABLE, 1)))) {
 			r->status = -errno;
 			break;
@@ -382,6 +403,7 @@ static void __noreturn usage(void)
 		"  --procs N           processes (2)\n"
 		"  --users N           users that they belong to in turn (all to the caller)\n"
 		"  --guarded           ... and who may not read them by ptrace, as after setuid()\n"
+		"  --odd-id ID         ... and one of whose ids is another: euid, suid, egid or sgid\n"
 		"  --mib M             MiB in each (4)\n"
 		"  --dup PCT           pages whose content every process holds\n"
 		"  --zero PCT          pages of zeros\n"
@@ -452,6 +474,7 @@ static void parse(int argc, char **argv)
 		{ "procs", required_argument, NULL, 'p' },
 		{ "users", required_argument, NULL, 'U' },
 		{ "guarded", no_argument, NULL, 'G' },
+		{ "odd-id", required_argument, NULL, 'I' },
 		{ "mib", required_argument, NULL, 'm' },
 		{ "dup", required_argument, NULL, 'd' },
 		{ "zero", required_argument, NULL, 'z' },
@@ -484,6 +507,12 @@ static void parse(int argc, char **argv)
 			break;
 		case 'G':
 			opt.guarded = true;
+			break;
+		case 'I':
+			if (!is_id(optarg))
+				die(EXIT_USAGE, "--odd-id: '%s' is not euid, suid, egid or sgid",
+				    optarg);
+			opt.odd_id = optarg;
 			break;
 		case 'm':
 			opt.mib = parse_number("--mib", optarg, 1, 1 << 20);
