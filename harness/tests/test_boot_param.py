@@ -50,6 +50,11 @@ def test_before_it_was_ever_started_there_is_nothing_to_look_at(boot_fresh: Boot
     assert guest.read_file("/sys/kernel/debug/pksm/check") == "fine\n"
     ages = guest.read_file("/sys/kernel/debug/pksm/ages").split()
     assert sum(int(word) for word in ages if word.isdigit()) == 0
+    # Nor is there anything to unmerge.
+    guest.set_pksm("run", 2)
+    guest.set_pksm("run", 1)
+    report = pageops(guest, "fill=dup", "settle", "stat=end", "verify", procs=2, pages=64)
+    assert report["end"]["merged_ptes"] == 2 * 64
 
 
 @pytest.mark.needs_config("CONFIG_PKSM_DEBUG")

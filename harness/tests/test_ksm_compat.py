@@ -216,6 +216,12 @@ def test_chains_are_pages_with_the_same_contents(guest: Guest) -> None:
     # Eight processes, four PTEs a page: two pages for each of the 256 contents.
     assert 256 <= chains <= 256 + 48
     assert 2 * chains <= dups <= 2 * chains + 64
+    # Pages that two processes have are no chain.
+    pair = hold_memdup(guest, "--procs", "2", "--mib", "1", "--dup", "100", "--unique", "0",
+                       "--seed", "9")  # fmt: skip
+    settle(guest)
+    assert abs(int(read(guest, "stable_node_chains")) - chains) < 32
+    release(pair)
     release(job)
     settle(guest)
     guest.run(["pksmwait", "--until", "pages_new==0"])

@@ -76,6 +76,7 @@ JOIN = (f"self={GROUP}/cgroup.procs:0", "self=/proc/self/oom_score_adj:-1000")
     [
         ("@0:madvise=unmergeable", "fails=EAGAIN:@0:madvise=unmergeable"),
         ("set=run:2", "fails=ENOMEM:set=run:2"),
+        ("@0:merge=0", "fails=ENOMEM:@0:merge=0"),
     ],
 )
 def test_r34_unmerging_at_a_limit_fails_cleanly_and_succeeds_later(
