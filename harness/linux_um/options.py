@@ -35,7 +35,8 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("LINUX_UM_PROFILE", DEFAULT_PROFILE),
         metavar="NAME",
         help="kernel configuration: fast (PKSM, the default), debug (fast with the kernel's own "
-        "checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)",
+        "checkers: lockdep, DEBUG_VM, kmemleak, UBSAN), cov (fast, counting lines and branches) "
+        "or ksm (stock KSM)",
     )
     parser.add_argument(
         "--arch",
