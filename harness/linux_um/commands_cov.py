@@ -15,9 +15,10 @@ from . import build, coverage, coverage_report, kconfig, packages, patches, path
 from .commands_run import ENV_PROFILE, check_tests, pytest_command, run_pytest
 from .coverage import CoverageError
 from .coverage_report import FileShare, Verdict
+from .errors import UsageError
 from .options import ENV_ARCH, add_kernel_options
 from .source import ENV_KERNEL
-from .term import Term
+from .term import PROGRAM, Term
 
 PROFILE = "cov"
 DEFAULT_DIRECTORY = "coverage-report"
@@ -36,6 +37,7 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "cov",
         help="which lines and branches of the engine the suite reaches",
+        usage=f"{PROGRAM} cov [OPTION...] [PYTEST ARGUMENT...]",
         description="Run the suite, or the part of it that PYTEST ARGUMENTs choose, on a kernel "
         "that counts how often each line and branch of the engine and of the hooks has run. "
         "Prints the figures of each file, and leaves a report in HTML. Lines that are not "
@@ -67,6 +69,10 @@ def add_parsers(subparsers: Any) -> None:
 
 def cov_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um cov``: run the suite, report; return the exit status."""
+    if kconfig.wishes_of(arguments.profile, arguments.arch).get(coverage.SYMBOL) != "y":
+        raise UsageError(
+            f"the kernel of profile {arguments.profile} counts nothing", "leave out --profile"
+        )
     packages.ensure("coverage", term=term)
     directory = arguments.output.absolute()
     counts = directory / COUNTS

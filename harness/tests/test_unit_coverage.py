@@ -445,6 +445,11 @@ def test_the_status_of_the_suite_comes_first(
     assert cli.main(["cov", "-o", str(tmp_path), "--lines", "99", "-k", "swap"]) == 1
 
 
+def test_a_profile_that_counts_nothing_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cov", "--profile", "fast"]) == errors.EXIT_LAUNCHER
+    assert "the kernel of profile fast counts nothing" in capfd.readouterr().err
+
+
 def test_without_gcovr_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
