@@ -161,6 +161,7 @@ def test_a_page_of_zeroes_that_is_written_to_meanwhile_is_not_the_zero_page(stil
     assert baseline(settle(still)) == before
 
 
+@pytest.mark.real_time  # that of a guest in which all wait would leap over hours
 def test_who_is_held_can_be_let_go_and_the_next_is_held(guest: Guest) -> None:
     """run=2 visits one address space after the other."""
     guest.write_file(HOLD, "visit")

@@ -36,7 +36,10 @@ def held(guest: Guest) -> Iterator[Guest]:
 
 
 def interrupt(guest: Guest, command: str) -> None:
-    """Run a command that has to wait, and interrupt it."""
+    """Run a command that has to wait, and interrupt it.
+
+    Not cat: it has the kernel write into the pipe (sendfile), which the agent then waits for.
+    """
     job = guest.start(["sh", "-c", f"echo begun; {command}"])
     job.wait_output("begun")
     guest.sh("sleep 1")
@@ -58,7 +61,7 @@ def test_a_control_that_waits_is_not_set_when_interrupted(held: Guest, name: str
 @pytest.mark.parametrize("path", READ)
 def test_a_reader_that_waits_can_be_interrupted(held: Guest, path: str) -> None:
     """The files of debugfs that go over all that the engine has, and a sum of two counters."""
-    interrupt(held, f"exec cat {path}")
+    interrupt(held, f"exec dd if={path}")
 
 
 @pytest.mark.real_time
@@ -73,7 +76,7 @@ def test_who_has_chains_counted_can_be_interrupted(guest: Guest, name: str) -> N
     guest.write_file(HOLD, "visit")
     job = guest.start(["sh", "-c", f"echo 2 > {PKSM_DIR}/run"])
     guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done")
-    interrupt(guest, f"exec cat {path}")
+    interrupt(guest, f"exec dd if={path}")
     guest.write_file(HOLD, "off")
     assert job.wait(60).status == 0
     assert int(guest.read_file(path)) == 0
