@@ -319,13 +319,13 @@ def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     The counts of a line are added; of branches nothing is left.
     """
-    functions: dict[str, dict[str, Any]] = {}
+    functions: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     lines: dict[str, dict[int, dict[str, Any]]] = {}
     for document in documents:
         for each in document["files"]:
             name = each["file"]
             functions.setdefault(name, {}).update(
-                {function["name"]: function for function in each.get("functions", [])}
+                {(one["name"], one["lineno"]): one for one in each.get("functions", [])}
             )
             known = lines.setdefault(name, {})
             for line in each["lines"]:
@@ -346,6 +346,34 @@ def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def without_rivals(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return *documents* without the functions that two kernels have in different lines.
+
+    gcovr cannot merge those; their lines stay.
+    """
+    places: dict[tuple[str, str], set[int]] = {}
+    for document in documents:
+        for each in document["files"]:
+            for one in each.get("functions", []):
+                places.setdefault((each["file"], one["name"]), set()).add(one["lineno"])
+    return [
+        {
+            **document,
+            "files": [
+                {
+                    **each,
+                    "functions": [
+                        one for one in each.get("functions", [])
+                        if len(places[each["file"], one["name"]]) == 1
+                    ],
+                }
+                for each in document["files"]
+            ],
+        }
+        for document in documents
+    ]  # fmt: skip
+
+
 def write_report(
     documents: Sequence[Mapping[str, Any]], tree: Path, directory: Path, bounds: tuple[float, float]
 ) -> list[FileShare]:
@@ -361,7 +389,7 @@ def write_report(
                "--html-high-threshold", f"{max(bounds[0], 1):g}",
                "--html-medium-threshold", f"{max(min(bounds), 1):g}",
                "--json-summary", str(directory / "summary.json")]  # fmt: skip
-    for number, document in enumerate(documents):
+    for number, document in enumerate(without_rivals(documents)):
         file = directory / f"coverage-{number}.json"
         file.write_text(json.dumps(document))
         command += ["--add-tracefile", str(file)]

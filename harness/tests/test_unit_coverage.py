@@ -420,6 +420,25 @@ def test_a_list_that_is_not_true_gives_that_exit_status(
     assert "1 lines of uncovered.txt are stale" in said.err
 
 
+def test_a_function_may_be_in_another_line_of_another_kernel(tmp_path: Path) -> None:
+    """As those are that an #ifdef chooses from; the lines of both count."""
+    (tmp_path / "a.c").write_text("#ifdef A\nint f;\n#else\nint f;\n#endif\n")
+    documents = []
+    for at, count in ((2, 1), (4, 0)):
+        one = {"line_number": at, "count": count, "branches": []}
+        one |= {"gcovr/noncode": False, "gcovr/excluded": False}
+        function = {"name": "f", "lineno": at, "execution_count": count}
+        file = {"file": "a.c", "functions": [function], "lines": [one]}
+        documents.append({"gcovr/format_version": "0.3", "files": [file]})
+    (share,) = coverage_report.write_report(documents, tmp_path, tmp_path, (95, 85))
+    assert (share.name, share.lines) == ("a.c", Share(1, 2))
+    both = coverage_report.merged(documents)
+    found = list(coverage_report.lines_of(both, {"a.c": (tmp_path / "a.c").read_text()}, []))
+    assert [(line.number, line.function, ran) for line, ran in found] == [
+        (2, "f", True), (4, "f", False),
+    ]  # fmt: skip
+
+
 def test_counts_of_another_engine_are_left_out(
     recipe: build.Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
