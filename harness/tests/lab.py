@@ -311,6 +311,15 @@ def one_cpu(guest: Guest) -> None:
     guest.sh("for pid in 1 $(pidof pksmd); do taskset -p 1 $pid; done")
 
 
+def settled_meminfo(guest: Guest, *names: str) -> list[int]:
+    """Return lines of /proc/meminfo in KiB, with nothing left in the batches of the CPUs."""
+    guest.sh(
+        "echo 1 > /proc/sys/vm/drop_caches; f=/proc/sys/vm/stat_refresh; "
+        "if [ -e $f ]; then echo 1 > $f; fi"
+    )
+    return [meminfo(guest, name) for name in names]
+
+
 def group(guest: Guest) -> None:
     """Make a memory cgroup."""
     guest.sh(

@@ -11,7 +11,8 @@ import re
 import subprocess
 
 import pytest
-from linux_um import paths
+from linux_um import kconfig, paths
+from linux_um.source import default_kernel, series_of
 from test_build_without import FOR_BAD_AND_DEVICE_MEMORY, LARGE, compile_objects, hooked, recipe_of
 
 pytestmark = pytest.mark.needs_pksm
@@ -44,6 +45,8 @@ CONFIG_PKSM=y
 CONFIG_PKSM_DEBUG=y
 # CONFIG_CPU_MITIGATIONS is not set
 """
+# What 7.x asks beside that.
+SINCE_7 = "CONFIG_NUMA_MIGRATION=y\n"
 # Calls of each other that a THP kernel has to have.
 CALLS = {
     "mm/huge_memory.o": ("pksm_add_new_anon_page", "__pksm_add_split_off"),
@@ -59,7 +62,9 @@ def test_what_is_about_large_folios_compiles(request: pytest.FixtureRequest) -> 
     engine = {f"mm/pksm/{path.name}" for path in (paths.overlay_dir() / "mm/pksm").glob("*.c")}
     hooks = {name for name in hooked(recipe) if not name.startswith("arch/")}
     names = sorted({*engine, *hooks, *LARGE} - {"mm/pksm/ksm_compat.c"})
-    objects = compile_objects(recipe, "x86_64", "large", [WISHES], names)
+    new = kconfig.numbers(series_of(default_kernel())) >= (7,)
+    wishes = [WISHES, SINCE_7] if new else [WISHES]
+    objects = compile_objects(recipe, "x86_64", "large", wishes, names)
     by_name = {name.replace(".c", ".o"): path for name, path in zip(names, objects, strict=True)}
     for name, calls in CALLS.items():
         symbols = subprocess.run(["nm", str(by_name[name])], capture_output=True, text=True, check=True)

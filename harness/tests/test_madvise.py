@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from lab import baseline, meminfo, pageops, settle
+from lab import baseline, pageops, settle, settled_meminfo
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -75,7 +75,7 @@ def test_r51_unmergeable_unmerges_at_once(guest: Guest) -> None:
 @pytest.mark.regression("R28")
 def test_locked_memory_is_accounted_in_balance(guest: Guest) -> None:
     """R28: locked before or after merging, Mlocked and Unevictable return to where they were."""
-    before = [meminfo(guest, name) for name in ("Mlocked", "Unevictable")]
+    before = settled_meminfo(guest, "Mlocked", "Unevictable")
     for steps in (
         ("fill=dup", "mlock", "settle", "verify", "munlock"),
         ("fill=dup", "settle", "mlock", "verify", "munlock"),
@@ -84,8 +84,7 @@ def test_locked_memory_is_accounted_in_balance(guest: Guest) -> None:
         ("@0:mlock", "fill=dup", "settle", "@0:munlock", "verify"),
     ):
         pageops(guest, *steps, procs=3, pages=128)
-        after = [meminfo(guest, name) for name in ("Mlocked", "Unevictable")]
-        assert after == before, steps
+        assert settled_meminfo(guest, "Mlocked", "Unevictable") == before, steps
 
 
 @pytest.mark.regression("R8")

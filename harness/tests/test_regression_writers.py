@@ -6,7 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from lab import GROUP, BootFresh, Report, baseline, group, kin, loop_swap, meminfo, settle
+from lab import (
+    GROUP,
+    BootFresh,
+    Report,
+    baseline,
+    group,
+    kin,
+    loop_swap,
+    settle,
+    settled_meminfo,
+)
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -131,7 +141,7 @@ def test_r28_a_merged_page_that_anybody_has_locked_stays(swapping: Guest, when: 
     """R28: it is locked once, stays in memory for all, and is let go with the last lock."""
     lock = ("b:mlock", "fill=dup") if when == "before" else ("fill=dup", "settle", "b:mlock")
     names = ("Mlocked", "Unevictable")
-    before = [meminfo(swapping, name) for name in names]
+    before = settled_meminfo(swapping, *names)
     report = kin(
         swapping, "a:new", "b:new", "c:new", *lock, "settle", "stat=locked", LEAVE, "stat=kept",
         "verify", "b:munlock", "stat=unlocked", EVICT, "stat=out", "verify", pages=PAGES,
@@ -141,4 +151,4 @@ def test_r28_a_merged_page_that_anybody_has_locked_stays(swapping: Guest, when: 
     assert report["kept"]["present"] == 3 * PAGES
     assert report["unlocked"]["mlocked_kib"] == before[0]
     assert report["out"]["present"] == 0
-    assert [meminfo(swapping, name) for name in names] == before
+    assert settled_meminfo(swapping, *names) == before

@@ -65,6 +65,7 @@ def test_r37_a_search_among_many_equal_pages_is_bounded(guest: Guest) -> None:
     assert many < 24 * max(few, 20_000), (few, many)
 
 
+@pytest.mark.time_travel
 @pytest.mark.regression("R38")
 def test_r38_without_memory_for_its_records_the_engine_waits(boot_fresh: BootFresh) -> None:
     """R38: it neither loops nor has processes killed; with memory again it merges.

@@ -440,8 +440,12 @@ static uint64_t mlocked_kib(void)
 {
 	unsigned long long kib = 0;
 	char line[128];
-	FILE *f = fopen("/proc/meminfo", "re");
+	FILE *f;
 
+	/* Other CPUs may have unlocked pages in their batches, and counts in their pockets. */
+	file_write("/proc/sys/vm/drop_caches", "1");
+	file_write("/proc/sys/vm/stat_refresh", "1");
+	f = fopen("/proc/meminfo", "re");
 	if (!f)
 		die(EXIT_ENV, "/proc/meminfo: %s", strerror(errno));
 	while (fgets(line, sizeof(line), f) && sscanf(line, "Mlocked: %llu kB", &kib) != 1)
