@@ -320,6 +320,11 @@ def settled_meminfo(guest: Guest, *names: str) -> list[int]:
     return [meminfo(guest, name) for name in names]
 
 
+def swap_device(guest: Guest) -> str:
+    """Return the name of the swap device in use. Raises IndexError when there is none."""
+    return guest.read_file("/proc/swaps").splitlines()[1].split()[0]
+
+
 def group(guest: Guest) -> None:
     """Make a memory cgroup."""
     guest.sh(

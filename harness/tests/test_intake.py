@@ -20,6 +20,7 @@ from lab import (
     parse_report,
     ram_swap,
     settle,
+    swap_device,
     tracked,
 )
 from linux_um.guest import Guest
@@ -152,7 +153,8 @@ def test_r47_r52_pages_freed_by_an_interrupt_leave_the_engine(boot_fresh: BootFr
     Meanwhile pksmd works on other pages, whose counters the interrupt must not disturb.
     """
     guest = boot_fresh(swap="16M")
-    guest.sh("swapoff /dev/ubdb")
+    device = swap_device(guest)
+    guest.sh(f"swapoff {device}")
     guest.set_pksm("settle_millisecs", 1)
     before = settle(guest)
     in_flight = 0
@@ -161,7 +163,7 @@ def test_r47_r52_pages_freed_by_an_interrupt_leave_the_engine(boot_fresh: BootFr
         churn = guest.start(["churn", "--procs", "2", "--rounds", "60", "--pause-ms", "1"])
         churn.close_stdin()
         in_flight += json_of(
-            guest, "directio", "--file", "/dev/ubdb", "--pages", "1024", "--rounds", "10", "gone"
+            guest, "directio", "--file", device, "--pages", "1024", "--rounds", "10", "gone"
         )["in_flight"]
         assert churn.wait(240).status == 0
         if in_flight > 50:

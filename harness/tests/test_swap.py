@@ -16,6 +16,7 @@ from lab import (
     pageops,
     release,
     settle,
+    swap_device,
     vmstat,
     workload,
 )
@@ -125,6 +126,6 @@ def test_swapping_off_brings_everything_back(boot_fresh: BootFresh) -> None:
         check=False,
     )
     assert vmstat(guest, "pswpout") > 0
-    guest.run(["swapoff", "/dev/ubdb"])
+    guest.run(["swapoff", swap_device(guest)])
     release(job)
     assert baseline(settle(guest)) == before

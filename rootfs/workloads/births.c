@@ -28,7 +28,6 @@
 #include "common.h"
 
 #define PROCS		2
-#define SWAP_DEVICE	"/dev/ubdb"
 
 enum { S_FINAL = 1, S_FORMER };
 enum { DO_PREPARE = 1, DO_BIRTH, DO_VERIFY };
@@ -281,10 +280,17 @@ static void swap_out(void)
 	die(EXIT_ENV, "the pages do not leave for swap; is there a swap device? See --help");
 }
 
+/* Of the one device that there is: its name is the machine's. */
 static void swap_off(void)
 {
-	if (swapoff(SWAP_DEVICE))
-		die(EXIT_ENV, "swapoff " SWAP_DEVICE ": %s", strerror(errno));
+	char line[256], device[128];
+	FILE *f = fopen("/proc/swaps", "re");
+
+	if (!f || !fgets(line, sizeof(line), f) || fscanf(f, "%127s", device) != 1)
+		die(EXIT_ENV, "/proc/swaps: no swap device");
+	fclose(f);
+	if (swapoff(device))
+		die(EXIT_ENV, "swapoff %s: %s", device, strerror(errno));
 }
 
 static int uffd;
