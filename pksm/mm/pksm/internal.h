@@ -220,10 +220,12 @@ DECLARE_PER_CPU(struct pksm_cpu, pksm_cpu);
  * struct pksm_key - by what a page is looked for
  * @hash: the hash of its contents, with its domain mixed in
  * @domain: its domain
+ * @level: of the queue that it would wait in if it were busy
  */
 struct pksm_key {
 	u64 hash;
 	u64 domain;
+	u32 level;
 };
 
 /* What became of a page that pksmd took out of its queue. */

@@ -159,15 +159,23 @@ static void pksm_expel(struct folio *kfolio, struct pksm_rmap_item *kitem)
 /*
  * A page of the index is equal, but somebody holds it, perhaps for long. Were it left
  * there, all its equals would wait for it, and never meet each other. It is tried again
- * like any page that is busy.
+ * a level behind the page that has met it: two that are both held put each other off
+ * ever longer, and at the last level it stays. Returns false then.
  */
-static void pksm_step_aside(struct folio *kfolio, struct pksm_rmap_item *kitem)
+static bool pksm_step_aside(struct folio *kfolio, struct pksm_rmap_item *kitem,
+			    u32 level)
 {
 	unsigned long pfn = folio_pfn(kfolio);
 	u32 age = pksm_age(READ_ONCE(kitem->state));
 
+	if (level >= PKSM_NR_LEVELS)
+		return false;
+	level = min(level + 1, PKSM_NR_LEVELS - 1);
+	if (level == pksm_age_level(age))
+		level++;	/* that would say that it was written to */
 	pksm_unstable_unlink(pfn, kitem);
-	pksm_queue_add(pfn, kitem, pksm_age_level(age) + 1, age);
+	pksm_queue_add(pfn, kitem, level, age);
+	return true;
 }
 
 /* Only many equal pages are worth splitting a large folio: this is one of them. */
@@ -200,10 +208,9 @@ static enum pksm_result pksm_try_candidate(struct folio *folio,
 	else
 		result = pksm_merge_with_unstable(folio, kfolio, kitem, key);
 
-	if (result == PKSM_BUSY_PARTNER) {
-		pksm_step_aside(kfolio, kitem);
-		return PKSM_DIFFERS;
-	}
+	if (result == PKSM_BUSY_PARTNER)
+		return pksm_step_aside(kfolio, kitem, key->level) ?
+		       PKSM_DIFFERS : PKSM_BUSY;
 	if (result == PKSM_UNFIT_PARTNER) {
 		pksm_expel(kfolio, kitem);
 		return PKSM_DIFFERS;
@@ -325,7 +332,7 @@ unsigned int pksm_consider(unsigned long pfn, struct pksm_rmap_item *item)
 	u32 level = pksm_level(READ_ONCE(item->state)) + 1;
 	enum pksm_result result = PKSM_BUSY;
 	struct folio *folio;
-	struct pksm_key key = { };
+	struct pksm_key key = { .level = level };
 	bool hashed = false;
 	bool locked;
 
