@@ -8,6 +8,7 @@ says of each part what was run, on what, how it ended and what it printed at its
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -18,12 +19,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .commands_run import ENV_PROFILE
 from .errors import LinuxUmError, UsageError
+from .options import ENV_ARCH
 from .paths import repo_root
+from .source import ENV_KERNEL
 from .term import Step, Term, format_seconds
 
 DEFAULT_DIRECTORY = "proof"
@@ -34,6 +38,10 @@ MOST_LINES = 40
 _BEGINS = re.compile(r"=+ figures =+$")
 _TESTS = "harness/tests"
 _LOOK_SECONDS = 0.5
+# How long a part may take to end its guests when it is told to.
+_END_SECONDS = 60.0
+# What would change what a part does, without a word in its command.
+_NOT_INHERITED = (ENV_PROFILE, ENV_KERNEL, ENV_ARCH, "PYTEST_ADDOPTS")
 
 EPILOG = f"""\
 Leaves {PAGE_NAME} (the page), {JSON_NAME}, and a log of each part. Parts that passed on
@@ -171,12 +179,17 @@ def prove_command(arguments: argparse.Namespace, term: Term) -> int:
     found = {each.name: each for each in before}
     for part, words in chosen:
         old = found.get(part.name)
-        done = old is not None and old.passed and old.state == state
+        done = bool(state) and old is not None and old.passed and old.state == state
         if arguments.resume and done and old is not None and old.command == command_of(words):
             print(line_of(old, term, note="kept"), flush=True)
             continue
         with term.step(f"{part.name}: {part.shows}") as step:
             found[part.name] = run(part, words, directory / f"{part.name}.log", state, step)
+        now = state_of(repo_root())
+        if now != state:
+            # What was run is neither the one nor the other.
+            found[part.name] = replace(found[part.name], state="changed meanwhile")
+            state = now
         print(line_of(found[part.name], term), flush=True)
         keep(order(found.values(), directory), directory)
     results = [found[part.name] for part, _ in chosen]
@@ -208,15 +221,25 @@ def command_of(words: Sequence[str]) -> str:
 
 
 def state_of(root: Path) -> str:
-    """Return what names the state of the tree, as ``git describe`` does; empty without git."""
+    """Return what names the state of the tree: the commit, and a hash of what is changed.
+
+    Empty without git.
+    """
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, check=True
+        ).stdout
+
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError:
+        commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
+        changed = git("diff", "HEAD", "--binary")
+        for name in git("ls-files", "-z", "--others", "--exclude-standard").split(b"\0"):
+            if name:
+                changed += name + (root / os.fsdecode(name)).read_bytes()
+    except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    return f"{commit}+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else commit
 
 
 def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> Evidence:
@@ -229,10 +252,12 @@ def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> 
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [repo_root() / "linux-um", *words],
-                env={**os.environ, "LINUX_UM_PYTHON": sys.executable, "TERM": "dumb"},
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                # Ctrl-C is for this process, which ends the other in order.
+                start_new_session=True,
             )
     except OSError as error:
         raise ProveError(f"cannot run {part.name}: {error.strerror}", "mend that") from error
@@ -247,7 +272,11 @@ def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> 
     except BaseException:
         # It ends its guests.
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(_END_SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         raise
     return Evidence(
         name=part.name,
@@ -259,6 +288,12 @@ def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> 
         state=state,
         end=shown_of(end_of(log, MOST_LINES)),
     )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a part: its words alone say what it does."""
+    kept = {name: text for name, text in os.environ.items() if name not in _NOT_INHERITED}
+    return {**kept, "LINUX_UM_PYTHON": sys.executable, "TERM": "dumb"}
 
 
 def end_of(log: Path, lines: int) -> list[str]:

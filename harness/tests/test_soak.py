@@ -15,7 +15,7 @@ from lab import BootFresh
 from linux_um import commands_soak, soak
 from linux_um.errors import UsageError
 from linux_um.paths import repo_root
-from linux_um.soak import AT_REST, DONE, WARM_UP, Sample
+from linux_um.soak import AT_REST, DONE, SWAPPED, WARM_UP, Sample
 
 CYCLES = WARM_UP + 6
 
@@ -27,7 +27,7 @@ def test_nothing_is_left_behind_by_cycles_of_work(boot_fresh: BootFresh) -> None
 
 def sample(number: int, **other: Any) -> Sample:
     """Return what a soak of a guest without any fault reads after a cycle."""
-    counters = dict.fromkeys(AT_REST, 0) | dict.fromkeys(DONE, 1000 * number)
+    counters = dict.fromkeys(AT_REST, 0) | dict.fromkeys((*DONE, *SWAPPED), 1000 * number)
     values: dict[str, Any] = {
         "cycle": number,
         "wall_seconds": 4.0 * number,
@@ -62,8 +62,9 @@ def test_noise_is_flat() -> None:
         (lambda n: {"slab_kib": 3300 + 50 * n}, "slab: "),
         (lambda n: counted(n, stable_nodes=int(n > 7)), "stable_nodes at rest: from 0 to 1"),
         (lambda n: counted(n, pages_merged=7), "pages_merged does not grow"),
+        (lambda n: counted(n, pswpout=0), "pswpout does not grow"),
     ],
-    ids=["memory", "slab", "a counter", "idle"],
+    ids=["memory", "slab", "a counter", "idle", "no swap"],
 )
 def test_what_grows_is_said(change: Callable[[int], dict[str, Any]], said: str) -> None:
     assert [line for line in soak.verdicts(series(change)) if line.startswith(said)]

@@ -79,6 +79,37 @@ def test_resume_keeps_what_passed_on_the_same_state(
     assert states == {"good": "abd", "bad": "abc"}
 
 
+def test_the_state_of_a_tree_is_of_all_that_is_in_it(tmp_path: Path) -> None:
+    assert prove.state_of(tmp_path) == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    (tmp_path / "a").write_text("1")
+    for words in (["init", "-q"], ["add", "a"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    states = [prove.state_of(tmp_path)]
+    for name, text in (("a", "2"), ("a", "3"), ("new", "1"), ("new", "2")):
+        (tmp_path / name).write_text(text)
+        states.append(prove.state_of(tmp_path))
+    assert len(set(states)) == len(states)
+    assert all(state.startswith(states[0]) for state in states)
+
+
+def test_nothing_that_is_set_outside_changes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LINUX_UM_PROFILE", "LINUX_UM_KERNEL", "LINUX_UM_ARCH", "PYTEST_ADDOPTS"):
+        monkeypatch.setenv(name, "x")
+        assert name not in prove.environment()
+
+
+@pytest.mark.usefixtures("two_parts")
+def test_what_changes_while_a_part_runs_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(["abc", "abd", "abd"])
+    monkeypatch.setattr(prove, "state_of", lambda _: next(states))
+    prove.prove_command(arguments(tmp_path), Term(quiet=True))
+    found = {each.name: each.state for each in prove.read(tmp_path / prove.JSON_NAME)}
+    assert found == {"good": "changed meanwhile", "bad": "abd"}
+
+
 @pytest.mark.usefixtures("two_parts")
 def test_the_short_form_leaves_out_what_has_none(tmp_path: Path) -> None:
     assert prove.choose([GOOD, BAD], None, short=True) == [(GOOD, GOOD.short)]
