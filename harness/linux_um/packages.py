@@ -118,7 +118,7 @@ STAGES: dict[str, tuple[Need, ...]] = {
         Need("libelf-dev", _any_file("/usr/include/libelf.h")),
         # Memory stressed by others' hands.
         Need("stress-ng", _program("stress-ng")),
-    ) + SELFTESTS + COVERAGE,
+    ) + SELFTESTS,
     "selftests": SELFTESTS,
     "gdb": (Need("gdb", _program("gdb")),),
     "coverage": COVERAGE,
