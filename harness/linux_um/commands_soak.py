@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from . import packages, soak
 from .commands_run import add_machine_options, boot_options
 from .errors import LinuxUmError, UsageError
-from .guest import Guest, boot
+from .guest import boot, run_arguments
 from .outcome import CommandFailed
 from .soak import Sample, SoakError
 from .term import Term
@@ -82,7 +83,8 @@ def soak_command(arguments: argparse.Namespace, term: Term) -> int:
     except OSError as error:
         raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
     options = boot_options(arguments, "soak", soak.CYCLE_SECONDS)
-    options = replace(options, repeat=f"./linux-um soak --seed {arguments.seed}")
+    words = ["./linux-um", "soak", *run_arguments(options), "--seed", str(arguments.seed)]
+    options = replace(options, repeat=shlex.join(words))
     with boot(options, term=term) as guest:
         worker = soak.Soak(guest, arguments.seed)
         document = {
@@ -147,7 +149,7 @@ def leave(samples: Sequence[Sample], document: Mapping[str, Any], directory: Pat
     """Write the report of *samples*, if there are any. Raises LinuxUmError when that fails."""
     if not samples:
         return
-    whole = {**document, "samples": [sample.document() for sample in samples]}
+    whole = {**document, "samples": [asdict(sample) for sample in samples]}
     try:
         (directory / JSON_NAME).write_text(json.dumps(whole, indent=1) + "\n")
         draw(samples, directory / PLOT_NAME)
@@ -192,19 +194,3 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
-
-
-def read(path: Path) -> list[Sample]:
-    """Return the samples of a report. Raises UsageError for a file that is none."""
-    try:
-        return [Sample(**each) for each in json.loads(path.read_text())["samples"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: {error}", f"name a {JSON_NAME} of soak") from error
-
-
-def guest_is_flat(guest: Guest, cycles: int, seed: int) -> list[str]:
-    """Soak *guest* for some cycles, as the suite does; return what is not flat."""
-    worker = soak.Soak(guest, seed)
-    for _ in range(cycles):
-        worker.cycle()
-    return soak.verdicts(worker.samples)

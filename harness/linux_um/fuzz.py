@@ -22,6 +22,7 @@ from . import kconfig, laws
 from .errors import BootError, HostError, LinuxUmError
 from .fuzz_shrink import Shrinker, about, pages_of
 from .guest import CONSOLE, BootOptions, Guest, boot
+from .guest_setup import RAM_SWAP_DEVICE, memory_group, ram_swap
 from .outcome import CommandFailed, GuestOops, outcome_of
 from .paths import cache_root, ensure_dir
 from .term import Term
@@ -37,16 +38,12 @@ STATUS_WRONG, STATUS_ENV = 3, 1
 EXIT_FOUND = 1
 # The word of fuzzmm's line of JSON by which it is known.
 _REPORT = '"tool": "fuzzmm"'
-# Swap that lies in the guest's memory: no disk of the host is waited for. That it turns
-# keeps the kernel from choosing places at random, and addresses are not to be, either.
+# Places on the swap device are not to be chosen at random, and addresses are not to be,
+# either.
 SETUP = f"""
 echo 0 > /proc/sys/kernel/randomize_va_space
-mkdir -p /mnt/ram && mount -t ramfs none /mnt/ram &&
-dd if=/dev/zero of=/mnt/ram/swap bs=1M count={SWAP_MIB} 2>/dev/null &&
-losetup /dev/loop0 /mnt/ram/swap && echo 1 > /sys/block/loop0/queue/rotational &&
-mkswap /dev/loop0 >/dev/null && swapon /dev/loop0 || exit {STATUS_ENV}
-grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts || mount -t cgroup2 none /sys/fs/cgroup
-echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir {GROUP} || exit {STATUS_ENV}
+{ram_swap(SWAP_MIB, rotational=True)} || exit {STATUS_ENV}
+{memory_group(GROUP)} || exit {STATUS_ENV}
 exec fuzzmm --group {GROUP} --progress {SHARE}/{PROGRESS} --hold "$@"
 """
 # The order of pksmd's work does not depend on chance, either.
@@ -205,7 +202,7 @@ class Fuzzer:
             for name, value in (("run", 1), ("settle_millisecs", 20), ("max_cpu", 100)):
                 guest.set_pksm(name, value)
             laws.check_laws(guest)
-        guest.sh("swapoff /dev/loop0")
+        guest.sh(f"swapoff {RAM_SWAP_DEVICE}")
         if self._has_laws():
             laws.check_laws(guest)
             report["settled"] = laws.settle(guest)

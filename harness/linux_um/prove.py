@@ -137,6 +137,10 @@ class Evidence:
         """Whether the command ended with status 0."""
         return self.status == 0
 
+    def stands(self, command: str, state: str) -> bool:
+        """Return whether *command* need not be run again on *state*; an unknown one is no state."""
+        return self.passed and bool(state) and (self.command, self.state) == (command, state)
+
 
 def add_parsers(subparsers: Any) -> None:
     """Add the parser of this module's command."""
@@ -179,8 +183,7 @@ def prove_command(arguments: argparse.Namespace, term: Term) -> int:
     found = {each.name: each for each in before}
     for part, words in chosen:
         old = found.get(part.name)
-        done = bool(state) and old is not None and old.passed and old.state == state
-        if arguments.resume and done and old is not None and old.command == command_of(words):
+        if arguments.resume and old is not None and old.stands(command_of(words), state):
             print(line_of(old, term, note="kept"), flush=True)
             continue
         with term.step(f"{part.name}: {part.shows}") as step:

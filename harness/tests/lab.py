@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from linux_um import guest_setup
 from linux_um.guest import Guest, Process
 from linux_um.laws import (
     CHECK_FILE as CHECK_FILE,
@@ -327,23 +328,12 @@ def swap_device(guest: Guest) -> str:
 
 def group(guest: Guest) -> None:
     """Make a memory cgroup."""
-    guest.sh(
-        "grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts || "
-        "mount -t cgroup2 none /sys/fs/cgroup && "
-        f"echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p {GROUP}"
-    )
+    guest.sh(guest_setup.memory_group(GROUP))
 
 
 def ram_swap(guest: Guest, mib: int = 32) -> None:
-    """Add a swap device that lies in the guest's own memory.
-
-    No disk of the host is waited for, so that time travel does no harm.
-    """
-    guest.sh(
-        "mkdir -p /mnt/ram && mount -t ramfs none /mnt/ram && "
-        f"dd if=/dev/zero of=/mnt/ram/swap bs=1M count={mib} 2>/dev/null && "
-        "losetup /dev/loop0 /mnt/ram/swap && mkswap /dev/loop0 >/dev/null && swapon /dev/loop0"
-    )
+    """Add a swap device that lies in the guest's own memory."""
+    guest.sh(guest_setup.ram_swap(mib))
 
 
 # memory.reclaim goes by statistics that are brought up to date every two seconds,
