@@ -236,7 +236,7 @@ enum pksm_result {
 	PKSM_CHANGED,	/* was written to while it waited */
 	PKSM_UNFIT,	/* nothing that could ever be merged */
 	PKSM_BUSY_PARTNER,	/* the other page is locked or referenced */
-	PKSM_UNFIT_PARTNER,	/* the same of the other page */
+	PKSM_UNFIT_PARTNER,	/* the other page never can be */
 	PKSM_NOMEM,	/* no memory for the engine's own records */
 };
 
