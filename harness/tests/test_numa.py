@@ -49,18 +49,53 @@ def nodes(stage: Stage) -> tuple[int, int]:
     return stage["node0"], stage["node1"]
 
 
-@pytest.mark.parametrize("told", [0, 1])
-def test_equal_pages_of_both_nodes_are_merged(guest: Guest, told: int) -> None:
-    """Whatever merge_across_nodes says: what is written there is kept, and no more."""
-    guest.write_file(ACROSS, str(told))
+def test_equal_pages_of_both_nodes_are_merged(guest: Guest) -> None:
+    """Unless merge_across_nodes says otherwise, which can be changed at any time."""
+    before = baseline(settle(guest))
     report = pageops(
-        guest, "@0:bind=0", "@1:bind=1", "fill=dup", "stat=filled", "settle", "stat=merged",
-        "verify", procs=2, pages=PAGES,
+        guest, "@0:bind=0", "@1:bind=1", "@2:bind=0", "@3:bind=1", "fill=dup", "stat=filled",
+        "settle", "stat=merged", f"file={ACROSS}:0", "settle", "stat=apart", "verify",
+        f"file={ACROSS}:1", "settle", "stat=again", "verify", procs=4, pages=PAGES,
     )  # fmt: skip
-    assert nodes(report["filled"]) == (PAGES, PAGES)
-    assert report["merged"].sharing == PAGES
-    assert sum(nodes(report["merged"])) == 2 * PAGES
-    assert guest.read_file(ACROSS).strip() == str(told)
+    assert nodes(report["filled"]) == (2 * PAGES, 2 * PAGES)
+    assert report["merged"].sharing == report["again"].sharing == 3 * PAGES
+    assert sum(nodes(report["merged"])) == 4 * PAGES
+    apart = report["apart"]
+    assert (apart["merged_ptes"], apart["merged_pages"]) == (4 * PAGES, 2 * PAGES)
+    assert nodes(apart) == (2 * PAGES, 2 * PAGES)
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.parametrize("zero_page", [0, 1])
+def test_zeroes_of_both_nodes_are_kept_apart_unless_they_are_the_zero_page(
+    guest: Guest, zero_page: int
+) -> None:
+    guest.write_file(ACROSS, "0")
+    guest.set_pksm("use_zero_pages", zero_page)
+    report = pageops(
+        guest, "@0:bind=0", "@1:bind=1", "@2:bind=0", "@3:bind=1", "fill=zero", "settle",
+        "stat=merged", "verify", procs=4, pages=PAGES,
+    )  # fmt: skip
+    merged = report["merged"]
+    if zero_page:
+        assert merged.counters["zero_pages"] >= 4 * PAGES
+        assert merged["merged_ptes"] == 0
+    else:
+        assert merged["merged_ptes"] == 4 * PAGES
+        assert nodes(merged) == (2 * PAGES, 2 * PAGES)
+
+
+def test_what_was_migrated_is_not_merged_with_pages_of_the_node_it_left(guest: Guest) -> None:
+    """Its place in the index is that of its contents there, and it is elsewhere."""
+    guest.write_file(ACROSS, "0")
+    report = pageops(
+        guest, "bind=0", "@0:fill=dup", "@1:fill=dup", "settle", "@0:move=1:all", "stat=moved",
+        "@2:fill=dup", "@3:fill=dup", "settle", "stat=merged", "verify", procs=4, pages=PAGES,
+    )  # fmt: skip
+    assert nodes(report["moved"]) == (0, 2 * PAGES)
+    merged = report["merged"]
+    assert (merged["merged_ptes"], merged["merged_pages"]) == (4 * PAGES, 2 * PAGES)
+    assert nodes(merged) == (2 * PAGES, 2 * PAGES)
 
 
 @pytest.mark.parametrize("end", ["poke=7", "set=run:2"])

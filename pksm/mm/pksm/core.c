@@ -310,6 +310,28 @@ out:
 	return err;
 }
 
+/*
+ * What decides which pages are equal is about to change: nothing may be merged, nor
+ * be in an index. Returns 0, or an error, with everything as it was, or stopped.
+ */
+static int pksm_begin_change(bool *intake)
+{
+	int err;
+
+	lockdep_assert_held(&pksm_mutex);
+	*intake = static_key_enabled(&pksm_intake_key.key);
+	err = pksm_stop_and_unmerge(pksm_run);
+	/* Not to be restarted: the engine would look stopped from the outset. */
+	return err == -ERESTARTSYS ? -EINTR : err;
+}
+
+/* Take everything in again, if there was an intake. */
+static void pksm_end_change(bool intake)
+{
+	if (intake)
+		pksm_intake_on();
+}
+
 /**
  * pksm_set_domain - set whose pages may be merged with whose
  * @kind: what makes a domain
@@ -324,9 +346,8 @@ out:
  */
 int pksm_set_domain(enum pksm_domain_kind kind)
 {
-	enum pksm_run run;
 	bool intake;
-	int err = 0;
+	int err;
 
 	if (!pksmd_task)
 		return -ENODEV;
@@ -335,19 +356,43 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 	err = pksm_lock_gate();
 	if (err)
 		return err;
-	run = pksm_run;
-	if (kind == pksm_domain_kind)
-		goto out;
-	intake = static_key_enabled(&pksm_intake_key.key);
-	err = pksm_stop_and_unmerge(run);
-	if (!err)
-		WRITE_ONCE(pksm_domain_kind, kind);
-	/* Not to be restarted: the engine would look stopped from the outset. */
-	if (err == -ERESTARTSYS)
-		err = -EINTR;
-	if (intake)
-		pksm_intake_on();
-out:
+	if (kind != pksm_domain_kind) {
+		err = pksm_begin_change(&intake);
+		if (!err)
+			WRITE_ONCE(pksm_domain_kind, kind);
+		pksm_end_change(intake);
+	}
+	pksm_unlock_gate();
+	pksm_wake_daemon();
+	return err;
+}
+
+/**
+ * pksm_set_across_nodes - set whether pages of different nodes may be merged
+ * @across: whether they may
+ *
+ * Everything is unmerged first, and then taken in again.
+ *
+ * Context: Process context. Takes pksm_mutex, may sleep.
+ * Return: 0; -ENODEV without a daemon; -EINTR on a signal; or another error of
+ * pksm_unmerge_all(). After an error it is what it was, and the engine may be stopped.
+ */
+int pksm_set_across_nodes(bool across)
+{
+	bool intake;
+	int err;
+
+	if (!pksmd_task)
+		return -ENODEV;
+	err = pksm_lock_gate();
+	if (err)
+		return err;
+	if (across != pksm_across_nodes) {
+		err = pksm_begin_change(&intake);
+		if (!err)
+			WRITE_ONCE(pksm_across_nodes, across);
+		pksm_end_change(intake);
+	}
 	pksm_unlock_gate();
 	pksm_wake_daemon();
 	return err;

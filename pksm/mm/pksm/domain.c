@@ -15,6 +15,9 @@
  *
  * A page that fork has left to several domains belongs to none, and is not merged
  * as long as it is so. What fork shares stays shared until it is written to.
+ *
+ * In the same way the nodes of a machine can be kept apart, for the sake of speed:
+ * then that of a page is mixed into its hash as well.
  */
 #include <linux/atomic.h>
 #include <linux/bits.h>
@@ -32,6 +35,9 @@
 #define PKSM_PROCESS_ID		BIT_ULL(63)
 
 enum pksm_domain_kind pksm_domain_kind = PKSM_DOMAIN_USER;
+
+/* Are pages of different nodes merged? As merge_across_nodes of KSM. */
+bool pksm_across_nodes = true;
 
 /**
  * pksm_new_mm_id - a number for a new address space
@@ -54,6 +60,36 @@ static u64 pksm_mix(u64 id)
 	id ^= id >> 33;
 	id *= 0xc4ceb9fe1a85ec53ULL;
 	return id ^ id >> 33;
+}
+
+/**
+ * pksm_nid_key - what the node of a page adds to its hash
+ * @page: the page
+ *
+ * Context: Any.
+ * Return: 0 where pages of different nodes are merged.
+ */
+u64 pksm_nid_key(const struct page *page)
+{
+	if (!IS_ENABLED(CONFIG_NUMA) || READ_ONCE(pksm_across_nodes))
+		return 0;
+	return pksm_mix(page_to_nid(page) + 1ULL);
+}
+
+/**
+ * pksm_kept_apart - are two pages of nodes whose pages are not merged?
+ * @one: a page
+ * @other: another one
+ *
+ * Hashes may be alike by chance, and a merged page may have been migrated.
+ *
+ * Context: Any.
+ * Return: true when they are.
+ */
+bool pksm_kept_apart(const struct folio *one, const struct folio *other)
+{
+	return IS_ENABLED(CONFIG_NUMA) && !READ_ONCE(pksm_across_nodes) &&
+	       folio_nid(one) != folio_nid(other);
 }
 
 /*

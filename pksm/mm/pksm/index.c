@@ -94,7 +94,8 @@ int pksm_index_alloc(void)
 	static_assert(PKSM_END == 0xffffffff);
 
 	pksm_secret = pksm_known_secret ?: get_random_u64();
-	pksm_hash_of_zero = pksm_hash_page(ZERO_PAGE(0));
+	pksm_hash_of_zero = pksm_hash_page(ZERO_PAGE(0)) ^
+			    pksm_nid_key(ZERO_PAGE(0));
 	pksm_unstable_bits = bits;
 	pksm_stable_bits = bits - 2;
 	pksm_dead = dead;
@@ -137,7 +138,7 @@ unsigned long pksm_index_bytes(void)
  * pksm_hash_page - read a page once
  * @page: the page; it may change meanwhile
  *
- * Return: The keyed hash of all of it.
+ * Return: The keyed hash of all of it, and of its node where that keeps pages apart.
  */
 u64 pksm_hash_page(struct page *page)
 {
@@ -145,17 +146,18 @@ u64 pksm_hash_page(struct page *page)
 	u64 hash = xxh64(addr, PAGE_SIZE, pksm_secret);
 
 	kunmap_local(addr);
-	return hash;
+	return hash ^ pksm_nid_key(page);
 }
 
 /**
- * pksm_zero_hash - the hash of a page of zeroes
+ * pksm_zero_hash - the hash of a page, were it all zeroes
+ * @page: the page
  *
- * Return: The keyed hash.
+ * Return: What pksm_hash_page() would say of it.
  */
-u64 pksm_zero_hash(void)
+u64 pksm_zero_hash(const struct page *page)
 {
-	return pksm_hash_of_zero;
+	return pksm_hash_of_zero ^ pksm_nid_key(page);
 }
 
 /* === the unstable index === */

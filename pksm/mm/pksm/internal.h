@@ -274,6 +274,7 @@ extern struct task_struct *pksmd_task;
 
 int pksm_set_run(enum pksm_run run);
 int pksm_set_domain(enum pksm_domain_kind kind);
+int pksm_set_across_nodes(bool across);
 int pksm_set_scope(enum pksm_scope scope);
 void pksm_wake_daemon(void);
 void pksm_kick(void);
@@ -340,7 +341,7 @@ bool pksm_queue_for_each(bool (*fn)(unsigned long pfn, u32 level));
 /* index.c */
 int pksm_index_alloc(void);
 u64 pksm_hash_page(struct page *page);
-u64 pksm_zero_hash(void);
+u64 pksm_zero_hash(const struct page *page);
 bool pksm_hash_alike(u64 hash1, u64 hash2);
 unsigned long pksm_nr_buckets(void);
 unsigned long pksm_index_bytes(void);
@@ -396,7 +397,10 @@ void pksm_marks_for_each(struct pksm_marks *marks, unsigned int bits,
 
 /* domain.c */
 extern enum pksm_domain_kind pksm_domain_kind;
+extern bool pksm_across_nodes;
 
+u64 pksm_nid_key(const struct page *page);
+bool pksm_kept_apart(const struct folio *one, const struct folio *other);
 u64 pksm_mm_domain(struct mm_struct *mm);
 enum pksm_result pksm_folio_survey(struct folio *folio, u64 *domain);
 

@@ -8,14 +8,15 @@
  *
  * - those that mean here what they mean there (run, use_zero_pages,
  *   max_page_sharing, the counters): two names for one thing, together with the
- *   file of /sys/kernel/mm/pksm. KSM's defaults do not count for them;
+ *   file of /sys/kernel/mm/pksm. KSM's defaults do not count for them.
+ *   merge_across_nodes is there under KSM's name only;
  *
  * - those that have a meaning here, but another: full_scans, advisor_max_cpu,
  *   stable_node_chains and stable_node_dups. See there;
  *
  * - those that tune a scanner, which this engine does not have (pages_to_scan,
- *   sleep_millisecs, smart_scan, merge_across_nodes and so on): what is written is
- *   checked as KSM checks it, kept, and read back.
+ *   sleep_millisecs, smart_scan and so on): what is written is checked as KSM
+ *   checks it, kept, and read back.
  *
  * As for KSM, a control of the last kind is one word, written by one store.
  */
@@ -387,17 +388,15 @@ static ssize_t advisor_target_scan_time_store(struct kobject *kobj,
 KSM_ATTR(advisor_target_scan_time);
 
 #ifdef CONFIG_NUMA
-static unsigned long pksm_merge_across_nodes = 1;
-
 static ssize_t merge_across_nodes_show(struct kobject *kobj,
 				       struct kobj_attribute *attr, char *buf)
 {
-	return sysfs_emit(buf, "%lu\n", READ_ONCE(pksm_merge_across_nodes));
+	return sysfs_emit(buf, "%u\n", READ_ONCE(pksm_across_nodes));
 }
 
 /*
- * The engine merges across nodes, whatever this says. KSM refuses a change with
- * EBUSY while pages are merged; as for max_page_sharing there is no reason here.
+ * KSM refuses a change with EBUSY while pages are merged; here they are unmerged, as
+ * for a change of the domain.
  */
 static ssize_t merge_across_nodes_store(struct kobject *kobj,
 					struct kobj_attribute *attr,
@@ -411,8 +410,8 @@ static ssize_t merge_across_nodes_store(struct kobject *kobj,
 		return err;
 	if (knob > 1)
 		return -EINVAL;
-	WRITE_ONCE(pksm_merge_across_nodes, knob);
-	return count;
+	err = pksm_set_across_nodes(knob);
+	return err ?: count;
 }
 KSM_ATTR(merge_across_nodes);
 #endif

@@ -166,7 +166,7 @@ static bool pksm_large_read_page(struct folio *folio, unsigned long i,
 	trace_pksm_hash(page_to_pfn(page), hash);
 	if (!i)
 		pksm_hold(PKSM_AT_LARGE, page_to_pfn(page));
-	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
+	if (hash == pksm_zero_hash(page) && READ_ONCE(pksm_use_zero_pages)) {
 		if (i)
 			pksm_large_leave_out(page);
 		return fresh;

@@ -91,7 +91,9 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 		}
 		if (pksm_folio_node(kfolio) == node &&
 		    !folio_test_hwpoison(kfolio)) {
-			if (pksm_node_full(kfolio, folio)) {
+			/* Migration may have brought it away from its equals. */
+			if (pksm_node_full(kfolio, folio) ||
+			    pksm_kept_apart(kfolio, folio)) {
 				full++;
 			} else {
 				result = pksm_merge_with_stable(folio, kfolio,
@@ -196,7 +198,8 @@ static enum pksm_result pksm_try_candidate(struct folio *folio,
 {
 	enum pksm_result result = pksm_folio_fit(kfolio);
 
-	if (result == PKSM_MERGED && pksm_node_full(kfolio, folio))
+	if (pksm_kept_apart(kfolio, folio) ||
+	    (result == PKSM_MERGED && pksm_node_full(kfolio, folio)))
 		return PKSM_DIFFERS;
 	if (result == PKSM_UNFIT)
 		result = PKSM_UNFIT_PARTNER;
@@ -294,7 +297,7 @@ static enum pksm_result pksm_try(struct folio *folio,
 	key->hash = hash ^ key->domain;
 	*hashed = true;
 	pksm_hold(PKSM_AT_HASHED, page_to_pfn(page));
-	if (hash == pksm_zero_hash() && READ_ONCE(pksm_use_zero_pages)) {
+	if (hash == pksm_zero_hash(page) && READ_ONCE(pksm_use_zero_pages)) {
 		result = pksm_merge_with_zero(folio);
 		if (result != PKSM_DIFFERS)
 			return result;

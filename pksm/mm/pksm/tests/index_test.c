@@ -66,10 +66,11 @@ void pksm_test_hash_zero(struct kunit *test)
 	struct page *page = env->page[0];
 
 	clear_highpage(page);
-	KUNIT_EXPECT_EQ(test, pksm_hash_page(page), pksm_zero_hash());
-	KUNIT_EXPECT_EQ(test, pksm_hash_page(ZERO_PAGE(0)), pksm_zero_hash());
+	KUNIT_EXPECT_EQ(test, pksm_hash_page(page), pksm_zero_hash(page));
+	KUNIT_EXPECT_EQ(test, pksm_hash_page(ZERO_PAGE(0)),
+			pksm_zero_hash(ZERO_PAGE(0)));
 	pksm_test_flip(page, PAGE_SIZE - 1, 1);
-	KUNIT_EXPECT_NE(test, pksm_hash_page(page), pksm_zero_hash());
+	KUNIT_EXPECT_NE(test, pksm_hash_page(page), pksm_zero_hash(page));
 }
 
 /**
