@@ -389,7 +389,7 @@ def test_a_line_that_is_no_configuration_is_an_error() -> None:
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known() -> None:
     for name in ("base", "none"):
-        with pytest.raises(errors.UsageError, match="fast, bench, cov, debug, kcsan, ksm, off, smp, smp-ksm$"):
+        with pytest.raises(errors.UsageError, match="fast, bench, cov, debug, kcsan, ksm, off, smp, smp-debug, smp-ksm$"):
             kconfig.fragments(name)
 
 
@@ -492,8 +492,8 @@ def test_a_profile_says_how_many_cpus_and_whose_clock() -> None:
     assert (kconfig.cpus_of("fast"), kconfig.time_travels("fast")) == (1, True)
     assert (kconfig.cpus_of("smp"), kconfig.time_travels("smp")) == (2, False)
     assert kconfig.cpus_of("smp-ksm") == 2
-    assert [kconfig.with_cpus(name, 2) for name in ("fast", "ksm", "smp", "debug")] == [
-        "smp", "smp-ksm", "smp", "debug"
+    assert [kconfig.with_cpus(name, 2) for name in ("fast", "ksm", "smp", "debug", "off")] == [
+        "smp", "smp-ksm", "smp", "smp-debug", "off"
     ]  # fmt: skip
     assert kconfig.with_cpus("fast", 1) == "fast"
 
@@ -507,6 +507,7 @@ def test_a_machine_brings_wishes_of_its_own() -> None:
     assert pc["CONFIG_NUMA"] == "y" and "CONFIG_NUMA" not in um
     assert kconfig.cpus_of("fast", kconfig.X86_64) == 2
     assert kconfig.time_travels("fast", kconfig.X86_64)
+    assert not kconfig.time_travels("kcsan", kconfig.X86_64)
     assert kconfig.with_cpus("fast", 4, kconfig.X86_64) == "fast"
     # A PC has had SMP for long.
     assert kconfig.texts_of("smp", "6.12", kconfig.X86_64)
