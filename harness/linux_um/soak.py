@@ -9,7 +9,6 @@ settled, memory and counters are read. What a cycle leaves behind is a leak, or 
 from __future__ import annotations
 
 import random
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -153,7 +152,7 @@ class Soak:
             cycle=len(self.samples) + 1,
             wall_seconds=time.monotonic() - self._begun,
             guest_seconds=float(guest.read_file("/proc/uptime").split()[0]),
-            mem_free_kib=laws.meminfo(guest, "MemFree") + per_cpu_kib(guest),
+            mem_free_kib=laws.meminfo(guest, "MemFree") + laws.per_cpu_kib(guest),
             slab_kib=laws.meminfo(guest, "Slab"),
             peak_saved_pages=peak,
             counters={
@@ -186,12 +185,6 @@ class Soak:
                 f"{' '.join(done.argv)} ended with status {done.status}: "
                 f"{(done.stderr or done.stdout).strip()[-400:]}"
             )
-
-
-def per_cpu_kib(guest: Guest) -> int:
-    """Return what is free in the lists of the CPUs, which MemFree leaves out, in KiB."""
-    counts = re.findall(r"^ +count: +(\d+)$", guest.read_file("/proc/zoneinfo"), re.MULTILINE)
-    return sum(map(int, counts)) * 4
 
 
 def _name(argv: Sequence[str]) -> str:
