@@ -49,10 +49,11 @@ class _Stop(gdb.Breakpoint):
         self.silent = True
         self._guide = guide
         self.stage = stage
+        self.where = where
 
     def stop(self) -> bool:
         """Stop when this pass belongs to the event."""
-        return self._guide.reached(self.stage)
+        return self._guide.reached(self)
 
 
 class Guide:
@@ -64,6 +65,8 @@ class Guide:
     def __init__(self) -> None:
         self.task: int | None = None
         self.number = 0
+        # What gdb has asked about the last stop at a place, and the stage that was found.
+        self._asked: list[_Stop] = []
         self._pending: Stage | None = None
         self._failure: str | None = None
         self._driving = False
@@ -114,8 +117,17 @@ class Guide:
                 breakpoint.delete()
         self._breakpoints = []
 
-    def reached(self, stage: Stage) -> bool:
-        """Return whether to stop for a stage; called in the middle of gdb's own work."""
+    def reached(self, stop: _Stop) -> bool:
+        """Return whether to stop for a stage; called in the middle of gdb's own work.
+
+        gdb asks once for each breakpoint of a place. It may ask and not stop all the same:
+        where it goes on from a place, and a signal comes before the first instruction, it
+        comes by the place again when the signal was handled, asks, and drops the answer.
+        """
+        if stop in self._asked or (self._asked and self._asked[0].where != stop.where):
+            self._asked, self._pending, self._failure = [], None, None
+        self._asked.append(stop)
+        stage = stop.stage
         if self._pending is not None or (stage.done and not stage.repeated):
             return False
         try:
@@ -152,6 +164,11 @@ class Guide:
 
     def arrived(self) -> bool:
         """Print the stage that the stop is for; return whether there is one."""
+        asked, self._asked = self._asked, []
+        here = int(gdb.newest_frame().pc()) if gdb.selected_thread() is not None else None
+        if not asked or asked[0].where != here:
+            # What was found there was dropped, and the guest has gone on.
+            self._pending = self._failure = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
             end()
