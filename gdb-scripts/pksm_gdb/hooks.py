@@ -76,6 +76,21 @@ def short(entry: record.Record) -> str:
     return words
 
 
+def _area(level: code.Level) -> int | None:
+    """Return the address of the vm_area_struct that a function works on."""
+    where = level.number("vma")
+    if where:
+        return where
+    # 7.3 frees what madvise() has unmapped when it is done with all ranges.
+    behavior = level.value("madv_behavior")
+    try:
+        if behavior is not None and behavior.type.strip_typedefs().code == gdb.TYPE_CODE_PTR:
+            behavior = behavior.dereference()
+        return int(behavior["vma"]) if behavior is not None else None
+    except gdb.error:
+        return None
+
+
 def _address(word: str, page: memory.Page) -> int | None:
     """Return the user address of a page at a hook, where the calling functions know it."""
     levels = code.chain(OUTER)
@@ -87,7 +102,7 @@ def _address(word: str, page: memory.Page) -> int | None:
         return level.number("addr") if level is not None else None
     if word == "leave" and page.mapping & memory.MAPPING_FLAGS == memory.MAPPING_ANON:
         for level in levels:
-            where = level.number("vma")
+            where = _area(level)
             if where:
                 vma = tasks.read_vma(where)
                 return vma.place(page.index) if vma.anon_vma == page.owner else None
