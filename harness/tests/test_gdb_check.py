@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import gdblab
 import pytest
 from held import PRELUDE, Held, ask, parse_answers
 from linux_um.guest import Guest
+from linux_um.kconfig import cpus_of
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -29,6 +31,21 @@ class Corruption:
     value: str
     says: str
     options: str = ""
+
+
+def in_sum(name: str, member: str, wanted: int) -> tuple[str, str]:
+    """Return a counter of the first CPU, and what to set it to for the sum over all CPUs.
+
+    *name* is a per-CPU variable, a structure of the same name.
+    """
+    cpus = cpus_of(os.environ.get("LINUX_UM_PROFILE", "fast"))
+    if cpus == 1:
+        return f"{name}.{member}", str(wanted)
+    first, *others = (
+        f"((struct {name} *)((char *)&{name} + __per_cpu_offset[{cpu}]))->{member}"
+        for cpu in range(cpus)
+    )
+    return first, " - ".join([str(wanted), *others])
 
 
 def corruptions(held: Held) -> Sequence[Corruption]:
@@ -70,8 +87,9 @@ def corruptions(held: Held) -> Sequence[Corruption]:
         ),
         Corruption(f"pksm_unstable[{bucket}]", "0xffffffff", f"{ours}.*but no bucket .* reaches"),
         Corruption(
-            f"{page}->flags",
-            f"{page}->flags & ~(1UL << PG_pksm)",
+            # A structure in 7.3.
+            f"*(long *)&{page}->flags",
+            f"*(long *)&{page}->flags & ~(1UL << PG_pksm)",
             f"{ours}its record is alive .*, but PG_pksm is not set",
         ),
         Corruption(
@@ -122,14 +140,13 @@ def corruptions(held: Held) -> Sequence[Corruption]:
         Corruption("pksm_nr_nodes", "pksm_nr_nodes + 3", "pksm_nr_nodes is .*, but the stable"),
         Corruption("pksm_nr_sharers", "0", "pksm_nr_sharers is 0, but the lists of sharers have"),
         Corruption(
-            "pksm_mappings.ptes", "700", "the sum of pksm_mappings.ptes is 700, but the PTEs of mer"
+            *in_sum("pksm_mappings", "ptes", 700), "the sum of pksm_mappings.ptes is 700, but the PTEs of mer"
         ),
         Corruption(
-            "pksm_mappings.pages", "70", "the sum of pksm_mappings.pages is 70, but the merged pag"
+            *in_sum("pksm_mappings", "pages", 70), "the sum of pksm_mappings.pages is 70, but the merged pag"
         ),
         Corruption(
-            "pksm_cpu.nr[PKSM_CLASS_UNSHARED]",
-            "-3",
+            *in_sum("pksm_cpu", "nr[PKSM_CLASS_UNSHARED]", -3),
             r"the sum of pksm_cpu.nr\[PKSM_CLASS_UNSHARED\] is -3, but the records",
         ),
         Corruption(content, f"{content} + 1", f"{its}a merged page has changed", "--contents"),

@@ -110,7 +110,8 @@ def test_pages_enter_and_leave_where_the_page_map_says(guest: Guest) -> None:
     script = f"pksm hooks on\n{SAY_READY}continue\npksm hooks off\n"
     with gdblab.session(guest, script) as gdb:
         orders = [f"write {number} {number}" for number in numbers]
-        order_when_ready(gdb, pages, *orders, "free 12", "free 13")
+        # mlock(): what waits for joining the LRU has a reference, and is freed later.
+        order_when_ready(gdb, pages, *orders, "mlock 31", "free 12", "free 13")
         answers = pages.answers()
         interrupt(guest)
         text = gdb.finish()

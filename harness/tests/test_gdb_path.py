@@ -19,10 +19,26 @@ HOOK = "pksm_add_new_anon_page"
 BROKEN_OFF = "__pksm_add_broken_off"
 
 
+# $current_task(): whose turn it is. Others may come by a place while a task waits.
+CURRENT_TASK = """\
+python
+from pksm_gdb import tasks
+class CurrentTask(gdb.Function):
+    def invoke(self):
+        return tasks.current().address
+CurrentTask("current_task")
+end
+"""
+
+
 def at_hook(address: int, *, at: str = HOOK, label: str) -> str:
-    """Return commands that show the path of pagestep's next fault at an address."""
+    """Return commands that show the path of pagestep's next fault at an address.
+
+    They need CURRENT_TASK.
+    """
     return (
-        f"pksm fault pagestep {address:#x}\npksm quit\ntbreak {at}\ncontinue\n"
+        f"pksm fault pagestep {address:#x}\npksm quit\nset $task = $current_task()\n"
+        f"tbreak {at} if $current_task() == $task\ncontinue\n"
         f"echo begin {label}\\n\npksm path\necho end {label}\\n\n"
     )
 
@@ -71,7 +87,7 @@ def test_the_ways_in_are_told_apart(guest: Guest) -> None:
          "writes to", ("segv_handler", *fault, "do_wp_page", "wp_page_copy", HOOK)),
     ]  # fmt: skip
     orders = [f"{op} {page} 7" for op, page, *_ in expected]
-    script = SAY_READY
+    script = CURRENT_TASK + SAY_READY
     script += "".join(at_hook(pages.address(page), label=op) for op, page, *_ in expected)
     # A page that was read first: the write copies the zero page.
     orders += ["read 8", "write 8 9"]
@@ -104,7 +120,7 @@ def test_a_merged_page_and_exec(guest: Guest) -> None:
     pages.order("write 1 5", "write 2 5", "settle")
     pages.answers()
     assert guest.pksm("pages_shared") >= 1
-    script = SAY_READY + at_hook(pages.address(2), at=BROKEN_OFF, label="merged")
+    script = CURRENT_TASK + SAY_READY + at_hook(pages.address(2), at=BROKEN_OFF, label="merged")
     script += f"tbreak get_arg_page\ncontinue\ntbreak {HOOK}\ncontinue\n"
     script += "echo begin exec\\n\npksm path --lines\necho end exec\\n\n"
     with gdblab.session(guest, script) as gdb:
@@ -130,7 +146,7 @@ def test_swap_in(boot_fresh: BootFresh) -> None:
     pages = Pages(guest)
     pages.order("write 1 5", "pageout 1")
     assert pages.answers()[-1].pfn == 0
-    script = SAY_READY + at_hook(pages.address(1), at="do_swap_page", label="swap")
+    script = CURRENT_TASK + SAY_READY + at_hook(pages.address(1), at="do_swap_page", label="swap")
     with gdblab.session(guest, script) as gdb:
         order_when_ready(gdb, pages, "read 1")
         text = gdb.finish()
@@ -186,7 +202,8 @@ def path_of(guest: Guest, place: str, argv: list[str]) -> list[str]:
         gdb.wait_for(READY)
         job = guest.start(argv)
         text = gdb.finish()
-    done = job.wait()
+    # births waits for a minute where pages are pinned, and the guest's may be the host's.
+    done = job.wait(gdblab.SCRIPT_SECONDS)
     assert done.status == 0, done.stderr
     return section(text, "x")
 

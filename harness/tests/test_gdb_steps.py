@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from steplab import (
     READY,
     SAY_READY,
     Pages,
+    events_of,
     interrupt,
     names,
     order_when_ready,
@@ -25,6 +27,10 @@ from steplab import (
 
 pytestmark = pytest.mark.needs_pksm
 
+# What pksmd does with a page that has no equal.
+ALONE = ["pksm_consider", "pksm_get_tracked", "pksm_folio_fit", "pksm_folio_survey",
+         "pksm_hash_page", "pksm_stable_next", "pksm_unstable_next", "pksm_unstable_insert",
+         "pksm_consider"]  # fmt: skip
 TOP = ["handle_page_fault", "handle_mm_fault", "__handle_mm_fault"]
 
 
@@ -40,7 +46,10 @@ def test_next_continue_quit_and_abandon(guest: Guest) -> None:
         f"pksm fault pagestep {pages.address(6):#x}\npksm next --all\n{COUNT_BREAKPOINTS}"
     )
     with gdblab.session(guest, script) as gdb:
-        order_when_ready(gdb, pages, "write 3", "write 4", "write 5", "free 3", "write 6")
+        # mlock(): what waits for joining the LRU has a reference, and is freed later.
+        order_when_ready(
+            gdb, pages, "write 3", "write 4", "write 5", "mlock 7", "free 3", "write 6"
+        )
         text = gdb.finish()
     first = text.split("Nothing is followed any more.")[0]
     assert names(steps_of(first)) == TOP
@@ -101,14 +110,33 @@ def test_what_users_get_wrong_is_one_line(guest: Guest, words: str, message: str
     assert text.splitlines()[-1].startswith(message)
 
 
+# Which of the callers' locals the compiler has kept differs from kernel to kernel.
+FREE_WHAT_IS_NOT_THERE = """\
+python
+def what_is_not_there():
+    frame = gdb.newest_frame().older()
+    while frame is not None and frame.name() is not None:
+        for symbol in frame.block():
+            if symbol.is_variable and frame.read_var(symbol).is_optimized_out:
+                frame.select()
+                return symbol.name
+        frame = frame.older()
+gdb.set_convenience_variable("lost", what_is_not_there())
+end
+printf "optimised out: %s\\n", $lost
+eval "pksm free %s", $lost
+"""
+
+
 def test_a_local_that_was_optimised_out(guest: Guest) -> None:
     """It cannot be followed by that name, which one line says."""
     pages = Pages(guest)
-    script = f"tbreak pksm_add_new_anon_page\n{SAY_READY}continue\nup\npksm free folio\n"
+    script = f"tbreak pksm_add_new_anon_page\n{SAY_READY}continue\n{FREE_WHAT_IS_NOT_THERE}"
     with gdblab.session(guest, script) as gdb:
         order_when_ready(gdb, pages, "write 1 1")
         text = gdb.finish(status=1)
-    assert "'folio' was optimised out here" in text.splitlines()[-1]
+    (name,) = re.findall(r"^optimised out: (\w+)$", text, re.M)
+    assert f"'{name}' was optimised out here" in text.splitlines()[-1]
     pages.finish()
 
 
@@ -148,4 +176,24 @@ def test_without_a_guest_and_with_a_core_dump(guest: Guest, tmp_path: Path) -> N
     shown = live[live.index("The way in") :].strip()
     assert "--> pksm_add_new_anon_page()" in shown
     assert shown in text
+    pages.finish()
+
+
+def test_a_signal_while_it_stands_still_costs_no_stage(guest: Guest) -> None:
+    """gdb comes by the place again once it is handled, asks the breakpoint, and drops the answer."""
+    guest.set_pksm("rescan_seconds", 0)
+    pages = Pages(guest)
+    guest.set_pksm("run", 0)
+    pages.order("write 1 1")
+    pfn = pages.answers()[-1].pfn
+    signalled = f"python os.kill({guest.pid}, signal.SIGIO)\n"
+    script = f"python import os, signal\n{SAY_READY}pksm merge {pfn:#x}\n"
+    script += f"{signalled}pksm next\n" * (len(ALONE) - 1) + COUNT_BREAKPOINTS
+    with gdblab.session(guest, script) as gdb:
+        gdb.wait_for(READY)
+        guest.set_pksm("run", 1)
+        text = gdb.finish()
+    (steps,) = events_of(text)
+    assert names(steps) == ALONE
+    assert NONE_LEFT in text
     pages.finish()
