@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a debugger has to know of a guest: kept in its run directory while it runs.
 
-``machine.json`` names the UML process and the kernel it runs, so that
+``machine.json`` names the process of the guest and the kernel it runs, so that
 ``./linux-um gdb --attach RUN`` finds both; after a panic with --keep-core the
 run directory has the core dump and the kernel besides.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .build import Image
 from .errors import SessionError
+from .kconfig import UM
 from .paths import runs_root
 from .rundir import LATEST
 
@@ -33,6 +34,7 @@ class Kernel:
     build_dir: Path
     key: str
     release: str
+    arch: str = UM
 
     @property
     def index(self) -> Path:
@@ -40,7 +42,15 @@ class Kernel:
         return self.scripts.parent / "index"
 
     def need_symbols(self) -> Kernel:
-        """Return the kernel. Raises SessionError when it was built without what gdb needs."""
+        """Return the kernel. Raises SessionError when it was built without what gdb needs.
+
+        gdb is for a kernel that is a process of the host.
+        """
+        if self.arch != UM:
+            raise SessionError(
+                f"this guest is a PC ({self.arch}), and gdb looks at User-Mode Linux",
+                "start one without --arch",
+            )
         if not self.scripts.is_file():
             raise SessionError(
                 "this kernel was built without what a debugger needs", "use another --profile"
@@ -50,12 +60,14 @@ class Kernel:
     @classmethod
     def of(cls, image: Image) -> Kernel:
         """Return the kernel of an image."""
-        return cls(image.linux, image.gdb_scripts, image.build_dir, image.key, image.kernel)
+        return cls(
+            image.linux, image.gdb_scripts, image.build_dir, image.key, image.kernel, image.arch
+        )
 
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """The UML process of a run, and its kernel."""
+    """The process of a run, User-Mode Linux or QEMU, and its kernel."""
 
     pid: int
     start_time: int
@@ -83,6 +95,7 @@ def read_machine(path: Path) -> MachineFacts:
                 build_dir=Path(kernel["build_dir"]),
                 key=str(kernel["key"]),
                 release=str(kernel["release"]),
+                arch=str(kernel["arch"]),
             ),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -206,8 +206,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
             ),
             rundir,
         )
-        if options.arch == kconfig.UM:
-            write_machine(rundir.path, machine.pid, Kernel.of(image))
+        write_machine(rundir.path, machine.pid, Kernel.of(image))
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
             watch.serve(guest)

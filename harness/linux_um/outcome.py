@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -95,6 +96,7 @@ _KINDS = tuple(
         ("KASAN", r"^BUG: KASAN: "),
         ("UBSAN", r"^UBSAN: "),
         ("KFENCE", r"^BUG: KFENCE: "),
+        ("KCSAN", r"^BUG: KCSAN: "),
         ("bad page", r"^BUG: Bad (page|rss)"),
         ("BUG", r"^(BUG: |kernel BUG at |------------\[ cut here BUG)"),
         ("oops", r"^(Oops\b|Internal error: |general protection fault|Unable to handle kernel )"),
@@ -123,15 +125,25 @@ _CONTEXT = re.compile(r"\[<([0-9a-f]{8,16})>\]")
 
 
 def scan(console: str) -> list[Finding]:
-    """Return what in a kernel's log counts as an oops, a WARN or a panic."""
+    """Return what in a kernel's log counts as an oops, a WARN or a panic.
+
+    A data race counts when the engine has a part in it: the kernel has many of its own.
+    """
     found = []
-    for number, raw in enumerate(console.splitlines(), 1):
-        text = _STAMP.sub("", raw.rstrip("\r"))
+    lines = [_STAMP.sub("", raw.rstrip("\r")) for raw in console.splitlines()]
+    for number, text in enumerate(lines, 1):
         for kind, pattern in _KINDS:
             if pattern.search(text):
-                found.append(Finding(kind, number, text))
+                if kind != "KCSAN" or "pksm" in _race(lines[number - 1 :]):
+                    found.append(Finding(kind, number, text))
                 break
     return found
+
+
+def _race(lines: list[str]) -> str:
+    """Return the report of KCSAN that begins *lines*, without what names the kernel itself."""
+    report = itertools.takewhile(lambda line: not line.startswith("====="), lines)
+    return "\n".join(line for line in report if not line.startswith("CPU: "))
 
 
 def started(console: str) -> bool:
