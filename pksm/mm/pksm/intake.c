@@ -173,7 +173,7 @@ long pksm_nr_class(enum pksm_class class)
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		sum += per_cpu(pksm_cpu.nr[class], cpu);
+		sum += READ_ONCE(per_cpu(pksm_cpu.nr[class], cpu));
 	return max(sum, 0L);
 }
 
@@ -189,7 +189,7 @@ unsigned long pksm_nr_event(enum pksm_event event)
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		sum += per_cpu(pksm_cpu.events[event], cpu);
+		sum += READ_ONCE(per_cpu(pksm_cpu.events[event], cpu));
 	return sum;
 }
 

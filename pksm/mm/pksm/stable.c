@@ -272,7 +272,9 @@ static unsigned long pksm_detach_start, pksm_detach_end;
 
 static void pksm_detach_in_range(struct pksm_stable_node *node)
 {
-	if (node->pfn >= pksm_detach_start && node->pfn < pksm_detach_end)
+	unsigned long pfn = READ_ONCE(node->pfn);
+
+	if (pfn >= pksm_detach_start && pfn < pksm_detach_end)
 		pksm_node_detach(node);
 }
 
