@@ -65,6 +65,9 @@ def test_r37_a_search_among_many_equal_pages_is_bounded(guest: Guest) -> None:
     assert many < 24 * max(few, 20_000), (few, many)
 
 
+# A PC's kernel starts threads meanwhile, for the stack of which it has processes killed;
+# test_fault_injection.py takes memory from the engine alone.
+@pytest.mark.um_only
 @pytest.mark.time_travel
 @pytest.mark.regression("R38")
 def test_r38_without_memory_for_its_records_the_engine_waits(boot_fresh: BootFresh) -> None:
@@ -78,8 +81,7 @@ def test_r38_without_memory_for_its_records_the_engine_waits(boot_fresh: BootFre
     file = "file=/proc/sys/vm/min_free_kbytes"
     usual = guest.read_file("/proc/sys/vm/min_free_kbytes").strip()
     before = settle(guest)
-    # Each node gets its share of it, and one that the kernel does not lie in is all free.
-    high = max(meminfo(guest, "MemFree") * 5 // 4, meminfo(guest, "MemTotal") * 11 // 10)
+    high = meminfo(guest, "MemFree") * 5 // 4
     report = workload(
         guest, ["pageops", "--procs", "3", "--pages", "2048", "--fifo", "fill=dup",
                 f"{file}:{high}", "sleep=20000", f"{file}:{usual}", "stat=short",
