@@ -95,7 +95,7 @@ def read_machine(path: Path) -> MachineFacts:
                 build_dir=Path(kernel["build_dir"]),
                 key=str(kernel["key"]),
                 release=str(kernel["release"]),
-                arch=str(kernel["arch"]),
+                arch=str(kernel.get("arch", UM)),
             ),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

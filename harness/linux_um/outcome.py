@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import subprocess
@@ -12,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from .errors import BootError, GuestHang, GuestPanic, GuestTimeout, HostError, LinuxUmError
+from .paths import repo_root
 
 EXIT_TAINT = 70
 EXIT_GONE = 71
@@ -124,26 +126,60 @@ _ABOVE_TREE = re.compile(r"(/[^ ]*?)?/((arch|mm|kernel|fs|lib|init|drivers|inclu
 _CONTEXT = re.compile(r"\[<([0-9a-f]{8,16})>\]")
 
 
+# How many functions of a stack may have made an access their own.
+_WHO = 2
+_FRAME = re.compile(r"^ (\w+)(?:\.\w+)*\+0x")
+
+
 def scan(console: str) -> list[Finding]:
     """Return what in a kernel's log counts as an oops, a WARN or a panic.
 
-    A data race counts when the engine has a part in it: the kernel has many of its own.
+    A data race counts when the engine has a part in it: the kernel has some of its own, also
+    below functions that the engine calls.
     """
     found = []
     lines = [_STAMP.sub("", raw.rstrip("\r")) for raw in console.splitlines()]
     for number, text in enumerate(lines, 1):
         for kind, pattern in _KINDS:
             if pattern.search(text):
-                if kind != "KCSAN" or "pksm" in _race(lines[number - 1 :]):
+                if kind != "KCSAN" or _of_the_engine(_race(lines[number - 1 :])):
                     found.append(Finding(kind, number, text))
                 break
     return found
 
 
-def _race(lines: list[str]) -> str:
-    """Return the report of KCSAN that begins *lines*, without what names the kernel itself."""
-    report = itertools.takewhile(lambda line: not line.startswith("====="), lines)
-    return "\n".join(line for line in report if not line.startswith("CPU: "))
+def _race(lines: list[str]) -> set[str]:
+    """Return who has accessed memory in the report of KCSAN that begins *lines*.
+
+    Of each stack the function that did, and the one that has called it.
+    """
+    found = set()
+    left = 0
+    for line in itertools.takewhile(lambda line: not line.startswith("====="), lines):
+        frame = _FRAME.match(line)
+        if frame is None:
+            left = _WHO
+        elif left > 0:
+            left -= 1
+            found.add(frame[1])
+    return found
+
+
+def _of_the_engine(functions: set[str]) -> bool:
+    """Return whether one of *functions* is the engine's, or of what stands behind ksm.h."""
+    return any("ksm" in name for name in functions) or not functions.isdisjoint(_attributes())
+
+
+@functools.lru_cache(maxsize=1)
+def _attributes() -> set[str]:
+    """Return the functions of the engine's files in sysfs and debugfs, which have no prefix."""
+    found = set()
+    for path in (repo_root() / "pksm" / "mm" / "pksm").glob("*.c"):
+        text = path.read_text()
+        found |= set(re.findall(r"^static \w+ (\w+_(?:show|store|open|read|write))\(", text, re.M))
+        names = re.findall(r"^\w*ATTR\w*\((\w+)", text, re.M)
+        found |= {f"{name}_{what}" for name in names for what in ("show", "store")}
+    return found
 
 
 def started(console: str) -> bool:

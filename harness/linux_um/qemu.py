@@ -8,6 +8,7 @@ to User-Mode Linux is QEMU's monitor: a break on the serial port, and a key.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -29,6 +30,7 @@ SERIAL = "serial"
 # Seconds the kernel may take for an answer to a key.
 ANSWER_SECONDS = 10.0
 _MONITOR_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
 # How often the guest's clock ticks for an instruction, as a power of two in ns.
 _ICOUNT_SHIFT = 0
 # Two nodes take memory enough for both.
@@ -80,20 +82,26 @@ class QemuMachine(Machine):
                 with _connect(self._rundir.path, SERIAL) as serial:
                     _ask(monitor, answers, "chardev-send-break", id=SERIAL)
                     serial.sendall(key.encode())
-                    if not self._log_has(size, b"sysrq: "):
+                    if not self._log_has(size, b"sysrq: ", serial):
                         raise MachineError(f"sysrq {key}: no answer")
         except (OSError, ValueError) as error:
             raise MachineError(f"sysrq {key}: {error}") from error
 
-    def _log_has(self, begin: int, text: bytes) -> bool:
-        """Wait until the log has *text* from the byte *begin* on; return whether it has."""
+    def _log_has(self, begin: int, text: bytes, serial: socket.socket) -> bool:
+        """Wait until the log has *text* from the byte *begin* on; return whether it has.
+
+        What comes by *serial* meanwhile is in the log as well. Nobody reading it, the
+        kernel would have to wait with what it says.
+        """
         limit = time.monotonic() + ANSWER_SECONDS
+        serial.settimeout(_LOOK_SECONDS)
         while time.monotonic() < limit:
+            with contextlib.suppress(TimeoutError):
+                serial.recv(1 << 16)
             with open(self._rundir.console, "rb") as console:
                 console.seek(begin)
                 if text in console.read():
                     return True
-            time.sleep(0.1)
         return False
 
 

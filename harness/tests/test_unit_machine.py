@@ -120,7 +120,6 @@ def test_exec_frame_has_the_documented_layout() -> None:
         ("BUG: KFENCE: use-after-free read in pksm_free+0x1/0x2", "KFENCE"),
         ("BUG: KFENCE: memory corruption in pksm_free+0x1/0x2", "KFENCE"),
         ("BUG: KFENCE: invalid free in pksm_free+0x1/0x2", "KFENCE"),
-        ("BUG: KCSAN: data-race in pksm_set_run / pksm_scan", "KCSAN"),
         ("UBSAN: array-index-out-of-bounds in mm/pksm/core.c:3:4", "UBSAN"),
         ("BUG: Bad page state in process memdup  pfn:01234", "bad page"),
         ("BUG: Bad page map in process memdup  pte:1 pmd:2", "bad page"),
@@ -471,13 +470,17 @@ def test_pytest_arguments_pass_through(tmp_path: Path, monkeypatch: pytest.Monke
     assert one[-1].endswith("::test_sizes") and tests not in one
 
 
-@pytest.mark.parametrize(("who", "counts"), [("pksm_scan", 1), ("hrtimer_active", 0)])
+@pytest.mark.parametrize(
+    ("who", "counts"),
+    [("pksm_scan", 1), ("pksm_do_round.constprop.0", 1), ("ksm_madvise", 1), ("max_cpu_store", 1),
+     ("advisor_target_scan_time_show", 1), ("hrtimer_active", 0), ("kobj_attr_store", 0)],
+)  # fmt: skip
 def test_a_data_race_counts_when_the_engine_has_a_part_in_it(who: str, counts: int) -> None:
     """Also when the line that heads the report names the helper that both have called."""
     report = [
         "=" * 66, "BUG: KCSAN: data-race in xxh64 / memcpy", "",
         "read to 0xffff888007a1ead8 of 8 bytes by task 30 on cpu 1:", " xxh64+0x69/0xc0",
-        f" {who}+0x10/0x20", "", "CPU: 1 UID: 0 PID: 30 Comm: pksmd 6.12.117-pksm-kcsan",
+        f" {who}+0x10/0x20", " pksmd+0x2f3/0x310", "", "CPU: 1 UID: 0 PID: 30 Comm: pksmd 6.12.117-pksm-kcsan",
         "=" * 66, "pksmd: later",
     ]  # fmt: skip
     log = "\n".join(f"[   20.783519] {line}" for line in report)

@@ -14,6 +14,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "ops.h"
@@ -196,6 +197,9 @@ static bool parent_op(const char *name, const char *arg)
 		sleep_ms((unsigned int)parse_number("sleep", arg, 0, 100000000));
 	} else if (!strcmp(name, "drain")) {
 		lru_drain();
+	} else if (!strcmp(name, "stay")) {
+		if (mlockall(MCL_CURRENT | MCL_FUTURE))
+			die(EXIT_ENV, "mlockall: %s", strerror(errno));
 	} else if (!strcmp(name, "file")) {
 		/* file=PATH:TEXT writes TEXT to a file of the guest's kernel. */
 		const char *text = strchr(arg, ':');
@@ -374,7 +378,7 @@ static void __noreturn usage(void)
 		"  device[=exclusive] (gives it to the kernel's test_hmm, until it is touched)\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
-		"  file=PATH:TEXT   fails=ERROR:OPERATION\n"
+		"  file=PATH:TEXT   fails=ERROR:OPERATION   stay (locks the parent in memory)\n"
 		"  hold=POINT[:NUMBER|:@K] (of the engine)   held   hold=step|off\n"
 		"\n"
 		"&@K:OPERATION or &OPERATION is not waited for but by the next of that process, or\n"

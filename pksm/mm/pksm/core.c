@@ -69,7 +69,8 @@ static DEFINE_IRQ_WORK(pksm_wake, pksm_wake_work);
  */
 void pksm_wake_daemon(void)
 {
-	WRITE_ONCE(pksm_poked, true);
+	/* Pairs with the barrier in pksm_do_round(). */
+	smp_store_release(&pksm_poked, true);
 	if (pksmd_task)
 		wake_up_process(pksmd_task);
 }
@@ -117,7 +118,8 @@ static unsigned long pksm_do_round(void)
 	bool turned = false;
 
 	mutex_lock(&pksm_mutex);
-	WRITE_ONCE(pksm_poked, false);
+	/* What was changed before pksmd was poked is seen from here on. */
+	smp_store_mb(pksm_poked, false);
 	pksm_reap_dead_nodes();
 	pksm_unstable_reap();
 	pksm_queue_collect();

@@ -31,8 +31,9 @@
 
 #include "internal.h"
 
-/* Tells address spaces from users, whose numbers have 32 bits. */
+/* Tell address spaces, and nodes, from users, whose numbers have 32 bits. */
 #define PKSM_PROCESS_ID		BIT_ULL(63)
+#define PKSM_NODE_ID		BIT_ULL(62)
 
 enum pksm_domain_kind pksm_domain_kind = PKSM_DOMAIN_USER;
 
@@ -73,7 +74,7 @@ u64 pksm_nid_key(const struct page *page)
 {
 	if (!IS_ENABLED(CONFIG_NUMA) || READ_ONCE(pksm_across_nodes))
 		return 0;
-	return pksm_mix(page_to_nid(page) + 1ULL);
+	return pksm_mix(page_to_nid(page) | PKSM_NODE_ID);
 }
 
 /**

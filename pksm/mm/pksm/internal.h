@@ -401,6 +401,8 @@ extern bool pksm_across_nodes;
 
 u64 pksm_nid_key(const struct page *page);
 bool pksm_kept_apart(const struct folio *one, const struct folio *other);
+bool pksm_node_kept_apart(const struct pksm_stable_node *node,
+			  const struct folio *folio);
 u64 pksm_mm_domain(struct mm_struct *mm);
 enum pksm_result pksm_folio_survey(struct folio *folio, u64 *domain);
 

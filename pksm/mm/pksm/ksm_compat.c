@@ -258,7 +258,8 @@ static void pksm_advisor_switch(bool on)
 		return;
 	WRITE_ONCE(pksm_advisor_on, on);
 	if (on) {
-		WRITE_ONCE(pksm_pages_to_scan, pksm_advisor_min_pages_to_scan);
+		WRITE_ONCE(pksm_pages_to_scan,
+			   READ_ONCE(pksm_advisor_min_pages_to_scan));
 		pksm_advisor_before = READ_ONCE(pksm_max_cpu);
 		pksm_advisor_apply();
 	} else {

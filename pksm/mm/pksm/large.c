@@ -121,7 +121,8 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
 	bool matched = false;
 
 	while (!matched && (node = pksm_stable_next(hash, node)))
-		matched = pksm_node_alive(node);
+		matched = pksm_node_alive(node) &&
+			  !pksm_node_kept_apart(node, folio);
 	for (*nr = 0; *nr < PKSM_LARGE_CANDIDATES; ++*nr) {
 		struct folio *other;
 
@@ -134,7 +135,8 @@ static bool pksm_large_match(struct folio *folio, struct page *page, u64 hash,
 		other = pksm_get_tracked(pfn);
 		if (!other)
 			continue;
-		if (pksm_pages_similar(page, pfn_to_page(pfn))) {
+		if (!pksm_kept_apart(other, folio) &&
+		    pksm_pages_similar(page, pfn_to_page(pfn))) {
 			bool large = other != folio && folio_test_large(other);
 
 			/* Not one that is not split for pages like these. */

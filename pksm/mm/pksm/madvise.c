@@ -60,7 +60,8 @@ bool pksm_vma_compatible(struct vm_area_struct *vma)
 static bool pksm_mm_wanted(struct mm_struct *mm)
 {
 	return pksm_mm_merge_any(mm) ||
-	       (READ_ONCE(pksm_scope) == PKSM_SCOPE_ALL && !mm->pksm_opted_out);
+	       (READ_ONCE(pksm_scope) == PKSM_SCOPE_ALL &&
+		!READ_ONCE(mm->pksm_opted_out));
 }
 
 /**
@@ -199,7 +200,7 @@ int ksm_enable_merge_any(struct mm_struct *mm)
 	struct vm_area_struct *vma;
 
 	mmap_assert_write_locked(mm);
-	mm->pksm_opted_out = false;
+	WRITE_ONCE(mm->pksm_opted_out, false);
 	if (pksm_mm_merge_any(mm))
 		return 0;
 	pksm_mm_set_merge_any(mm);
@@ -254,7 +255,7 @@ int ksm_disable_merge_any(struct mm_struct *mm)
 	if (wanted)
 		err = ksm_disable(mm);
 	if (!err)
-		mm->pksm_opted_out = true;
+		WRITE_ONCE(mm->pksm_opted_out, true);
 	return err;
 }
 
@@ -298,7 +299,7 @@ static int pksm_widen_mm(struct mm_struct *mm)
 		return -EINTR;
 	VMA_ITERATOR(vmi, mm, 0);
 	for_each_vma(vmi, vma) {
-		if (!mm->pksm_opted_out && !(vma->vm_flags & VM_MERGE_ADVISED))
+		if (!READ_ONCE(mm->pksm_opted_out) && !(vma->vm_flags & VM_MERGE_ADVISED))
 			pksm_mark_vma(vma);
 	}
 	mmap_write_unlock(mm);

@@ -142,6 +142,7 @@ static bool pksm_rescan_has_equal(struct folio *folio, u64 hash)
 		equal = !folio_test_large(other) &&
 			pksm_no_foreign_reference(other) &&
 			!pksm_node_full(other, folio) &&
+			!pksm_kept_apart(other, folio) &&
 			pksm_pages_similar(folio_page(folio, 0),
 					   folio_page(other, 0)) &&
 			pages_identical(folio_page(folio, 0),
@@ -260,7 +261,7 @@ void pksm_rescan(unsigned int budget)
 		pksm_rescan_bucket_of(pksm_rescan_bucket++);
 	}
 	pksm_rescan_bucket = 0;
-	pksm_full_scans++;
+	WRITE_ONCE(pksm_full_scans, pksm_full_scans + 1);
 	pksm_rescan_wanted = false;
 	if (pksm_rescan_done)
 		pksm_rescan_backoff = 0;

@@ -55,7 +55,7 @@ struct pksm_stable_node *pksm_node_alloc(void)
 	node = pksm_should_fail(PKSM_FAIL_NODE) ?
 	       NULL : kmem_cache_zalloc(pksm_node_cache, PKSM_GFP);
 	if (node)
-		pksm_nr_nodes++;
+		WRITE_ONCE(pksm_nr_nodes, pksm_nr_nodes + 1);
 	return node;
 }
 
@@ -67,7 +67,7 @@ void pksm_node_free(struct pksm_stable_node *node)
 {
 	lockdep_assert_held(&pksm_mutex);
 	kmem_cache_free(pksm_node_cache, node);
-	pksm_nr_nodes--;
+	WRITE_ONCE(pksm_nr_nodes, pksm_nr_nodes - 1);
 }
 
 /**
@@ -84,7 +84,7 @@ struct pksm_sharer *pksm_sharer_alloc(void)
 	sharer = pksm_should_fail(PKSM_FAIL_SHARER) ?
 		 NULL : kmem_cache_zalloc(pksm_sharer_cache, PKSM_GFP);
 	if (sharer)
-		pksm_nr_sharers++;
+		WRITE_ONCE(pksm_nr_sharers, pksm_nr_sharers + 1);
 	return sharer;
 }
 
@@ -96,7 +96,7 @@ void pksm_sharer_free(struct pksm_sharer *sharer)
 {
 	lockdep_assert_held(&pksm_mutex);
 	kmem_cache_free(pksm_sharer_cache, sharer);
-	pksm_nr_sharers--;
+	WRITE_ONCE(pksm_nr_sharers, pksm_nr_sharers - 1);
 }
 
 /**
@@ -293,6 +293,22 @@ void pksm_detach_range(unsigned long start, unsigned long end)
 	pksm_stable_for_each(pksm_detach_in_range);
 }
 #endif
+
+/**
+ * pksm_node_kept_apart - is a page of a node of memory whose pages it does not merge with?
+ * @node: a stable node, whose page may be another one a moment later
+ * @folio: the page
+ *
+ * Context: Any.
+ * Return: true when it is; see pksm_kept_apart().
+ */
+bool pksm_node_kept_apart(const struct pksm_stable_node *node,
+			  const struct folio *folio)
+{
+	struct page *page = pfn_to_page(READ_ONCE(node->pfn));
+
+	return pksm_kept_apart((struct folio *)page, folio);
+}
 
 /**
  * pksm_node_alive - is the page of a node still there?
