@@ -39,6 +39,9 @@ GOOD = ("ok", "done")
 # The result of a line that sums up.
 END = "end"
 
+# What mrelease_test and pagemap_ioctl tell of a run beside the name of a subtest.
+MEASURED = re.compile(r"(child with|Extra pages|extra thread faults) [\d.]+(?:MB| \([\d.]+%\))?")
+
 Subtests = list[tuple[str, str]]
 
 
@@ -121,7 +124,7 @@ def subtests(output: str) -> Subtests:
     """Return the subtests of a program and their results, in their order.
 
     In TAP, with what is being run from comments; and as userfaultfd's tests write them,
-    "Testing THIS... done".
+    "Testing THIS... done". A number that was measured is no part of a name.
     """
     found: Subtests = []
     context = ""
@@ -131,6 +134,7 @@ def subtests(output: str) -> Subtests:
         elif match := re.match(r"(ok|not ok) \d+ ?(?:- )?(.*)", line):
             name, _, directive = f" {match[2]}".partition(" # ")
             result = directive.split()[0].lower() if directive else match[1]
+            name = MEASURED.sub(r"\1 some", name)
             found.append((f"{context} {name.strip() or directive}".strip(), result))
         elif match := re.match(r"Testing (.*?)\.\.\. *(\w+)?", line):
             found.append((f"{context} {match[1]}".strip(), (match[2] or "none").lower()))
