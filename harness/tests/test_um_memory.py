@@ -35,5 +35,6 @@ def test_a_fork_that_fails_halfway_gives_back_what_it_has_copied(guest: Guest) -
     group(guest)
     report = json.loads(guest.run(["forkfail", "--group", GROUP, "--forks", "32"]).stdout)
     assert report["failed"] == 32
-    assert abs(report["after"] - report["before"]) < 1 << 20
+    # Reclaim at the limit may have left less than there was.
+    assert report["after"] - report["before"] < 1 << 20
     guest.sh(f"rmdir {GROUP}")
