@@ -48,7 +48,7 @@ def need_bound(guest: Guest) -> None:
 @pytest.mark.real_time
 @pytest.mark.regression("R13")
 def test_r13_a_page_in_100000_places_is_found_as_fast_as_any(
-    boot_fresh: BootFresh, figure: Figure
+    boot_fresh: BootFresh, figure: Figure, pytestconfig: pytest.Config
 ) -> None:
     """R13: there are several merged pages of that content, each with a bounded share."""
     guest = boot_fresh(mem="256M")
@@ -61,7 +61,9 @@ def test_r13_a_page_in_100000_places_is_found_as_fast_as_any(
     pages = said["counters"]["pages_shared"]
     assert MAPPINGS // bound <= pages <= 2 * MAPPINGS // bound + 64
     figure("rmap walk of a content in 100000 places, to one in two", f"{ratio(said):.1f}×")
-    assert ratio(said) < ABOUT_THE_SAME * 2
+    # UML does most of the work of a walk once; a PC does it for each mapping.
+    um = pytestconfig.getoption("--arch") == kconfig.UM
+    assert ratio(said) < (ABOUT_THE_SAME * 2 if um else bound / 2)
     assert baseline(settle(guest)) == before
 
 
