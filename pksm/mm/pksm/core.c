@@ -201,10 +201,13 @@ static int pksmd(void *unused)
 
 /*
  * To open or to shut the gate needs the lock of CPU hotplug, which is held already
- * where memory goes offline, and pksm_mutex is waited for: see hotplug.c.
+ * where memory goes offline, and pksm_mutex is waited for: see hotplug.c. Returns 0,
+ * -ENODEV without a daemon, or -EINTR.
  */
 static int pksm_lock_gate(void)
 {
+	if (!pksmd_task)
+		return -ENODEV;
 	cpus_read_lock();
 	if (!mutex_lock_interruptible(&pksm_mutex))
 		return 0;
@@ -212,10 +215,12 @@ static int pksm_lock_gate(void)
 	return -EINTR;
 }
 
+/* The daemon is to look at what has changed. */
 static void pksm_unlock_gate(void)
 {
 	mutex_unlock(&pksm_mutex);
 	cpus_read_unlock();
+	pksm_wake_daemon();
 }
 
 /* Open the gate of the fault path, and take in what was born while it was shut. */
@@ -277,8 +282,6 @@ int pksm_set_run(enum pksm_run run)
 {
 	int err = 0;
 
-	if (!pksmd_task)
-		return -ENODEV;
 	err = pksm_lock_gate();
 	if (err)
 		return err;
@@ -308,7 +311,6 @@ int pksm_set_run(enum pksm_run run)
 	}
 out:
 	pksm_unlock_gate();
-	pksm_wake_daemon();
 	return err;
 }
 
@@ -351,8 +353,6 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 	bool intake;
 	int err;
 
-	if (!pksmd_task)
-		return -ENODEV;
 	if (kind == PKSM_DOMAIN_MEMCG && mem_cgroup_disabled())
 		return -EOPNOTSUPP;
 	err = pksm_lock_gate();
@@ -365,7 +365,6 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 		pksm_end_change(intake);
 	}
 	pksm_unlock_gate();
-	pksm_wake_daemon();
 	return err;
 }
 
@@ -384,8 +383,6 @@ int pksm_set_across_nodes(bool across)
 	bool intake;
 	int err;
 
-	if (!pksmd_task)
-		return -ENODEV;
 	err = pksm_lock_gate();
 	if (err)
 		return err;
@@ -396,7 +393,6 @@ int pksm_set_across_nodes(bool across)
 		pksm_end_change(intake);
 	}
 	pksm_unlock_gate();
-	pksm_wake_daemon();
 	return err;
 }
 
