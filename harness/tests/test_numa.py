@@ -100,6 +100,21 @@ def test_what_was_migrated_is_not_merged_with_pages_of_the_node_it_left(guest: G
     assert nodes(merged) == (2 * PAGES, 2 * PAGES)
 
 
+def test_a_node_does_not_make_up_for_a_user(guest: Guest) -> None:
+    """User 1 on node 1 is not taken for root on node 0, of whom a page was migrated there."""
+    guest.write_file(ACROSS, "0")
+    report = pageops(
+        guest, "@0:bind=0", "@1:bind=0", "@0:fill=dup", "@1:fill=dup", "settle", "stat=roots",
+        "@0:move=1:all", "stat=moved", "@2:user=1", "@3:user=1", "@2:bind=1", "@3:bind=1",
+        "@2:fill=dup", "@3:fill=dup", "settle", "stat=both", "verify", procs=4, pages=PAGES,
+    )  # fmt: skip
+    assert report["roots"]["merged_pages"] == PAGES
+    assert nodes(report["moved"]) == (0, 2 * PAGES)
+    both = report["both"]
+    assert nodes(both) == (0, 4 * PAGES)
+    assert (both["merged_ptes"], both["merged_pages"]) == (4 * PAGES, 2 * PAGES)
+
+
 @pytest.mark.parametrize("end", ["poke=7", "set=run:2"])
 def test_the_end_of_a_merge_brings_each_page_to_the_node_of_its_process(
     guest: Guest, end: str

@@ -237,7 +237,7 @@ static const struct {
 	{ "uffd_wp", OP_UFFD_WP, false }, { "device", OP_DEVICE, false },
 	{ "cpu", OP_CPU, true }, { "look", OP_LOOK, true },
 	{ "bind", OP_BIND, false }, { "move", OP_MOVE, false },
-	{ "migrate", OP_MIGRATE, false },
+	{ "migrate", OP_MIGRATE, false }, { "user", OP_USER, true },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 };
 
@@ -367,7 +367,8 @@ static void __noreturn usage(void)
 		"  write=PERCENT   poke=BYTE   receive=BYTE (by read(2))   touch=read|write   verify\n"
 		"  range=FIRST-END|all\n"
 		"  map[=hugetlb|hugetlb-shared]  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
-		"  merge=0|1 (the prctl)   self=PATH:TEXT (writes to a file that means the writer)\n"
+		"  merge=0|1 (the prctl)   user=ID (becomes a process of that user)\n"
+		"  self=PATH:TEXT (writes to a file that means the writer)\n"
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
 		"  pin (by a pipe)   unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"

@@ -466,6 +466,12 @@ static int do_fork(const char *how, struct reply *r)
 	return 0;
 }
 
+/* As a program that the user has executed, which the user may look at by ptrace. */
+static int do_user(uid_t id)
+{
+	return setresuid(id, id, id) || prctl(PR_SET_DUMPABLE, 1) ? -errno : 0;
+}
+
 void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 {
 	switch ((enum op)o->op) {
@@ -537,6 +543,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_DEVICE:
 		r->status = do_device(o->text);
+		break;
+	case OP_USER:
+		r->status = do_user((uid_t)o->value);
 		break;
 	case OP_CPU:
 		r->status = run_on_cpu((int)o->value);
