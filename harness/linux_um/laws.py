@@ -94,7 +94,7 @@ def contradiction(guest: Guest) -> str:
     return "" if fine else both
 
 
-def per_cpu_kib(guest: Guest) -> int:
-    """Return what is free in the lists of the CPUs, which MemFree leaves out, in KiB."""
+def free_kib(guest: Guest) -> int:
+    """Return what is free in KiB, with the lists of the CPUs, which MemFree leaves out."""
     counts = re.findall(r"^ +count: +(\d+)$", guest.read_file("/proc/zoneinfo"), re.MULTILINE)
-    return sum(map(int, counts)) * 4
+    return meminfo(guest, "MemFree") + sum(map(int, counts)) * 4

@@ -85,6 +85,7 @@ def parts(directory: Path) -> list[Part]:
     attacks = ("side_channel", "security", "domain", "regression_storm", "content")
     security = ("test", *_tests(*attacks))
     bad = ("test", *_tests("unit_host", "workload_usage", "machine", "run_control", "boot_param"))
+    meetings = _tests("smp", "churn", "moments", "pins", "fork", "cow")
     smp = ("--kernel", "7.3", "--profile", "smp", "-n", "1")
     return [
         Part("suite", "every promise, in the default profile", ("test",), ("test",)),
@@ -115,7 +116,9 @@ def parts(directory: Path) -> list[Part]:
         Part("pc-mutants", "each engine broken on x86_64 is found out",
              ("test", "--arch", "x86_64", "--mutants")),
         Part("races", "two CPUs under KCSAN",
-             ("test", "--arch", "x86_64", "--profile", "kcsan", *_tests("smp"))),
+             ("test", "--arch", "x86_64", "--profile", "kcsan", *meetings)),
+        Part("smp-debug", "two CPUs under KASAN and lockdep, Linux 7.3",
+             ("test", "--kernel", "7.3", "--profile", "smp-debug", "-n", "1", *meetings)),
     ]  # fmt: skip
 
 

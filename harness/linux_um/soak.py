@@ -152,7 +152,7 @@ class Soak:
             cycle=len(self.samples) + 1,
             wall_seconds=time.monotonic() - self._begun,
             guest_seconds=float(guest.read_file("/proc/uptime").split()[0]),
-            mem_free_kib=laws.meminfo(guest, "MemFree") + laws.per_cpu_kib(guest),
+            mem_free_kib=laws.free_kib(guest),
             slab_kib=laws.meminfo(guest, "Slab"),
             peak_saved_pages=peak,
             counters={

@@ -190,15 +190,6 @@ def kin(
     return workload(guest, argv, timeout=timeout)
 
 
-def loop_swap(guest: Guest, mib: int) -> None:
-    """Swap to memory, by way of a loop device: time travel need not wait for a disk."""
-    guest.sh(
-        f"mkdir /swap && mount -t tmpfs -o noswap,size={mib + 1}m none /swap && "
-        f"dd if=/dev/zero of=/swap/file bs=1M count={mib} 2>/dev/null && "
-        "losetup /dev/loop0 /swap/file && mkswap /dev/loop0 >/dev/null && swapon /dev/loop0"
-    )
-
-
 def counters(guest: Guest) -> Counters:
     """Return all counters as they are now, each read on its own, by no new process."""
     names = guest.sh("ls /sys/kernel/mm/pksm").stdout.split()

@@ -27,9 +27,8 @@ from lab import (
     counters,
     has_file,
     hold_memdup,
-    loop_swap,
-    meminfo,
     pageops,
+    ram_swap,
     release,
     settle,
     workload,
@@ -37,7 +36,7 @@ from lab import (
 from linux_um import commands_fuzz, kconfig, qemu
 from linux_um.fuzz import Fuzzer
 from linux_um.guest import BootOptions, Guest
-from linux_um.laws import per_cpu_kib
+from linux_um.laws import free_kib
 from linux_um.paths import repo_root
 from linux_um.source import default_kernel
 
@@ -168,14 +167,14 @@ def objects(guest: Guest) -> dict[str, int]:
 def free_memory(guest: Guest) -> int:
     """Return how much memory is free, in KiB, with that in caches that can be dropped."""
     guest.write_file("/proc/sys/vm/drop_caches", "3")
-    return meminfo(guest, "MemFree") + per_cpu_kib(guest)
+    return free_kib(guest)
 
 
 def boot_lab(boot_fresh: BootFresh, *append: str, **options: Any) -> Lab:
     """Return a lab in which nothing is merged but what asks for it, with some swap."""
     debug = f"slub_debug=FZU,{','.join(CACHES)}"
     guest = boot_fresh(append=[debug, *append], **options)
-    loop_swap(guest, 32)
+    ram_swap(guest, 32)
     guest.set_pksm("scope", "madvise")
     # Once for nothing: what the first run leaves in caches is no leak.
     if guest.pksm("run") == 1:
@@ -370,7 +369,7 @@ def booting(site: str, how: str, boot_fresh: BootFresh) -> None:
         with pytest.raises(OSError) as caught:
             guest.set_pksm(control, value)
         assert caught.value.errno == errno.ENODEV, control
-    loop_swap(guest, 16)
+    ram_swap(guest, 16)
     report = pageops(
         guest, "madvise=mergeable", "merge=1", "fill=dup", "@1:fill=zero", "fork=write",
         "madvise=pageout", "verify", "mremap", "file=/proc/sys/vm/compact_memory:1", "verify",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import GROUP, BootFresh, baseline, group, kin, loop_swap, meminfo, settle
+from lab import GROUP, BootFresh, baseline, group, kin, meminfo, ram_swap, settle
 from linux_um.guest import Guest
 
 PAGES = 64
@@ -134,7 +134,7 @@ def test_merged_pages_are_compressed_and_come_back(
     if guest.sh("ls /sys/kernel/mm/pksm", check=False).status:
         for name, value in (("pages_to_scan", 20000), ("smart_scan", 0), ("run", 1)):
             guest.write_file(f"/sys/kernel/mm/ksm/{name}", str(value))
-    loop_swap(guest, 32)
+    ram_swap(guest, 32)
     group(guest)
     before = zswapped(guest)
     report = kin(

@@ -20,12 +20,12 @@ from lab import (
     group,
     hold_memdup,
     kin,
-    loop_swap,
-    meminfo,
     memdup,
+    meminfo,
     pageops,
     pagestat,
     pagestat_and_counters,
+    ram_swap,
     release,
     settle,
     vmstat,
@@ -222,7 +222,7 @@ def test_copies_that_swap_in_makes_are_counted_as_under_ksm(boot_fresh: BootFres
     grown = []
     for profile in ("fast", "ksm"):
         guest = boot_fresh(profile=profile)
-        loop_swap(guest, 32)
+        ram_swap(guest, 32)
         group(guest)
         if profile == "ksm":
             for name, value in (("pages_to_scan", 20000), ("smart_scan", 0), ("run", 1)):

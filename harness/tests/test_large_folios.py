@@ -7,7 +7,7 @@ User-Mode Linux has none: these tests run with --arch x86_64.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, baseline, cost_of_time, loop_swap, pageops, parse_report, settle, vmstat
+from lab import BootFresh, baseline, cost_of_time, pageops, parse_report, ram_swap, settle, vmstat
 from linux_um.guest import Guest
 
 pytestmark = [
@@ -288,7 +288,7 @@ def test_large_folios_come_and_go(huge: Guest) -> None:
 
 
 def test_large_folios_are_swapped(huge: Guest) -> None:
-    loop_swap(huge, 64)
+    ram_swap(huge, 64)
     before = baseline(settle(huge))
     report = pageops(
         huge, "--huge", "fill=unique", "settle", "sleep=200000", "madvise=pageout", "stat=out",

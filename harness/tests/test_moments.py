@@ -15,9 +15,9 @@ from lab import (
     baseline,
     counters,
     hold_memdup,
-    loop_swap,
     pageops,
     pagestat,
+    ram_swap,
     release,
     settle,
 )
@@ -54,7 +54,7 @@ ACTS = {
 def still(boot_fresh: BootFresh) -> Guest:
     """Return a guest with swap in which nothing is merged but what a test asks for."""
     guest = boot_fresh()
-    loop_swap(guest, 16)
+    ram_swap(guest, 16)
     guest.set_pksm("scope", "madvise")
     settle(guest)
     return guest

@@ -7,7 +7,7 @@ User-Mode Linux has neither: these tests run with --arch x86_64.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, baseline, loop_swap, pageops, settle
+from lab import BootFresh, baseline, pageops, ram_swap, settle
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -67,7 +67,7 @@ def test_a_write_after_it_was_cleared_is_seen(guest: Guest, fill: str) -> None:
 @needs_soft_dirty
 def test_they_are_soft_dirty_also_when_they_come_back_from_swap(boot_fresh: BootFresh) -> None:
     guest = boot_fresh()
-    loop_swap(guest, 32)
+    ram_swap(guest, 32)
     report = pageops(
         guest, "fill=dup", "settle", CLEAR, "range=0-20", "poke=7", "range=all",
         "madvise=pageout", "stat=out", "verify", "stat=back", procs=3, pages=PAGES,

@@ -19,8 +19,8 @@ from lab import (
     counters,
     group,
     hold_memdup,
-    loop_swap,
     parse_report,
+    ram_swap,
     settle,
     vmstat,
     workload,
@@ -176,7 +176,7 @@ def test_r7_advice_keeps_the_high_bits_of_the_flags(guest: Guest) -> None:
 def test_r9_pages_that_come_back_from_swap_are_unmerged_too(boot_fresh: BootFresh) -> None:
     """R9: while run=2 goes from process to process, they fault merged pages in again."""
     guest = boot_fresh()
-    loop_swap(guest, 48)
+    ram_swap(guest, 48)
     group(guest)
     before = baseline(settle(guest))
     command = 'echo $$ > "$0/cgroup.procs"; exec mmrace --group "$0" --rounds 4 refault'

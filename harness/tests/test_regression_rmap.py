@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab import GROUP, BootFresh, Report, baseline, group, kin, loop_swap, settle
+from lab import GROUP, BootFresh, Report, baseline, group, kin, ram_swap, settle
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -37,7 +37,7 @@ def evicted(boot_fresh: BootFresh) -> Iterator[Kin]:
     After it the counters are back where they were, and no record is left.
     """
     guest = boot_fresh(append=[f"slub_debug=FZU,{','.join(CACHES)}"])
-    loop_swap(guest, 48)
+    ram_swap(guest, 48)
     group(guest)
     # Once for nothing: what the first run leaves in caches is no leak.
     kin(guest, "a:new", "a:fill=dup", "settle", pages=4)

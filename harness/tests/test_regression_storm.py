@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import pytest
-from lab import GROUP, BootFresh, Figure, baseline, group, has_file, kin, loop_swap, settle, workload
+from lab import GROUP, BootFresh, Figure, baseline, group, has_file, kin, ram_swap, settle, workload
 from linux_um import kconfig
 from linux_um.guest import Guest
 from linux_um.source import default_kernel, series_of
@@ -87,7 +87,7 @@ def test_r14_pages_of_the_same_content_come_and_go(boot_fresh: BootFresh) -> Non
     """R14: at most three mappings each: there are always many of them, dying all the time."""
     guest = boot_fresh(append=[POISON])
     need_bound(guest)
-    loop_swap(guest, 48)
+    ram_swap(guest, 48)
     group(guest)
     before = baseline(settle(guest))
     turns = []

@@ -13,7 +13,7 @@ from lab import (
     baseline,
     group,
     kin,
-    loop_swap,
+    ram_swap,
     settle,
     settled_meminfo,
 )
@@ -30,7 +30,7 @@ LEAVE = f"reclaim={GROUP}"
 def swapping(boot_fresh: BootFresh) -> Iterator[Guest]:
     """Return a guest with swap and a memory cgroup; its counters return after the test."""
     guest = boot_fresh()
-    loop_swap(guest, 32)
+    ram_swap(guest, 32)
     group(guest)
     before = baseline(settle(guest))
     yield guest

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from lab import GROUP, BootFresh, group, loop_swap, pageops
+from lab import GROUP, BootFresh, group, pageops, ram_swap
 from linux_um.guest import Guest
 
 
@@ -19,7 +19,7 @@ def test_what_the_kernel_writes_for_a_process_is_swapped_out(
 ) -> None:
     """The pages come back for reading, clean; read(2) writes to them; they go again."""
     guest = boot_fresh(append=[f"pksm={engine}"])
-    loop_swap(guest, 16)
+    ram_swap(guest, 16)
     out = ("madvise=pageout", "sleep=50", "madvise=pageout", "sleep=50")
     report = pageops(
         guest, "fill=unique", *out, "stat=out", "touch=read", "receive=8", *out, "stat=again",
