@@ -21,6 +21,8 @@ VMAS = 20000
 MAPPINGS = 100000
 # So much longer may it take; each system call under UML has its own cost besides.
 ABOUT_THE_SAME = 5.0
+# What tells one VMA from 20000: with the bug 9 to 66 were measured, without it at most 1.
+ONE_OF_20000 = 3.0
 POISON = "slub_debug=FZPU,pksm_sharer,pksm_stable_node"
 
 
@@ -128,7 +130,7 @@ def test_r15_of_20000_vmas_of_an_anon_vma_one_is_looked_at(boot_fresh: BootFresh
     before = baseline(settle(guest))
     said = storm(guest, "vmas", procs=2, pages=VMAS)
     assert said["many"]["mapcount"] == 2
-    assert ratio(said) < ABOUT_THE_SAME
+    assert ratio(said) < ONE_OF_20000
     assert baseline(settle(guest)) == before
 
 
@@ -144,4 +146,4 @@ def test_r15_stock_ksm_looks_at_all_20000(boot_fresh: BootFresh) -> None:
         guest.write_file(f"/sys/kernel/mm/ksm/{name}", str(value))
     said = storm(guest, "vmas", procs=2, pages=VMAS)
     assert said["many"]["mapcount"] == 2
-    assert ratio(said) > 2 * ABOUT_THE_SAME
+    assert ratio(said) > ONE_OF_20000
