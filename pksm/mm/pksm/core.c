@@ -49,8 +49,11 @@ struct task_struct *pksmd_task;
  */
 #define PKSM_GATHER	max(HZ / 20, 1)
 
-/* pksmd sleeps, and whoever leaves it something to do is to wake it. */
-static bool pksm_idle;
+/*
+ * pksmd sleeps, and whoever leaves it something to do is to wake it. Faults and frees
+ * read it: it has nothing beside it that is written more often.
+ */
+bool pksm_idle __read_mostly;
 
 /* A control was changed: pksmd must not go to sleep on what it knew before. */
 static bool pksm_poked;
@@ -76,17 +79,13 @@ void pksm_wake_daemon(void)
 }
 
 /**
- * pksm_kick - there is something for pksmd
+ * __pksm_kick - wake pksmd, which sleeps
  *
- * Costs a read while pksmd is awake, or has been just now.
- *
- * Context: Any, after what there is to do was made visible, with a full memory
- * barrier between the two.
+ * Context: Any.
  */
-void pksm_kick(void)
+void __pksm_kick(void)
 {
-	if (unlikely(READ_ONCE(pksm_idle)))
-		irq_work_queue(&pksm_wake);
+	irq_work_queue(&pksm_wake);
 }
 
 static bool pksm_work_pending(void)

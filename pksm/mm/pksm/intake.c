@@ -88,6 +88,10 @@ static bool pksm_state_watched(u32 state)
  */
 enum pksm_class pksm_classify(u32 state)
 {
+	/* What is on its way in, mostly. */
+	if ((state & (PKSM_LIVE | PKSM_STABLE | PKSM_WHERE_MASK |
+		      PKSM_LEVEL_MASK)) == (PKSM_LIVE | PKSM_LIST))
+		return PKSM_CLASS_NEW;
 	if (!(state & PKSM_LIVE))
 		return PKSM_CLASS_UNTRACKED;
 	if (state & PKSM_STABLE)
@@ -109,6 +113,22 @@ enum pksm_class pksm_classify(u32 state)
 	default:
 		return PKSM_CLASS_NEW;
 	}
+}
+
+/*
+ * An operation on a per-CPU variable is not cheap everywhere, and nobody wants to
+ * know how many pages are not tracked.
+ */
+static void pksm_class_inc(enum pksm_class class)
+{
+	if (class != PKSM_CLASS_UNTRACKED)
+		this_cpu_inc(pksm_cpu.nr[class]);
+}
+
+static void pksm_class_dec(enum pksm_class class)
+{
+	if (class != PKSM_CLASS_UNTRACKED)
+		this_cpu_dec(pksm_cpu.nr[class]);
 }
 
 /* The bits that go when a page goes. */
@@ -138,8 +158,8 @@ bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new)
 	from = pksm_classify(old);
 	to = pksm_classify(new);
 	if (from != to) {
-		this_cpu_dec(pksm_cpu.nr[from]);
-		this_cpu_inc(pksm_cpu.nr[to]);
+		pksm_class_dec(from);
+		pksm_class_inc(to);
 	}
 	return true;
 }
@@ -214,13 +234,13 @@ static void pksm_push_new(unsigned long pfn, struct pksm_rmap_item *item)
  * Bring a record to life, as old as @age. Returns true when it is linked to
  * nothing, so that nobody would ever find it.
  */
-static bool pksm_revive(struct pksm_rmap_item *item, bool stable, u32 age)
+static __always_inline bool pksm_revive(struct pksm_rmap_item *item, bool stable,
+					u32 age)
 {
 	u32 level = age ? pksm_age_level(age) << PKSM_LEVEL_SHIFT : 0;
-	u32 old, new;
+	u32 old = READ_ONCE(item->state), new;
 
 	do {
-		old = READ_ONCE(item->state);
 		VM_WARN_ON_ONCE(old & PKSM_LIVE);
 		new = PKSM_LIVE | (age << PKSM_AGE_SHIFT);
 		switch (pksm_where(old)) {
@@ -236,13 +256,16 @@ static bool pksm_revive(struct pksm_rmap_item *item, bool stable, u32 age)
 		}
 		if (stable)
 			new |= PKSM_STABLE;
-	} while (!pksm_item_set(item, old, new));
+	} while (!try_cmpxchg(&item->state, &old, new));
+	pksm_class_inc(pksm_classify(new));
 
 	return pksm_where(old) == PKSM_NONE && !stable;
 }
 
-static void pksm_add_newborn(struct page *page, struct pksm_rmap_item *item,
-			     u32 age)
+/* Without a call, as it is most of what the engine adds to a fault. */
+static __always_inline void pksm_add_newborn(struct page *page,
+					     struct pksm_rmap_item *item,
+					     u32 age)
 {
 	bool push;
 
@@ -253,9 +276,11 @@ static void pksm_add_newborn(struct page *page, struct pksm_rmap_item *item,
 	/* The mark comes last: whoever sees it finds the record alive. */
 	push = pksm_revive(item, false, age);
 	__SetPagePKSM(page);
-	if (push)
+	/* One that is linked was announced by whoever linked it, or left it there. */
+	if (push) {
 		pksm_push_new(page_to_pfn(page), item);
-	pksm_kick();
+		pksm_kick();
+	}
 }
 
 /**
@@ -314,9 +339,10 @@ void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 	trace_pksm_intake(page_to_pfn(page), age, stable);
 	push = pksm_revive(item, stable, age);
 	SetPagePKSM(page);
-	if (push)
+	if (push) {
 		pksm_push_new(page_to_pfn(page), item);
-	pksm_kick();
+		pksm_kick();
+	}
 }
 
 /**
@@ -400,11 +426,12 @@ static void pksm_del_page(struct page *page)
 	if (WARN_ON_ONCE(!item))
 		return;
 
+	old = READ_ONCE(item->state);
 	do {
-		old = READ_ONCE(item->state);
 		VM_WARN_ON_ONCE_PAGE(!(old & PKSM_LIVE), page);
 		new = old & ~pksm_life(old);
-	} while (!pksm_item_set(item, old, new));
+	} while (!try_cmpxchg(&item->state, &old, new));
+	pksm_class_dec(pksm_classify(old));
 
 	if (old & PKSM_STABLE) {
 		node = pksm_folio_node(page_folio(page));

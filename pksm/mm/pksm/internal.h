@@ -277,7 +277,20 @@ int pksm_set_domain(enum pksm_domain_kind kind);
 int pksm_set_across_nodes(bool across);
 int pksm_set_scope(enum pksm_scope scope);
 void pksm_wake_daemon(void);
-void pksm_kick(void);
+void __pksm_kick(void);
+
+extern bool pksm_idle;
+
+/*
+ * There is something for pksmd. It costs a read while pksmd is awake, or has been just
+ * now. In any context, after what there is to do was made visible, with a full memory
+ * barrier between the two.
+ */
+static inline void pksm_kick(void)
+{
+	if (unlikely(READ_ONCE(pksm_idle)))
+		__pksm_kick();
+}
 
 /* intake.c */
 struct pksm_rmap_item *pksm_item(unsigned long pfn);
