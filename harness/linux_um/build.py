@@ -28,6 +28,8 @@ from .term import Term
 IMAGES_KEPT = 8
 BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
+# In a build directory: which headers there were.
+HEADERS_NAME = ".linux-um-headers"
 # What the kernel with its symbols is called, where that is not what is started.
 VMLINUX = "vmlinux"
 # In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
@@ -234,6 +236,7 @@ def ensure_tree(profile: str, kernel: str, *, term: Term) -> Path:
 def _build(recipe: Recipe, *, term: Term) -> None:
     """Configure, compile and keep the kernel of *recipe*."""
     words = coverage.make_words(recipe.snapshot) if recipe.counts else []
+    discard_stale(recipe.tree, recipe.build_dir)
     make = Make(recipe.tree, paths.ensure_dir(recipe.build_dir), recipe.arch, words)
     _configure(recipe, make, term=term)
     targets = [recipe.result, "scripts_gdb"] if recipe.for_debugger else [recipe.result]
@@ -242,6 +245,47 @@ def _build(recipe: Recipe, *, term: Term) -> None:
         raise BuildError("make left an empty kernel", f"see {make.log}")
     _keep(recipe)
     _prune()
+
+
+def discard_stale(tree: Path, build: Path) -> bool:
+    """Empty *build* when make might take something for up to date there that is not.
+
+    make looks at the headers that an object was made from, as far as they are there:
+    it does not notice that one has gone, nor that there is another of that name, which
+    is to be found before it. The compiler's cache has most of what is lost.
+
+    Returns whether there was something to remove. Raises BuildError.
+    """
+    stamp, names = build / HEADERS_NAME, _header_names(tree)
+    try:
+        if stamp.read_text() == names:
+            return False
+    except OSError:
+        pass
+    stale = build.is_dir() and any(build.iterdir())
+    try:
+        shutil.rmtree(build, ignore_errors=not stale)
+        paths.ensure_dir(build)
+        stamp.write_text(names)
+    except OSError as error:
+        raise BuildError(
+            f"cannot empty {build}: {error.strerror}", "remove it, or see: ./linux-um clean"
+        ) from error
+    return stale
+
+
+def _header_names(tree: Path) -> str:
+    """Return a hash of the names of all headers, and of the lists of those that are generated."""
+    digest = hashlib.sha256()
+    for parent, directories, names in os.walk(tree):
+        directories.sort()
+        prefix = os.path.relpath(parent, tree)
+        for name in sorted(names):
+            if name.endswith(".h"):
+                digest.update(f"{prefix}/{name}\0".encode())
+            elif name == "Kbuild" and prefix.endswith("/asm"):
+                digest.update(Path(parent, name).read_bytes())
+    return digest.hexdigest()
 
 
 def _configure(recipe: Recipe, make: Make, *, term: Term) -> None:

@@ -403,6 +403,38 @@ def test_the_fragments_of_the_repository_can_be_read() -> None:
 # Keys, make, packages
 
 
+def test_a_build_begins_anew_when_a_header_comes_or_goes(tmp_path: Path) -> None:
+    """make takes an object for up to date that was made from a header that has gone."""
+    tree, objects = tmp_path / "tree", tmp_path / "build"
+    for name in ("include/asm-generic/percpu.h", "arch/um/include/asm/Kbuild", "mm/page.c"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("")
+    built = objects / "mm" / "page.o"
+
+    def kept() -> bool:
+        built.parent.mkdir(parents=True, exist_ok=True)
+        built.write_text("")
+        emptied = build.discard_stale(tree, objects)
+        assert emptied is not built.exists()
+        return built.exists()
+
+    assert not kept()  # nobody knows what it was made from
+    assert kept()
+    (tree / "mm/page.c").write_text("changed")
+    (tree / "mm/new.c").write_text("")
+    (tree / "include/asm-generic/percpu.h").write_text("changed")
+    assert kept()
+    own = tree / "arch/um/include/asm/percpu.h"
+    own.write_text("")
+    assert not kept()
+    assert kept()
+    own.unlink()
+    assert not kept()
+    (tree / "arch/um/include/asm/Kbuild").write_text("generic-y += percpu.h")
+    assert not kept()
+    assert kept()
+
+
 def test_the_image_key_follows_everything_that_decides_the_kernel() -> None:
     found = source.Source("k", "k", "6.12", "6.12.1", "Debian package")
     base = build.Recipe(found, "fast", snapshot_of({"a": HOOK}), ("CONFIG_A=y",), "gcc 12")
