@@ -4,55 +4,42 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from . import kernel, memory, record
 
-# lib/xxhash.c
-_P1 = 11400714785074694791
-_P2 = 14029467366897019727
-_P3 = 1609587929392839161
-_P4 = 9650029242287828579
 _MASK = (1 << 64) - 1
+_SUM_MASK = (1 << 128) - 1
+# Words of the key of the hash that are not for words of the page.
+_MORE_WORDS = 6
 # How many bytes of a page are shown.
 SHOWN = 16
 
 
-def _rotate(value: int, bits: int) -> int:
-    return (value << bits | value >> 64 - bits) & _MASK
-
-
-def xxh64(data: bytes, seed: int) -> int:
-    """Return the xxHash of a page; *data* is a multiple of 32 bytes, as pages are."""
-    assert data and len(data) % 32 == 0
-    lanes = [seed + _P1 + _P2 & _MASK, seed + _P2 & _MASK, seed, seed - _P1 & _MASK]
+def hash_of(data: bytes, key: Sequence[int]) -> int:
+    """Return the hash of a page with *key*, as mm/pksm/hash.c computes it."""
     words = struct.unpack(f"<{len(data) // 8}Q", data)
-    for i in range(4):
-        lane = lanes[i]
-        for word in words[i::4]:
-            lane = lane + word * _P2 & _MASK
-            lane = (lane << 31 | lane >> 33) * _P1 & _MASK
-        lanes[i] = lane
-    result = sum(_rotate(lane, bits) for lane, bits in zip(lanes, (1, 7, 12, 18))) & _MASK
-    for lane in lanes:
-        result ^= _rotate(lane * _P2 & _MASK, 31) * _P1 & _MASK
-        result = result * _P1 + _P4 & _MASK
-    result = result + len(data) & _MASK
-    result = (result ^ result >> 33) * _P2 & _MASK
-    result = (result ^ result >> 29) * _P3 & _MASK
-    return result ^ result >> 32
+    assert len(key) == len(words) + _MORE_WORDS
+    total = 0
+    for i in range(0, len(words), 2):
+        total += (words[i] + key[i] & _MASK) * (words[i + 1] + key[i + 1] & _MASK)
+    total &= _SUM_MASK
+    low, high, add = (key[i] << 64 | key[i + 1] for i in range(len(words), len(key), 2))
+    return (low * (total & _MASK) + high * (total >> 64) + add & _SUM_MASK) >> 64
 
 
-def secret() -> int | None:
+def secret() -> Sequence[int] | None:
     """Return the key of the hash; None before PKSM was first started."""
     if not kernel.variable("pksm_unstable"):
         return None
-    return kernel.variable("pksm_secret") & _MASK
+    words = kernel.length("pksm_hash_key")
+    return struct.unpack(f"<{words}Q", kernel.read(kernel.address("pksm_hash_key"), 8 * words))
 
 
 def page_hash(pfn: int) -> int | None:
     """Return the hash of what a page holds now, as pksm_hash_page() would."""
     key = secret()
-    return None if key is None else xxh64(memory.content(pfn), key)
+    return None if key is None else hash_of(memory.content(pfn), key)
 
 
 def tag(value: int) -> int:

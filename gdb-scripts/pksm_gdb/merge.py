@@ -86,7 +86,7 @@ class MergeGuide(guide.Guide):
             Stage("critical", code.entries("pksm_merge_one"), mine, self._show_critical,
                   repeated=True),
             after("ptep_clear_flush", self._show_cleared, within=MERGING, repeated=True),
-            after("memcmp_pages", self._show_compared, within=MERGING, repeated=True),
+            after("pksm_pages_equal", self._show_compared, within=MERGING, repeated=True),
             Stage("set_pte", code.copies("set_pte", "pksm_merge_pte"), mine, self._show_set_pte),
             Stage("unmapped", code.entries("folio_remove_rmap_ptes"), self._is_unmapped,
                   self._show_unmapped, repeated=True),
@@ -289,11 +289,11 @@ class MergeGuide(guide.Guide):
         )  # fmt: skip
 
     def _show_compared(self) -> None:
-        equal = not code.register("rax") & 0xFFFFFFFF
+        equal = bool(code.register("rax") & 0xFF)
         self._restores = not equal
         verdict = "they are equal" if equal else "they differ: the old PTE is put back"
         partner = f"pfn {self.partner:#x}" if self.partner is not None else "the zero page"
-        self.say("memcmp_pages", f"All bytes are compared with {partner}: {verdict}.", [])
+        self.say("pksm_pages_equal", f"All bytes are compared with {partner}: {verdict}.", [])
 
     def _show_set_pte(self) -> None:
         levels = code.chain(frozenset({"pksm_merge_one"}))

@@ -122,7 +122,7 @@ def test_a_page_among_others_at_the_end_of_a_process(guest: Guest) -> None:
 CONSIDERED = ["pksm_consider", "pksm_get_tracked", "pksm_folio_fit", "pksm_folio_survey",
               "pksm_hash_page"]  # fmt: skip
 ABSORBED = ["pksm_queue_drop", "__folio_put", "pksm_consider"]
-CRITICAL = ["pksm_merge_one", "ptep_clear_flush", "memcmp_pages", "set_pte"]
+CRITICAL = ["pksm_merge_one", "ptep_clear_flush", "pksm_pages_equal", "set_pte"]
 
 
 def test_merges_with_each_index(guest: Guest) -> None:
@@ -152,7 +152,7 @@ def test_merges_with_each_index(guest: Guest) -> None:
     assert "write" not in stage(equal, "pksm_freeze").facts["pte now"].split()
     assert stage(equal, "ptep_clear_flush").facts["pte now"] == "empty"
     assert "nobody else" in stage(equal, "ptep_clear_flush").facts["references"]
-    assert stage(equal, "memcmp_pages").sentence.endswith("they are equal.")
+    assert stage(equal, "pksm_pages_equal").sentence.endswith("they are equal.")
     assert stage(equal, "pksm_merge_with_unstable", 1).facts["result"] == "merged"
     end = equal[-1].facts
     assert f"{pages.address(2):#x}: pfn {first:#x} present" in end["pte now"]

@@ -172,7 +172,8 @@ static u64 pksm_bench_one(struct pksm_bench *bench, enum pksm_bench_step step,
 	case PKSM_BENCH_HASH:
 		return pksm_hash_page(pages[order[i]]);
 	case PKSM_BENCH_MEMCMP:
-		return pages_identical(pages[order[i]], pages[order[half + i]]);
+		return pksm_pages_equal(pages[order[i]],
+					pages[order[half + i]]);
 	default:
 		return pksm_hash_page(pages[i]);
 	}
@@ -186,11 +187,16 @@ static void pksm_bench_pages(struct pksm_bench *bench,
 	u64 sum = 0;
 
 	while (i + PKSM_BENCH_STEPS <= bench->nr / 2) {
-		u64 start = ktime_get_ns();
+		u64 start;
 
+		/* Nothing is read ahead for pksmd meanwhile. */
+		mutex_lock(&pksm_mutex);
+		pksm_read_ahead_rest();
+		start = ktime_get_ns();
 		for (end = i + PKSM_BENCH_STEPS; i < end; i++)
 			sum += pksm_bench_one(bench, step, i);
 		bench->samples[bench->nr_samples++] = ktime_get_ns() - start;
+		mutex_unlock(&pksm_mutex);
 		cond_resched();
 	}
 	WRITE_ONCE(pksm_bench_sink, sum);

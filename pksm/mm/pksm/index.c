@@ -9,21 +9,18 @@
  * The stable index holds the stable nodes. A stable page never changes, so that
  * an entry is as good as the page, as long as the page exists.
  *
- * The hash is a 64-bit xxHash of the whole page, keyed by a secret of this boot.
- * A record keeps 24 bits of it; pages with equal bits may lie in one bucket in
- * any number. The tables are allocated when the engine is first started: for N
- * pages of memory at most 2 N bytes for the unstable and N bytes for the stable
- * index, and N / 12 bytes to mark buckets. Beyond 128 GiB of memory the unstable
- * index does not grow any more, and its buckets hold more than two pages each.
+ * The hash is one of 64 bits, see hash.c. A record keeps 24 bits of it; pages with
+ * equal bits may lie in one bucket in any number. The tables are allocated when the
+ * engine is first started: for N pages of memory at most 2 N bytes for the unstable and
+ * N bytes for the stable index, and N / 12 bytes to mark buckets. Beyond 128 GiB of
+ * memory the unstable index does not grow any more, and its buckets hold more than two
+ * pages each.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
-#include <linux/highmem.h>
 #include <linux/log2.h>
-#include <linux/random.h>
 #include <linux/sched.h>
 #include <linux/vmalloc.h>
-#include <linux/xxhash.h>
 
 #include "internal.h"
 #include "fail.h"
@@ -43,10 +40,7 @@ bool pksm_stable_repeats;
 /* Where mappings of merged pages have gone. */
 static struct pksm_marks pksm_stale;
 
-static u64 pksm_secret;
-static u64 pksm_hash_of_zero;
-
-/* Of a kernel that is debugged; 0: take a random one. */
+/* What the key of the hash is made from in a kernel that is debugged; 0: a secret. */
 static u64 pksm_known_secret;
 
 #ifdef CONFIG_PKSM_DEBUG
@@ -93,9 +87,7 @@ int pksm_index_alloc(void)
 	memset(unstable, 0xff, sizeof(*unstable) << bits);
 	static_assert(PKSM_END == 0xffffffff);
 
-	pksm_secret = pksm_known_secret ?: get_random_u64();
-	pksm_hash_of_zero = pksm_hash_page(ZERO_PAGE(0)) ^
-			    pksm_nid_key(ZERO_PAGE(0));
+	pksm_hash_init(pksm_known_secret);
 	pksm_unstable_bits = bits;
 	pksm_stable_bits = bits - 2;
 	pksm_dead = dead;
@@ -133,32 +125,6 @@ unsigned long pksm_index_bytes(void)
 	       pksm_marks_bytes(stable);
 }
 #endif
-
-/**
- * pksm_hash_page - read a page once
- * @page: the page; it may change meanwhile
- *
- * Return: The keyed hash of all of it, and of its node where that keeps pages apart.
- */
-u64 pksm_hash_page(struct page *page)
-{
-	void *addr = kmap_local_page(page);
-	u64 hash = xxh64(addr, PAGE_SIZE, pksm_secret);
-
-	kunmap_local(addr);
-	return hash ^ pksm_nid_key(page);
-}
-
-/**
- * pksm_zero_hash - the hash of a page, were it all zeroes
- * @page: the page
- *
- * Return: What pksm_hash_page() would say of it.
- */
-u64 pksm_zero_hash(const struct page *page)
-{
-	return pksm_hash_of_zero ^ pksm_nid_key(page);
-}
 
 /* === the unstable index === */
 

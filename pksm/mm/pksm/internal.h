@@ -351,10 +351,16 @@ void pksm_queue_forget_all(void);
 void pksm_queue_purge(unsigned long start, unsigned long end);
 bool pksm_queue_for_each(bool (*fn)(unsigned long pfn, u32 level));
 
-/* index.c */
-int pksm_index_alloc(void);
+/* hash.c */
+void pksm_hash_init(u64 seed);
 u64 pksm_hash_page(struct page *page);
 u64 pksm_zero_hash(const struct page *page);
+bool pksm_pages_equal(struct page *page1, struct page *page2);
+void pksm_read_ahead(struct page *page);
+void pksm_read_ahead_rest(void);
+
+/* index.c */
+int pksm_index_alloc(void);
 bool pksm_hash_alike(u64 hash1, u64 hash2);
 unsigned long pksm_nr_buckets(void);
 unsigned long pksm_index_bytes(void);

@@ -320,8 +320,7 @@ static bool pksm_merge_pte(struct page_vma_mapped_walk *pvmw,
 	if (!pksm_no_foreign_reference(folio))
 		goto restore;
 	if (!merge->equal) {
-		/* Memory tags, where there are such, count as contents. */
-		if (!pages_identical(page, kpage)) {
+		if (!pksm_pages_equal(page, kpage)) {
 			merge->differs = true;
 			goto restore;
 		}

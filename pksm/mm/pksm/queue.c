@@ -276,6 +276,19 @@ bool pksm_queue_ripe(bool *turned)
 	return false;
 }
 
+/* The next page of a queue, if it will be read: it comes after the one just popped. */
+static void pksm_queue_announce(u32 level)
+{
+	u32 pfn = pksm_queues[level].ripe;
+	u32 state;
+
+	if (pfn == PKSM_END)
+		return;
+	state = READ_ONCE(pksm_item(pfn)->state);
+	if ((state & (PKSM_LIVE | PKSM_STABLE | PKSM_CLEANED)) == PKSM_LIVE)
+		pksm_read_ahead(pfn_to_page(pfn));
+}
+
 /**
  * pksm_queue_run - work off ripe pages
  * @budget: how many pages to look at, at most; one large folio may be more
@@ -298,11 +311,14 @@ void pksm_queue_run(unsigned int budget)
 			continue;
 		/* The fault path has one list for all that it hands in. */
 		state = READ_ONCE(item->state);
-		if (pksm_level(state) > level)
+		if (pksm_level(state) > level) {
 			pksm_queue_add(pfn, item, pksm_level(state),
 				       pksm_age(state));
-		else
-			budget -= min(budget, pksm_consider(pfn, item) - 1);
+			continue;
+		}
+		pksm_queue_announce(level);
+		budget -= min(budget, pksm_consider(pfn, item) - 1);
+		pksm_read_ahead_rest();
 	}
 }
 

@@ -145,8 +145,8 @@ static bool pksm_rescan_has_equal(struct folio *folio, u64 hash)
 			!pksm_kept_apart(other, folio) &&
 			pksm_pages_similar(folio_page(folio, 0),
 					   folio_page(other, 0)) &&
-			pages_identical(folio_page(folio, 0),
-					folio_page(other, 0));
+			pksm_pages_equal(folio_page(folio, 0),
+					 folio_page(other, 0));
 		folio_put(other);
 	}
 	return equal;

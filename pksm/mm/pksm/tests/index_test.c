@@ -1,95 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * PKSM: unit tests of the hash and of the unstable index.
+ * PKSM: unit tests of the unstable index.
  *
  * The index is that of the engine, and may hold pages of others: those are passed
  * over.
  */
-#include <linux/highmem.h>
 #include <linux/string.h>
-#include <linux/xxhash.h>
 
 #include "pksm_test.h"
 
-/* === the hash === */
-
-static void pksm_test_fill(struct page *page, u8 seed)
-{
-	u8 *addr = kmap_local_page(page);
-	unsigned int i;
-
-	for (i = 0; i < PAGE_SIZE; i++)
-		addr[i] = (i * 37 + (i >> 8) + seed) & 0xff;
-	kunmap_local(addr);
-}
-
-static void pksm_test_flip(struct page *page, unsigned int at, u8 bits)
-{
-	u8 *addr = kmap_local_page(page);
-
-	addr[at] ^= bits;
-	kunmap_local(addr);
-}
-
-/**
- * pksm_test_hash_every_byte - each byte of a page counts
- * @test: the test
- */
-void pksm_test_hash_every_byte(struct kunit *test)
-{
-	struct pksm_test_env *env = test->priv;
-	struct page *page = env->page[0];
-	unsigned int at;
-	u64 hash;
-
-	pksm_test_fill(page, 1);
-	hash = pksm_hash_page(page);
-	for (at = 0; at < PAGE_SIZE; at++) {
-		pksm_test_flip(page, at, BIT(at % 8));
-		if (pksm_hash_page(page) == hash)
-			KUNIT_FAIL(test, "byte %u does not count", at);
-		pksm_test_flip(page, at, BIT(at % 8));
-	}
-	KUNIT_EXPECT_EQ(test, pksm_hash_page(page), hash);
-
-	pksm_test_fill(env->page[1], 1);
-	KUNIT_EXPECT_EQ(test, pksm_hash_page(env->page[1]), hash);
-}
-
-/**
- * pksm_test_hash_zero - the hash of zeroes is that of a page of zeroes
- * @test: the test
- */
-void pksm_test_hash_zero(struct kunit *test)
-{
-	struct pksm_test_env *env = test->priv;
-	struct page *page = env->page[0];
-
-	clear_highpage(page);
-	KUNIT_EXPECT_EQ(test, pksm_hash_page(page), pksm_zero_hash(page));
-	KUNIT_EXPECT_EQ(test, pksm_hash_page(ZERO_PAGE(0)),
-			pksm_zero_hash(ZERO_PAGE(0)));
-	pksm_test_flip(page, PAGE_SIZE - 1, 1);
-	KUNIT_EXPECT_NE(test, pksm_hash_page(page), pksm_zero_hash(page));
-}
-
-/**
- * pksm_test_hash_keyed - who does not know the secret cannot compute a hash
- * @test: the test
- */
-void pksm_test_hash_keyed(struct kunit *test)
-{
-	struct pksm_test_env *env = test->priv;
-	struct page *page = env->page[0];
-	u64 guess;
-	void *addr;
-
-	pksm_test_fill(page, 1);
-	addr = kmap_local_page(page);
-	guess = xxh64(addr, PAGE_SIZE, 0);
-	kunmap_local(addr);
-	KUNIT_EXPECT_NE(test, pksm_hash_page(page), guess);
-}
+/* === what a record keeps of a hash === */
 
 /**
  * pksm_test_hash_alike - a record keeps the high bits of a hash

@@ -210,6 +210,8 @@ static struct kunit_case pksm_test_cases[] = {
 	KUNIT_CASE(pksm_test_hash_every_byte),
 	KUNIT_CASE(pksm_test_hash_zero),
 	KUNIT_CASE(pksm_test_hash_keyed),
+	KUNIT_CASE(pksm_test_hash_spread),
+	KUNIT_CASE(pksm_test_pages_equal),
 	KUNIT_CASE(pksm_test_hash_alike),
 	KUNIT_CASE(pksm_test_unstable_find),
 	KUNIT_CASE(pksm_test_unstable_unlink),

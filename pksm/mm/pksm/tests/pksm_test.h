@@ -64,10 +64,14 @@ void pksm_test_state_watched(struct kunit *test);
 void pksm_test_state_stable_moves_in(struct kunit *test);
 void pksm_test_state_get_tracked(struct kunit *test);
 
-/* index_test.c */
+/* hash_test.h */
 void pksm_test_hash_every_byte(struct kunit *test);
 void pksm_test_hash_zero(struct kunit *test);
 void pksm_test_hash_keyed(struct kunit *test);
+void pksm_test_hash_spread(struct kunit *test);
+void pksm_test_pages_equal(struct kunit *test);
+
+/* index_test.c */
 void pksm_test_hash_alike(struct kunit *test);
 void pksm_test_unstable_find(struct kunit *test);
 void pksm_test_unstable_unlink(struct kunit *test);
