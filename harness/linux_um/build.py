@@ -21,15 +21,13 @@ from pathlib import Path
 
 from . import coverage, kconfig, packages, patches, paths, source
 from .errors import BuildError
-from .make import Make
+from .make import HEADERS_NAME, Make
 from .term import Term
 
 # Of each profile.
 IMAGES_KEPT = 8
 BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
-# In a build directory: which headers there were.
-HEADERS_NAME = ".linux-um-headers"
 # What the kernel with its symbols is called, where that is not what is started.
 VMLINUX = "vmlinux"
 # In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
@@ -252,38 +250,43 @@ def discard_stale(tree: Path, build: Path) -> bool:
 
     make looks at the headers that an object was made from, as far as they are there:
     it does not notice that one has gone, nor that there is another of that name, which
-    is to be found before it. The compiler's cache has most of what is lost.
+    is to be found before it. Nor does ccache, which is given what is noted here as one
+    more file to depend on.
 
     Returns whether there was something to remove. Raises BuildError.
     """
-    stamp, names = build / HEADERS_NAME, _header_names(tree)
+    stamp = build / HEADERS_NAME
     try:
-        if stamp.read_text() == names:
+        names = _header_names(tree)
+        if stamp.is_file() and stamp.read_text() == names:
             return False
-    except OSError:
-        pass
-    stale = build.is_dir() and any(build.iterdir())
-    try:
-        shutil.rmtree(build, ignore_errors=not stale)
+        stale = build.is_dir() and any(build.iterdir())
+        if stale:
+            shutil.rmtree(build)
         paths.ensure_dir(build)
         stamp.write_text(names)
     except OSError as error:
         raise BuildError(
-            f"cannot empty {build}: {error.strerror}", "remove it, or see: ./linux-um clean"
+            f"cannot empty {build}: {error.strerror or error}",
+            "remove it, or see: ./linux-um clean",
         ) from error
     return stale
 
 
 def _header_names(tree: Path) -> str:
-    """Return a hash of the names of all headers, and of the lists of those that are generated."""
+    """Return a hash of the names of headers that are searched for, and of the lists of those
+    that are generated.
+    """
     digest = hashlib.sha256()
     for parent, directories, names in os.walk(tree):
         directories.sort()
         prefix = os.path.relpath(parent, tree)
+        if "include" not in prefix.split("/") and not prefix.startswith("arch/x86/um"):
+            continue
         for name in sorted(names):
             if name.endswith(".h"):
                 digest.update(f"{prefix}/{name}\0".encode())
-            elif name == "Kbuild" and prefix.endswith("/asm"):
+            elif name == "Kbuild":
                 digest.update(Path(parent, name).read_bytes())
     return digest.hexdigest()
 

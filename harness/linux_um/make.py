@@ -15,6 +15,8 @@ from . import paths
 from .errors import BuildError, LinuxUmError
 from .term import Term
 
+# In a build directory: which headers there were, see build.discard_stale().
+HEADERS_NAME = ".linux-um-headers"
 LOG_NAME = "build.log"
 COUNT_NAME = ".linux-um-steps"
 # Steps of a first build; afterwards the count of the last full one is known.
@@ -91,6 +93,8 @@ class Make:
             CCACHE_NOHASHDIR="1",
             CCACHE_SLOPPINESS="include_file_mtime,include_file_ctime",
         )
+        if (self.build_dir / HEADERS_NAME).is_file():
+            environment["CCACHE_EXTRAFILES"] = str(self.build_dir / HEADERS_NAME)
         home = environment.get("HOME", "")
         if "CCACHE_DIR" not in environment and not os.access(home or "/", os.W_OK):
             environment["CCACHE_DIR"] = str(paths.cache_root() / "ccache")

@@ -83,7 +83,9 @@ def compile_objects(
     term = Term(quiet=True)
     with paths.lock(place, term=term):
         tree = build.ensure_tree(recipe.profile, default_kernel(), term=term)
-        make = Make(tree, paths.ensure_dir(paths.build_dir(recipe.source.key, place)), arch)
+        directory = paths.build_dir(recipe.source.key, place)
+        build.discard_stale(tree, directory)
+        make = Make(tree, paths.ensure_dir(directory), arch)
 
         def run(targets: Sequence[str], environment: Mapping[str, str]) -> None:
             make.run(targets, environment=environment)

@@ -21,13 +21,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lab import BootFresh  # noqa: E402
-from linux_um import kconfig  # noqa: E402
+from linux_um import build, kconfig  # noqa: E402
 from linux_um.errors import GuestHang, GuestTimeout  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
-from linux_um.options import default_arch  # noqa: E402
+from linux_um.options import DEFAULT_PROFILE, default_arch  # noqa: E402
 from linux_um.outcome import TAIL_LINES, CommandFailed, GuestOops  # noqa: E402
 from linux_um.paths import repo_root, runs_root  # noqa: E402
+from linux_um.source import default_kernel  # noqa: E402
+from linux_um.term import Term  # noqa: E402
 
 LAUNCHER = [str(repo_root() / "linux-um")]
 # Wall-clock seconds for one run of the launcher, on a busy host.
@@ -38,8 +40,11 @@ LIMIT = 180.0
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give the launcher a TMPDIR of its own and fail when something is left behind.
 
-    Yields that directory. Guests are found by their environment's mark.
+    Yields that directory. Guests are found by their environment's mark. The kernel that the
+    launcher takes where nobody says which is there: to build it takes longer than a guest may.
     """
+    profile = os.environ.get("LINUX_UM_PROFILE", DEFAULT_PROFILE)
+    build.ensure_image(profile, default_kernel(), term=Term(quiet=True), arch=default_arch())
     memory = tmp_path / "memory"
     memory.mkdir()
     mark = f"LINUX_UM_TEST_MARK={tmp_path}"

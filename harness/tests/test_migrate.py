@@ -14,6 +14,7 @@ COMPACT = "file=/proc/sys/vm/compact_memory:1"
 # process 0, which holds that, has gone, one sort lies where compaction clears.
 FILLER = 8192
 ISLAND = 1024
+TRIES = 4
 ISLANDS = (
     *(f"@{process}:range=0-{ISLAND}" for process in (1, 2, 3, 4)),
     "@1:fill=dup:1", "@2:fill=dup:1", "@0:fill=unique", "@3:fill=dup:2", "@4:fill=dup:2",
@@ -21,24 +22,31 @@ ISLANDS = (
 
 
 @pytest.mark.regression("R24")
-def test_compaction_moves_merged_pages(guest: Guest) -> None:
-    """R24: the end of one process makes room to move the others' merged pages to."""
+def test_compaction_moves_merged_pages(boot_fresh: BootFresh) -> None:
+    """R24: the end of one process makes room to move the others' merged pages to.
+
+    In more memory compaction is done before it comes to these pages; and where they lie
+    is chance, so that now and then there is nothing to move them for.
+    """
+    guest = boot_fresh(mem="128M")
     before = settle(guest)
-    report = pageops(
-        guest,
-        *ISLANDS, "settle", "stat=before", "@0:exit", COMPACT, "stat=moved", "verify",
-        "@1:poke=8", "@3:poke=9", "verify", "stat=broken", "settle", "verify",
-        procs=5, pages=FILLER,
-    )  # fmt: skip
-    assert vmstat(guest, "pgmigrate_success") > 0, "nothing moved: the test tested nothing"
-    assert report["before"].sharing == report["moved"].sharing == 2 * ISLAND
-    assert report["before"]["merged_pages"] == report["moved"]["merged_pages"]
-    assert report["before"]["merged_pfn_sum"] != report["moved"]["merged_pfn_sum"], (
-        "no merged page moved"
-    )
-    assert report["moved"]["mapcount_other"] == report["before"]["mapcount_other"]
-    assert report["broken"]["merged_ptes"] == 2 * ISLAND
-    assert baseline(settle(guest)) == baseline(before)
+    for _ in range(TRIES):
+        report = pageops(
+            guest,
+            *ISLANDS, "settle", "stat=before", "@0:exit", COMPACT, "stat=moved", "verify",
+            "@1:poke=8", "@3:poke=9", "verify", "stat=broken", "settle", "verify",
+            procs=5, pages=FILLER,
+        )  # fmt: skip
+        assert report["before"].sharing == report["moved"].sharing == 2 * ISLAND
+        assert report["before"]["merged_pages"] == report["moved"]["merged_pages"]
+        assert report["moved"]["mapcount_other"] == report["before"]["mapcount_other"]
+        assert report["broken"]["merged_ptes"] == 2 * ISLAND
+        assert baseline(settle(guest)) == baseline(before)
+        if report["before"]["merged_pfn_sum"] != report["moved"]["merged_pfn_sum"]:
+            break
+    else:
+        pytest.fail("no merged page moved: the test tested nothing")
+    assert vmstat(guest, "pgmigrate_success") > 0
 
 
 def test_a_merged_page_that_moved_still_takes_in_duplicates(guest: Guest) -> None:

@@ -435,6 +435,19 @@ def test_a_build_begins_anew_when_a_header_comes_or_goes(tmp_path: Path) -> None
     assert kept()
 
 
+def test_the_compilers_cache_knows_which_headers_there_were(tmp_path: Path) -> None:
+    """Else it gives an object back that was made without one which is to be found first."""
+    tree, objects = tmp_path / "tree", tmp_path / "build"
+    (tree / "include").mkdir(parents=True)
+    assert "CCACHE_EXTRAFILES" not in make.Make(tree, objects).environment()
+    build.discard_stale(tree, objects)
+    noted = Path(make.Make(tree, objects).environment()["CCACHE_EXTRAFILES"])
+    before = noted.read_text()
+    (tree / "include/first.h").write_text("")
+    build.discard_stale(tree, objects)
+    assert noted.read_text() != before
+
+
 def test_the_image_key_follows_everything_that_decides_the_kernel() -> None:
     found = source.Source("k", "k", "6.12", "6.12.1", "Debian package")
     base = build.Recipe(found, "fast", snapshot_of({"a": HOOK}), ("CONFIG_A=y",), "gcc 12")

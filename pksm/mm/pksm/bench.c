@@ -180,8 +180,8 @@ static u64 pksm_bench_one(struct pksm_bench *bench, enum pksm_bench_step step,
 }
 
 /* Half of the pages are enough, and a comparison takes two. */
-static void pksm_bench_pages(struct pksm_bench *bench,
-			     enum pksm_bench_step step)
+static int pksm_bench_pages(struct pksm_bench *bench,
+			    enum pksm_bench_step step)
 {
 	unsigned long i = 0, end;
 	u64 sum = 0;
@@ -189,9 +189,8 @@ static void pksm_bench_pages(struct pksm_bench *bench,
 	while (i + PKSM_BENCH_STEPS <= bench->nr / 2) {
 		u64 start;
 
-		/* Nothing is read ahead for pksmd meanwhile. */
-		mutex_lock(&pksm_mutex);
-		pksm_read_ahead_rest();
+		if (mutex_lock_interruptible(&pksm_mutex))
+			return -EINTR;
 		start = ktime_get_ns();
 		for (end = i + PKSM_BENCH_STEPS; i < end; i++)
 			sum += pksm_bench_one(bench, step, i);
@@ -201,6 +200,7 @@ static void pksm_bench_pages(struct pksm_bench *bench,
 	}
 	WRITE_ONCE(pksm_bench_sink, sum);
 	pksm_bench_done(bench, step);
+	return 0;
 }
 
 /* Returns false where there is nothing to be measured. */
@@ -271,12 +271,14 @@ static int pksm_bench_floor(unsigned long nr_pages)
 	if (!pksm_nr_buckets())
 		return -ENODATA;	/* The hash has no key yet. */
 	err = pksm_bench_alloc(&bench, nr_pages);
-	if (!err) {
-		pksm_bench_pages(&bench, PKSM_BENCH_HASH);
-		pksm_bench_pages(&bench, PKSM_BENCH_MEMCMP);
-		pksm_bench_pages(&bench, PKSM_BENCH_FOLLOW);
+	if (!err)
+		err = pksm_bench_pages(&bench, PKSM_BENCH_HASH);
+	if (!err)
+		err = pksm_bench_pages(&bench, PKSM_BENCH_MEMCMP);
+	if (!err)
+		err = pksm_bench_pages(&bench, PKSM_BENCH_FOLLOW);
+	if (!err)
 		err = pksm_bench_pte(&bench);
-	}
 	pksm_bench_free(&bench);
 	return err;
 }

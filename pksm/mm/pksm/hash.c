@@ -12,9 +12,10 @@
  * multiply-shift for pairs), so that each bit of the result depends on all of it.
  *
  * The key is as long as a page, a secret of this boot. Whatever two pages somebody
- * chooses who does not know it, they have the same hash for two keys in 2^64 at most:
- * nobody can fill a bucket of an index with pages that he made for it. And it takes
- * one multiplication for 16 bytes, a third of the time of xxh64.
+ * chooses who knows nothing of it, they have the same hash for two keys in 2^64 at
+ * most: 2^-64 by NH, and as much by what follows it. So nobody can make pages to fill
+ * a bucket of an index with. And it takes one multiplication for 16 bytes, a third of
+ * the time of xxh64.
  *
  * Reading ahead
  * -------------
@@ -78,12 +79,13 @@ void pksm_hash_init(u64 seed)
 			    pksm_nid_key(ZERO_PAGE(0));
 }
 
-static u128 pksm_hash_pair(const u64 *word, const u64 *key)
+/* Always inline: who calls it says whether KCSAN watches. */
+static __always_inline u128 pksm_hash_pair(const u64 *word, const u64 *key)
 {
 	return (u128)(word[0] + key[0]) * (word[1] + key[1]);
 }
 
-static u64 pksm_hash_finish(u128 sum, const u64 *key)
+static __always_inline u64 pksm_hash_finish(u128 sum, const u64 *key)
 {
 	u128 low = (u128)key[0] << 64 | key[1];
 	u128 high = (u128)key[2] << 64 | key[3];
@@ -150,12 +152,17 @@ void pksm_read_ahead(struct page *page)
 	pksm_ahead_end = pksm_ahead + PAGE_SIZE;
 }
 
-static void pksm_read_ahead_line(void)
+/* As much as is compared in one go, or a line where that is more. */
+static void pksm_read_ahead_stride(void)
 {
+	const char *end = pksm_ahead + PKSM_STRIDE * sizeof(u64);
+
 	if (pksm_ahead == pksm_ahead_end)
 		return;
-	prefetch(pksm_ahead);
-	pksm_ahead += L1_CACHE_BYTES;
+	do {
+		prefetch(pksm_ahead);
+		pksm_ahead += L1_CACHE_BYTES;
+	} while (pksm_ahead < end);
 }
 
 /**
@@ -167,7 +174,7 @@ void pksm_read_ahead_rest(void)
 {
 	lockdep_assert_held(&pksm_mutex);
 	while (pksm_ahead != pksm_ahead_end)
-		pksm_read_ahead_line();
+		pksm_read_ahead_stride();
 }
 
 /**
@@ -190,7 +197,7 @@ bool __no_kcsan pksm_pages_equal(struct page *page1, struct page *page2)
 
 	lockdep_assert_held(&pksm_mutex);
 	for (i = 0; !differs && i < PKSM_WORDS; i += PKSM_STRIDE) {
-		pksm_read_ahead_line();
+		pksm_read_ahead_stride();
 		differs = (one[0] ^ other[0]) | (one[1] ^ other[1]) |
 			  (one[2] ^ other[2]) | (one[3] ^ other[3]) |
 			  (one[4] ^ other[4]) | (one[5] ^ other[5]) |

@@ -447,6 +447,7 @@ static void pksm_del_page(struct page *page)
 	} else if (pksm_where(old) == PKSM_LIST &&
 		   pksm_level(old) >= PKSM_LATE_LEVEL) {
 		this_cpu_inc(pksm_cpu.stranded);
+		smp_mb();	/* for pksm_kick(): others have a cmpxchg() or xchg() */
 		pksm_kick();
 	}
 }
