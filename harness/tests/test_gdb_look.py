@@ -22,9 +22,9 @@ from steplab import READY, SAY_READY, watch
 
 pytestmark = pytest.mark.needs_pksm
 
-# Bits of /proc/kpageflags, and what enum pageflags calls them.
 # How often two looks at the same counter are taken until they agree.
 LOOKS = 5
+# Bits of /proc/kpageflags, and what enum pageflags calls them.
 KPF = {0: "locked", 2: "referenced", 3: "uptodate", 4: "dirty", 5: "lru", 14: "swapbacked"}
 
 
