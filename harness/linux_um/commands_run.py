@@ -36,7 +36,7 @@ _WITH_VALUE = ("-k", "-m", "-n", "-o", "-p", "-c", "-W", "-r")
 MUTANTS = "--mutants"
 TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [--arch ARCH]
                      [PYTEST ARGUMENT...]
-       linux-um test [--kernel VERSION] [--arch ARCH] {MUTANTS} [PATTERN...]
+       linux-um test [--kernel VERSION] [--arch ARCH] {MUTANTS} [-n NUMBER] [PATTERN...]
 
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
 describes itself by: {sys.executable} -m pytest --help
@@ -49,7 +49,8 @@ describes itself by: {sys.executable} -m pytest --help
                      run the tests against the broken kernels of
                      harness/tests/mutants instead (those for that kernel
                      and machine): they have to fail;
-                     all, or those whose names match, as in 'no-*'
+                     all, or those whose names match, as in 'no-*';
+                     NUMBER at the same time (default 2), where there are many
   -k EXPRESSION      (pytest) only tests whose names match
   -n NUMBER          (pytest) guests at the same time
   -x                 (pytest) stop at the first failure"""
@@ -296,9 +297,11 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     packages.ensure("test", term=term)
     if MUTANTS in given:
         given.remove(MUTANTS)
+        jobs, patterns = mutants.jobs_of(given)
         return mutants.run(
-            given, arguments.profile, arguments.kernel, term=term, arch=arguments.arch
-        )
+            patterns, arguments.profile, arguments.kernel, term=term, arch=arguments.arch,
+            jobs=jobs,
+        )  # fmt: skip
     build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
     if arguments.arch == kconfig.X86_64:
         packages.ensure("qemu", term=term)

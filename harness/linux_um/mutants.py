@@ -18,6 +18,8 @@ and survives when all pass. The first failure is enough.
 Mutants are built one after the other in one build directory, from a copy of
 the repository that always lies at the same place, so that each costs the
 compilation of what it changes, and a link. Their profile has no debug info.
+Where there are many, several workers share them, each with such a place and with
+a cache of its own, which is made of the same source.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
-from . import kconfig
+from . import build, kconfig
 from .errors import EXIT_LAUNCHER, LinuxUmError, UsageError
 from .options import DEFAULT_PROFILE
-from .paths import cache_root, ensure_dir, lock, repo_root
+from .paths import cache_root, ensure_dir, lock, repo_root, source_dir
 from .source import DEFAULT_KERNEL, series_of
 from .term import Term
 
@@ -45,6 +50,9 @@ MUTANT_PROFILE = kconfig.MUTANT_PROFILE
 PLACE = "mutant"
 # What of the repository a kernel is built from and tested by.
 PARTS = ("linux-um", "linux-patches", "pksm", "um-config", "rootfs", "harness", "gdb-scripts")
+# As many mutants are worth a worker: it compiles a kernel before its first one.
+WORTH_A_WORKER = 12
+_JOBS = re.compile(r"-n=?([1-9][0-9]*)")
 # How the message of a test begins that has got no guest.
 _NO_GUEST = ("linux_um.errors.BootError", "linux_um.errors.HostError")
 _HEADER = re.compile(r"^(Breaks|Killed-by): *(.+)$", re.MULTILINE)
@@ -114,10 +122,37 @@ def select(mutants: list[Mutant], patterns: list[str]) -> list[Mutant]:
     return list(chosen.values()) if patterns else mutants
 
 
+def jobs_of(words: Sequence[str]) -> tuple[int, list[str]]:
+    """Return the number of workers that ``-n NUMBER`` among *words* asks for, and the others.
+
+    Without it there are two, or one where there is one CPU. Raises UsageError.
+    """
+    words = list(words)
+    jobs = min(2, os.cpu_count() or 1)
+    for place, word in enumerate(words):
+        if word == "-n":
+            word = "".join(words[place : place + 2])
+            del words[place : place + 1]
+        if not word.startswith("-"):
+            continue
+        found = _JOBS.fullmatch(word)
+        if found is None:
+            raise UsageError(f"{word}: mutants have no such option", "-n NUMBER, or patterns")
+        del words[place]
+        return int(found[1]), words
+    return jobs, words
+
+
 def run(
-    patterns: list[str], profile: str, kernel: str, *, term: Term, arch: str = kconfig.UM
+    patterns: list[str],
+    profile: str,
+    kernel: str,
+    *,
+    term: Term,
+    arch: str = kconfig.UM,
+    jobs: int = 1,
 ) -> int:
-    """Try each mutant; print a line for each.
+    """Try each mutant, *jobs* at a time where there are many; print a line for each.
 
     Returns 0 when all were killed, 1 when one survived, else 125: one does not
     apply, build or boot. Raises UsageError for a pattern that matches none.
@@ -125,60 +160,151 @@ def run(
     chosen = select(load(directory_of(kernel, arch)), patterns)
     if profile == DEFAULT_PROFILE:
         profile = MUTANT_PROFILE
+    jobs = max(1, min(jobs, len(chosen) // WORTH_A_WORKER))
     survived = untried = 0
     with lock("mutants", term=term):
-        for mutant in chosen:
-            with term.step(f"mutant {mutant.name}: {mutant.breaks}"):
-                try:
-                    killer = try_mutant(mutant, profile, kernel, arch)
-                except MutantError as error:
-                    verdict = f"NOT TRIED: {error.line()}"
-                    untried += 1
-                else:
-                    verdict = f"killed by {killer}" if killer else "SURVIVED"
-                    survived += not killer
+        crew = Crew(profile, kernel, arch, jobs, term)
+        for mutant, killer in crew.try_all(chosen):
+            if isinstance(killer, MutantError):
+                verdict = f"NOT TRIED: {killer.line()}"
+                untried += 1
+            else:
+                verdict = f"killed by {killer}" if killer else "SURVIVED"
+                survived += not killer
             print(f"{mutant.name:24} {verdict}", flush=True)
     counts = [f"{len(chosen) - survived - untried} killed", f"{survived} survived"]
     print(", ".join(counts + ([f"{untried} not tried"] if untried else [])))
     return 1 if survived else EXIT_LAUNCHER if untried else 0
 
 
-def try_mutant(mutant: Mutant, profile: str, kernel: str, arch: str = kconfig.UM) -> str:
-    """Build and test a copy of the repository with the mutant.
+class Crew:
+    """Workers that try mutants. Call with the lock held."""
 
-    Returns the first test that failed, or an empty text when none did. Call
-    with the lock held. Raises MutantError when no test came to run.
-    """
-    place = ensure_dir(cache_root() / PLACE)
-    copy = place / "repository"
-    copy_repository(repo_root(), copy)
-    series = copy / "linux-patches" / series_of(kernel)
-    shutil.copy(mutant.patch, series / "mutant.patch")
-    with (series / "series").open("a") as file:
-        file.write("mutant.patch\n")
-    junit = place / "junit.xml"
-    junit.unlink(missing_ok=True)
-    tests = [str(copy / "harness" / "tests" / killer) for killer in mutant.killers]
-    command = [str(copy / "linux-um"), "test", "--profile", profile, "--kernel", kernel,
-               "--arch", arch, "-q", "-x", "--tb=no", "--no-header", f"--junitxml={junit}",
-               "-p", "no:cacheprovider", *tests]  # fmt: skip
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "LINUX_UM_PYTHON": sys.executable},
-    ) as process:
-        try:
-            stdout, stderr = process.communicate()
-        except BaseException:
-            # The launcher ends its tests, and they their guests.
+    def __init__(self, profile: str, kernel: str, arch: str, jobs: int, term: Term) -> None:
+        """For *jobs* workers, which build mutants of *profile*."""
+        self.profile, self._kernel, self.arch = profile, kernel, arch
+        self._jobs = jobs
+        self._term = term
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def try_all(self, chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str | MutantError]]:
+        """Try each mutant of *chosen*; yield it, and its killer or why it was not tried."""
+        places: SimpleQueue[Place] = SimpleQueue()
+        for number in range(self._jobs):
+            places.put(self._place(number))
+        begun: dict[Future[str], Mutant] = {}
+
+        def work(mutant: Mutant) -> str:
+            place = places.get()
+            try:
+                return self._try(mutant, place)
+            finally:
+                places.put(place)
+
+        waiting = list(reversed(chosen))
+        done = 0
+        with ThreadPoolExecutor(self._jobs) as pool:
+            try:
+                while waiting or begun:
+                    while waiting and len(begun) < self._jobs:
+                        mutant = waiting.pop()
+                        begun[pool.submit(work, mutant)] = mutant
+                    with self._term.step(self._title(list(begun.values()), done, len(chosen))):
+                        ended, _ = wait(begun, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        done += 1
+                        yield begun.pop(future), self._verdict(future)
+            except BaseException:
+                self.end()
+                raise
+
+    def end(self) -> None:
+        """End what runs: each launcher ends its tests, and they their guests."""
+        self._ended = True
+        for process in list(self._running):
             process.terminate()
-            process.communicate()
-            raise
-    results = junit.read_text() if junit.is_file() else ""
-    return verdict_of(mutant.name, process.returncode, results, stdout + stderr)
+
+    def _title(self, tried: Sequence[Mutant], done: int, number: int) -> str:
+        if self._jobs == 1:
+            return f"mutant {tried[0].name}: {tried[0].breaks}"
+        names = " and ".join(mutant.name for mutant in tried)
+        return f"mutants, {done} of {number} tried: {names}"
+
+    def _verdict(self, future: Future[str]) -> str | MutantError:
+        try:
+            return future.result()
+        except MutantError as error:
+            return error
+
+    def _place(self, number: int) -> Place:
+        """Return where worker *number* works; the source is there for it."""
+        place = cache_root() / PLACE
+        if number == 0:
+            return Place(ensure_dir(place), cache_root())
+        build.ensure_tree(self.profile, self._kernel, term=self._term)
+        cache = ensure_dir(place / f"worker-{number}")
+        source = source_dir("x").parent
+        if not (cache / source.name).is_symlink():
+            (cache / source.name).symlink_to(source)
+        return Place(cache, cache)
+
+    def _try(self, mutant: Mutant, place: Place) -> str:
+        """Build and test a copy of the repository with the mutant.
+
+        Returns the first test that failed, or an empty text when none did. Raises
+        MutantError when no test came to run.
+        """
+        copy = place.directory / "repository"
+        copy_repository(repo_root(), copy)
+        series = copy / "linux-patches" / series_of(self._kernel)
+        shutil.copy(mutant.patch, series / "mutant.patch")
+        with (series / "series").open("a") as file:
+            file.write("mutant.patch\n")
+        junit = place.directory / "junit.xml"
+        junit.unlink(missing_ok=True)
+        tests = [str(copy / "harness" / "tests" / killer) for killer in mutant.killers]
+        # With several workers it is they that use the CPUs.
+        guests = ["-n", "0"] if self._jobs > 1 else []
+        command = [str(copy / "linux-um"), "test", "--profile", self.profile, "--kernel",
+                   self._kernel, "--arch", self.arch, "-q", "-x", "--tb=no", "--no-header",
+                   f"--junitxml={junit}", "-p", "no:cacheprovider", *guests, *tests]  # fmt: skip
+        environment = {
+            **os.environ,
+            "LINUX_UM_PYTHON": sys.executable,
+            "LINUX_UM_CACHE": str(place.cache),
+        }
+        status, said = self._run(command, environment)
+        results = junit.read_text() if junit.is_file() else ""
+        return verdict_of(mutant.name, status, results, said)
+
+    def _run(self, command: Sequence[str], environment: dict[str, str]) -> tuple[int, str]:
+        """Run *command*; return its status and what it has said."""
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        ) as process:
+            self._running.add(process)
+            try:
+                # Ended before it was seen to run.
+                if self._ended:
+                    process.terminate()
+                said, _ = process.communicate()
+            finally:
+                self._running.discard(process)
+        return process.returncode, said
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker has its copy of the repository, and its cache."""
+
+    directory: Path
+    cache: Path
 
 
 def copy_repository(source: Path, copy: Path) -> None:

@@ -176,16 +176,16 @@ def test_each_mutant_gets_a_line_and_none_ends_the_others(
 ) -> None:
     profiles, arches = [], []
 
-    def fake(tried: mutants.Mutant, profile: str, _kernel: str, arch: str) -> str:
-        profiles.append(profile)
-        arches.append(arch)
+    def fake(crew: mutants.Crew, tried: mutants.Mutant, _place: mutants.Place) -> str:
+        profiles.append(crew.profile)
+        arches.append(crew.arch)
         if tried.name == "one-domain":
             raise mutants.MutantError("it does not fit", "mend it")
         return killers.get(tried.name, "")
 
     monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
     monkeypatch.setattr(mutants, "load", lambda _directory: ALL)
-    monkeypatch.setattr(mutants, "try_mutant", fake)
+    monkeypatch.setattr(mutants.Crew, "_try", fake)
     assert mutants.run([], "fast", "6.12", term=Term(quiet=True)) == status
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["no-hook", "killed", "by", killers["no-hook"]]
@@ -212,10 +212,111 @@ def test_a_mutant_is_built_and_tested_for_its_machine(
 
     monkeypatch.setattr(mutants, "copy_repository", copy_repository)
     each = mutants.load(mutants.directory_of(DEFAULT_KERNEL, arch))[0]
-    assert mutants.try_mutant(each, "mutant", DEFAULT_KERNEL, arch) == ""
+    crew = mutants.Crew("mutant", DEFAULT_KERNEL, arch, 1, Term(quiet=True))
+    assert list(crew.try_all([each])) == [(each, "")]
     words = (tmp_path / "asked").read_text().split()
     assert words[words.index("--arch") + 1] == arch
     assert words[-1].endswith(each.killers[-1])
+
+
+@pytest.fixture
+def launchers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return a directory; a launcher there stands for that of each copy, and is yet to be written.
+
+    It is executed with the cache of its worker as a word.
+    """
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "src").mkdir(parents=True)
+
+    def copy_repository(_source: Path, copy: Path) -> None:
+        (copy / "linux-patches" / "6.12").mkdir(parents=True, exist_ok=True)
+        launcher = copy / "linux-um"
+        launcher.write_text(f'#!/bin/sh\nexec sh {tmp_path}/launcher "$LINUX_UM_CACHE"\n')
+        launcher.chmod(0o755)
+
+    monkeypatch.setattr(mutants, "copy_repository", copy_repository)
+    monkeypatch.setattr(build, "ensure_tree", lambda *_, **__: tmp_path)
+    return tmp_path
+
+
+def many(directory: Path, number: int) -> list[mutants.Mutant]:
+    """Return *number* mutants whose patches are there."""
+    found = [mutants.Mutant(f"m{i}", directory / f"m{i}", "x", ("t.py",)) for i in range(number)]
+    for each in found:
+        each.patch.touch()
+    return found
+
+
+def test_two_workers_try_at_the_same_time_each_with_a_cache_of_its_own(launchers: Path) -> None:
+    """Each waits for the other to have begun: one after the other they would wait for ever."""
+    (launchers / "launcher").write_text(
+        f'cd {launchers}; name=$(basename "$1"); touch began-$name\n'
+        "for i in $(seq 300); do [ $(ls began-* | wc -l) = 2 ] && exit 0; sleep 0.1; done; exit 1\n"
+    )
+    chosen = many(launchers, 2)
+    crew = mutants.Crew("mutant", DEFAULT_KERNEL, kconfig.UM, 2, Term(quiet=True))
+    assert sorted(each.name for each, killer in crew.try_all(chosen) if killer == "") == [
+        "m0", "m1",
+    ]  # fmt: skip
+    assert sorted(path.name for path in launchers.glob("began-*")) == [
+        "began-cache", "began-worker-1",
+    ]  # fmt: skip
+    worker = launchers / "cache" / mutants.PLACE / "worker-1"
+    assert (worker / "src").resolve() == launchers / "cache" / "src"
+
+
+def test_who_is_ended_leaves_no_worker_behind(
+    launchers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (launchers / "launcher").write_text(f"touch {launchers}/began-$$; exec sleep 300\n")
+
+    def interrupted(*_: object, **__: object) -> None:
+        deadline = time.monotonic() + 30
+        while len(list(launchers.glob("began-*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mutants, "wait", interrupted)
+    crew = mutants.Crew("mutant", DEFAULT_KERNEL, kconfig.UM, 2, Term(quiet=True))
+    with pytest.raises(KeyboardInterrupt):
+        list(crew.try_all(many(launchers, 3)))
+    pids = [path.name.partition("-")[2] for path in launchers.glob("began-*")]
+    assert len(pids) == 2
+    assert not [pid for pid in pids if Path("/proc", pid).exists()]
+
+
+def test_as_many_workers_as_are_asked_for_and_are_worth_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crews = []
+
+    def try_all(_crew: mutants.Crew, chosen: list[mutants.Mutant]) -> list[tuple[object, str]]:
+        return [(each, "t.py::test_x") for each in chosen]
+
+    def remember(*words: object) -> mutants.Crew:
+        crews.append(words[3])
+        return crew(*words)  # type: ignore[arg-type]
+
+    crew = mutants.Crew
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    monkeypatch.setattr(mutants.Crew, "try_all", try_all)
+    monkeypatch.setattr(mutants, "Crew", remember)
+    for number in (1, 2 * mutants.WORTH_A_WORKER - 1, 2 * mutants.WORTH_A_WORKER):
+        monkeypatch.setattr(mutants, "load", lambda _: many(tmp_path, number))  # noqa: B023
+        assert mutants.run([], "fast", DEFAULT_KERNEL, term=Term(quiet=True), jobs=4) == 0
+    assert crews == [1, 1, 2]
+
+
+def test_how_many_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert mutants.jobs_of(["no-*", "x"]) == (2, ["no-*", "x"])
+    assert mutants.jobs_of(["-n", "3", "no-*"]) == (3, ["no-*"])
+    assert mutants.jobs_of(["no-*", "-n12"]) == (12, ["no-*"])
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert mutants.jobs_of([]) == (1, [])
+    for words in (["-n"], ["-n", "0"], ["-n", "x"], ["-x"], ["a", "-k", "b"]):
+        with pytest.raises(UsageError, match="mutants have no such option"):
+            mutants.jobs_of(words)
 
 
 def test_the_copy_keeps_what_was_compiled_from_it_valid(tmp_path: Path) -> None:
