@@ -42,6 +42,8 @@ REST_SECONDS = 400
 # How often it is looked whether an engine is ready: KSM goes on when it is.
 POLL_MS = {"pksmd": 10, "ksmd": 2}
 SHARERS = 10_000
+# In which PKSM at full speed deals with the pages of the guest's own programs.
+OWN_PAGES_MS = 400
 
 
 def floor(guest: Guest) -> list[Sample]:
@@ -114,9 +116,21 @@ def work(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample]:
         return found + unmatched(guest, setting, mib, procs) + merged(guest, setting, mib, procs)
 
 
+def _deal_with_own_pages(guest: Guest, setting: Setting, pages: Hoard) -> None:
+    """Let PKSM have done what has nothing to do with the pages that are to come.
+
+    They are as many as in a MiB or two. KSM has been asked for none of them.
+    """
+    if setting.is_pksm:
+        set_engine(guest, setting, "run", "1")
+        pages.order(f"sleep {OWN_PAGES_MS}")
+        set_engine(guest, setting, "run", "0")
+
+
 def unmatched(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Sample]:
     """Measure what pages cost that are like no other, until the engine knows that."""
     with hoard(guest, mib, procs, dup=0) as pages:
+        _deal_with_own_pages(guest, setting, pages)
         number = pages.order("fill")["pages"]
         sample = _run_until(guest, setting, pages, "pages_unshared", number)
         return [{
@@ -129,6 +143,7 @@ def merged(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Sample]
     """Measure merging pages, breaking some off by writes, and unmerging the rest."""
     with hoard(guest, mib, procs, dup=100) as pages:
         where = {"engine": setting.name, "mib": mib, "procs": pages.procs}
+        _deal_with_own_pages(guest, setting, pages)
         number = pages.order("fill")["expected_sharing"]
         sample = _run_until(guest, setting, pages, "pages_sharing", number)
         found = [{

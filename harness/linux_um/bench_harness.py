@@ -143,6 +143,13 @@ def whole_suite(kernel: Sequence[str]) -> float:
     return time.monotonic() - began
 
 
+def known_bugs(kernel: Sequence[str]) -> float:
+    """Return the seconds that those tests take which are of a class of bugs (R1, R2, ...)."""
+    began = time.monotonic()
+    _passes([_launcher(), "test", *kernel, "-m", "regression"])
+    return time.monotonic() - began
+
+
 def _passes(command: Sequence[str]) -> None:
     """Run *command*. Raises BenchError with its last line when it fails."""
     done = subprocess.run(
@@ -162,10 +169,11 @@ MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
     ("gdb", "gdb to its prompt", gdb_to_prompt),
     ("gdb_first_stop", "gdb -- memdup to the first stop", gdb_to_first_stop),
     ("edit", "edit of one engine file to a test that has passed", edit_to_test),
+    ("bugs", "the tests of known classes of bugs", known_bugs),
     ("suite", "the whole suite", whole_suite),
 )
 # These take so long that once has to do, and are none of the quick ones.
-ONCE = ("edit", "suite")
+ONCE = ("edit", "bugs", "suite")
 
 
 def measure(
@@ -173,8 +181,9 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Do each measurement *turns* times, in turns; return the seconds by name.
 
-    *kernel* is its profile and version; *suite* says whether the whole suite is run as
-    well, and an edit of the engine built, which takes the build directory for its time. Raises BenchError for what does not work.
+    *kernel* is its profile and version; *suite* says whether tests are run as well, and an
+    edit of the engine built, which takes the build directory for its time. Raises BenchError
+    for what does not work.
     """
     from statistics import median
 

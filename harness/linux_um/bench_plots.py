@@ -54,7 +54,7 @@ def _work(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
     labels = [f"{what} page, {label}" for label, what, _ in bars]
     if left:
         labels.append("the floor")
-        axes.text(left, len(bars), f"  {left:.2f} µs: hash, memcmp, PTE", va="center")
+        axes.text(left, len(bars), f"  {left:.2f} µs: hash, comparison, PTE", va="center")
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.margins(x=0.25)

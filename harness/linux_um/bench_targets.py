@@ -239,8 +239,11 @@ def _scaling(results: Results) -> list[Target]:
 
 
 def _harness(harness: Mapping[str, Any]) -> list[Target]:
-    suite, edit = (harness.get(name, {}).get("median") for name in ("suite", "edit"))
+    suite, bugs, edit = (
+        harness.get(name, {}).get("median") for name in ("suite", "bugs", "edit")
+    )
     return [
+        Target("bugs", "the tests of known classes of bugs", bugs, 90, "s"),
         Target("suite", "the whole suite", suite, 90, "s"),
         Target("edit", "edit of one engine file, to a test that has passed", edit, 20, "s"),
     ]
