@@ -24,7 +24,7 @@ from .guest import Guest
 # Name, kernel, profile, architecture.
 MACHINES: tuple[tuple[str, str, str, str], ...] = (
     ("7.3, UML", "7.3", "smp", kconfig.UM),
-    ("x86_64, QEMU", "6.12", "fast", "x86_64"),
+    ("x86_64, QEMU", "6.12", "bench-pc", "x86_64"),
 )
 VARIANTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pksm-off", ("pksm=off",)),

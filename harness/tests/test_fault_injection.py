@@ -52,6 +52,8 @@ AGAIN = "sleep=30000"
 CACHES = ("anon_vma", "pksm_sharer", "pksm_stable_node")
 # In KiB: what the kernel itself takes or gives meanwhile. A leak is made to be more.
 NOISE = 1024
+# How often what may be noise has to be seen to be a leak.
+LEAKS = 3
 
 # On a PC: the agent's own pages are equal to others now and then.
 OF_THE_AGENT = 8
@@ -256,7 +258,12 @@ def swapping_in(site: str, how: str, boot_fresh: BootFresh) -> None:
 
     # What the first of them leaves with each CPU is no leak.
     _, free = run("off")
-    report, free_after = run(how)
+    # Nor is what one of them lacks, and the next one does not: what leaks does so each time.
+    for _ in range(LEAKS):
+        report, free_after = run(how)
+        lost, free = free - free_after, free_after
+        if lost < 2 * NOISE:
+            break
     must_have_failed(lab.guest, site)
     assert read_sites(lab.guest)[site].failed > pages // 5
     assert report["out"]["swapped"] == pages
@@ -264,7 +271,7 @@ def swapping_in(site: str, how: str, boot_fresh: BootFresh) -> None:
     assert report["in"]["swapped"] == report["in"]["merged_ptes"] == 0
     assert report["again"]["merged_ptes"] == 2 * pages
     lab.nothing_left()
-    assert free - free_after < 2 * NOISE
+    assert lost < 2 * NOISE
 
 
 def unmerging(site: str, how: str, boot_fresh: BootFresh) -> None:
@@ -343,7 +350,8 @@ def starting(site: str, how: str, boot_fresh: BootFresh) -> None:
         if not how.startswith("percent"):
             assert lab.guest.pksm("run") == 0
             lab.guest.sh(f"for i in $(seq 2000); do echo 1 > {RUN} && exit 1; done; true")
-            assert free - free_memory(lab.guest) < NOISE
+            # To leak the marks of the larger index each time would be twice as much.
+            assert free - free_memory(lab.guest) < 2 * NOISE
             report = pageops(lab.guest, "madvise=mergeable", "fill=dup", "sleep=9000", "stat=off",
                              "verify")  # fmt: skip
             assert report["off"]["merged_ptes"] == 0

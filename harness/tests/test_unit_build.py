@@ -389,7 +389,7 @@ def test_a_line_that_is_no_configuration_is_an_error() -> None:
 
 def test_an_unknown_profile_is_an_error_that_lists_the_known() -> None:
     for name in ("base", "none"):
-        with pytest.raises(errors.UsageError, match="fast, bench, cov, debug, kcsan, ksm, off, smp, smp-debug, smp-ksm$"):
+        with pytest.raises(errors.UsageError, match="fast, bench, bench-pc, cov, debug, kcsan, ksm, off, smp, smp-debug, smp-ksm$"):
             kconfig.fragments(name)
 
 
