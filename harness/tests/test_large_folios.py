@@ -240,6 +240,21 @@ def test_pages_that_are_watched_can_be_collapsed(huge: Guest) -> None:
     assert report["collapsed"]["large"] == HUGE
 
 
+def test_pages_that_are_merged_with_each_other_can_be_collapsed(huge: Guest) -> None:
+    """By MADV_COLLAPSE, whose caller never asked for merging; zero pages stay what they are."""
+    before = baseline(settle(huge))
+    report = pageops(
+        huge, "--huge", "madvise=nohugepage", "range=0-64", "fill=zero", "range=64-512",
+        "fill=same", "range=all", "settle", "stat=merged", "madvise=hugepage", "madvise=collapse",
+        "stat=collapsed", "verify", "write=10", "verify", procs=2, pages=HUGE,
+    )  # fmt: skip
+    merged = report["merged"]
+    assert (merged["zero"], merged["merged_ptes"]) == (2 * 64, 2 * (HUGE - 64))
+    assert merged["merged_pages"] < 16
+    assert (report["collapsed"]["large"], report["collapsed"]["merged_ptes"]) == (2 * HUGE, 0)
+    assert baseline(settle(huge)) == before
+
+
 def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
     """At khugepaged's own pace: it has nothing to collapse that PKSM would split again."""
     khugepaged(huge, 10_000)

@@ -52,6 +52,8 @@ void __pksm_count_mapping(int ptes, int pages);
 unsigned long pksm_nr_sharing(void);
 bool pksm_folio_merged(const struct folio *folio);
 int pksm_unmerge_page(struct vm_area_struct *vma, unsigned long addr);
+void __pksm_collapse_begin(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end);
 
 /**
  * pksm_rmap_item - the record of a page that may enter the engine
@@ -211,6 +213,25 @@ static inline bool pksm_page_watched(struct page *page)
 }
 
 /**
+ * pksm_collapse_begin - huge pages are to be made of a range, by the wish of its owner
+ * @vma: the VMA
+ * @start: first address
+ * @end: address behind the last
+ *
+ * Where pages are merged with each other that could not be done, however often it is
+ * tried: who has to isolate each page finds the second of them isolated already. Zero
+ * pages are in nobody's way.
+ *
+ * Context: Process context, mmap_lock held for reading. May sleep.
+ */
+static inline void pksm_collapse_begin(struct vm_area_struct *vma,
+				       unsigned long start, unsigned long end)
+{
+	if (static_branch_unlikely(&pksm_count_key) && vma->anon_vma)
+		__pksm_collapse_begin(vma, start, end);
+}
+
+/**
  * pksm_rmap_begin - the number of mappings of a page is about to change
  * @folio: the page, of order 0
  *
@@ -297,6 +318,11 @@ static inline int pksm_unmerge_page(struct vm_area_struct *vma,
 				    unsigned long addr)
 {
 	return -EBUSY;
+}
+
+static inline void pksm_collapse_begin(struct vm_area_struct *vma,
+				       unsigned long start, unsigned long end)
+{
 }
 
 static inline void pksm_page_unmapped(struct folio *folio)

@@ -13,6 +13,7 @@
 #include <linux/sched/signal.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
+#include <linux/userfaultfd_k.h>
 
 #include <trace/events/pksm.h>
 
@@ -43,7 +44,7 @@ bool pksm_folio_merged(const struct folio *folio)
 }
 
 /*
- * Does this PTE map something that PKSM merged, or is just about to merge?
+ * Does this PTE map a page that PKSM merged, or is just about to merge?
  *
  * It cannot come to be about to be merged from now on, where mmap_lock is held for
  * writing: see pksm_vma_fit(). So it is named in pksm_turning already; or it was, and
@@ -55,8 +56,6 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 	struct page *page;
 
 	if (pte_present(pte)) {
-		if (is_ksm_zero_pte(pte))
-			return true;
 		page = vm_normal_page(vma, addr, pte);
 	} else {
 		/* The fault will wait until it has moved. */
@@ -68,9 +67,12 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 /**
  * struct pksm_search - look for merged pages in a VMA
  * @addr: the address of the first
+ * @write: as for a write: zero pages that PKSM installed are none of them, and a copy
+ *	is mapped writable
  */
 struct pksm_search {
 	unsigned long addr;
+	bool write;
 };
 
 /* Large pages are never merged: neither look into them nor split them. */
@@ -85,13 +87,20 @@ static int pksm_search_pmd(pmd_t *pmd, unsigned long addr, unsigned long next,
 	return 0;
 }
 
+/* Does this PTE map a zero page that PKSM installed? */
+static bool pksm_pte_zero(pte_t pte)
+{
+	return pte_present(pte) && is_ksm_zero_pte(pte);
+}
+
 static int pksm_search_pte(pte_t *pte, unsigned long addr, unsigned long next,
 			   struct mm_walk *walk)
 {
 	struct pksm_search *search = walk->private;
 	pte_t entry = ptep_get(pte);
 
-	if (!pksm_pte_merged(walk->vma, addr, entry))
+	if (!pksm_pte_merged(walk->vma, addr, entry) &&
+	    (search->write || !pksm_pte_zero(entry)))
 		return 0;
 	search->addr = addr;
 	return 1;
@@ -109,6 +118,48 @@ static const struct mm_walk_ops pksm_search_locked_ops = {
 	.walk_lock = PGWALK_WRLOCK,
 };
 
+/* Break what a search finds in a range. Returns what pksm_unmerge_range() does. */
+static int pksm_break_found(struct vm_area_struct *vma, unsigned long start,
+			    unsigned long end, const struct mm_walk_ops *ops,
+			    struct pksm_search *search)
+{
+	unsigned int flags = FAULT_FLAG_REMOTE;
+	unsigned long last = end;
+	vm_fault_t fault;
+	int err;
+
+	flags |= search->write ? FAULT_FLAG_WRITE : FAULT_FLAG_UNSHARE;
+	while (start < end) {
+		if (signal_pending(current))
+			return -ERESTARTSYS;
+		err = walk_page_range_vma(vma, start, end, ops, search);
+		if (err < 0)
+			return err;
+		if (!err)
+			return 0;
+		/*
+		 * The fault may back out, so the same page is looked at again;
+		 * or pksmd has not yet frozen one that it is about to merge,
+		 * and may need this CPU to see that it must not.
+		 * SIGBUS means that truncation has just unmapped it.
+		 */
+		start = search->addr;
+		if (start == last)
+			schedule_timeout_killable(1);
+		last = start;
+		fault = pksm_should_fail(PKSM_FAIL_UNSHARE) ?
+			VM_FAULT_OOM : handle_mm_fault(vma, start, flags, NULL);
+		trace_pksm_unmerge(vma->vm_mm, start,
+				   (__force unsigned int)fault);
+		if (fault & VM_FAULT_OOM)
+			return -ENOMEM;
+		if (fault & (VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV |
+			     VM_FAULT_HWPOISON))
+			start += PAGE_SIZE;
+	}
+	return 0;
+}
+
 /**
  * pksm_unmerge_range - break every merged page of a range
  * @vma: the VMA
@@ -123,45 +174,38 @@ static const struct mm_walk_ops pksm_search_locked_ops = {
 int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end, bool lock_vma)
 {
-	const struct mm_walk_ops *ops = lock_vma ? &pksm_search_locked_ops :
-						   &pksm_search_ops;
 	struct pksm_search search = { };
-	unsigned long last = end;
-	vm_fault_t fault;
-	int err;
 
-	while (start < end) {
-		if (signal_pending(current))
-			return -ERESTARTSYS;
-		err = walk_page_range_vma(vma, start, end, ops, &search);
-		if (err < 0)
-			return err;
-		if (!err)
-			return 0;
-		/*
-		 * The fault may back out, so the same page is looked at again;
-		 * or pksmd has not yet frozen one that it is about to merge,
-		 * and may need this CPU to see that it must not.
-		 * SIGBUS means that truncation has just unmapped it.
-		 */
-		start = search.addr;
-		if (start == last)
-			schedule_timeout_killable(1);
-		last = start;
-		fault = pksm_should_fail(PKSM_FAIL_UNSHARE) ?
-			VM_FAULT_OOM :
-			handle_mm_fault(vma, start, FAULT_FLAG_UNSHARE |
-					FAULT_FLAG_REMOTE, NULL);
-		trace_pksm_unmerge(vma->vm_mm, start,
-				   (__force unsigned int)fault);
-		if (fault & VM_FAULT_OOM)
-			return -ENOMEM;
-		if (fault & (VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV |
-			     VM_FAULT_HWPOISON))
-			start += PAGE_SIZE;
-	}
-	return 0;
+	return pksm_break_found(vma, start, end,
+				lock_vma ? &pksm_search_locked_ops :
+					   &pksm_search_ops, &search);
 }
+
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+/**
+ * __pksm_collapse_begin - of pksm_collapse_begin()
+ * @vma: the VMA
+ * @start: first address
+ * @end: address behind the last
+ *
+ * Only what is mapped writable somewhere is collapsed, and nothing whose owner wants to
+ * be told of writes. A copy that cannot be had is no matter: who collapses will find
+ * what is in the way.
+ *
+ * Context: Process context, mmap_lock held for reading. May sleep.
+ */
+void __pksm_collapse_begin(struct vm_area_struct *vma, unsigned long start,
+			   unsigned long end)
+{
+	struct pksm_search search = { .write = true };
+
+	if (!(vma->vm_flags & VM_WRITE) || userfaultfd_wp(vma))
+		return;
+	pksm_break_found(vma, ALIGN(start, HPAGE_PMD_SIZE),
+			 ALIGN_DOWN(end, HPAGE_PMD_SIZE), &pksm_search_ops,
+			 &search);
+}
+#endif
 
 /**
  * pksm_unmerge_page - break a merged page that is in the way of its owner
