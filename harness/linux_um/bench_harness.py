@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +137,10 @@ def _edit(copy: Path) -> None:
         source.write(f"\nstatic int __maybe_unused {name}(void)\n{{\n\treturn 0;\n}}\n")
 
 
-def whole_suite(kernel: Sequence[str]) -> float:
-    """Return the seconds that the whole suite takes."""
+def tests(words: Sequence[str], kernel: Sequence[str]) -> float:
+    """Return the seconds that the suite takes, or what pytest's *words* choose of it."""
     began = time.monotonic()
-    _passes([_launcher(), "test", *kernel])
-    return time.monotonic() - began
-
-
-def known_bugs(kernel: Sequence[str]) -> float:
-    """Return the seconds that those tests take which are of a class of bugs (R1, R2, ...)."""
-    began = time.monotonic()
-    _passes([_launcher(), "test", *kernel, "-m", "regression"])
+    _passes([_launcher(), "test", *kernel, *words])
     return time.monotonic() - began
 
 
@@ -169,8 +163,8 @@ MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
     ("gdb", "gdb to its prompt", gdb_to_prompt),
     ("gdb_first_stop", "gdb -- memdup to the first stop", gdb_to_first_stop),
     ("edit", "edit of one engine file to a test that has passed", edit_to_test),
-    ("bugs", "the tests of known classes of bugs", known_bugs),
-    ("suite", "the whole suite", whole_suite),
+    ("bugs", "the tests of known classes of bugs", partial(tests, ("-m", "regression"))),
+    ("suite", "the whole suite", partial(tests, ())),
 )
 # These take so long that once has to do, and are none of the quick ones.
 ONCE = ("edit", "bugs", "suite")

@@ -35,7 +35,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 from . import build, kconfig
 from .errors import EXIT_LAUNCHER, LinuxUmError, UsageError
@@ -177,12 +176,20 @@ def run(
     return 1 if survived else EXIT_LAUNCHER if untried else 0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a worker has its copy of the repository, and its cache."""
+
+    directory: Path
+    cache: Path
+
+
 class Crew:
     """Workers that try mutants. Call with the lock held."""
 
     def __init__(self, profile: str, kernel: str, arch: str, jobs: int, term: Term) -> None:
         """For *jobs* workers, which build mutants of *profile*."""
-        self.profile, self._kernel, self.arch = profile, kernel, arch
+        self.profile, self.kernel, self.arch = profile, kernel, arch
         self._jobs = jobs
         self._term = term
         self._running: set[subprocess.Popen[str]] = set()
@@ -190,31 +197,23 @@ class Crew:
 
     def try_all(self, chosen: Sequence[Mutant]) -> Iterator[tuple[Mutant, str | MutantError]]:
         """Try each mutant of *chosen*; yield it, and its killer or why it was not tried."""
-        places: SimpleQueue[Place] = SimpleQueue()
-        for number in range(self._jobs):
-            places.put(self._place(number))
-        begun: dict[Future[str], Mutant] = {}
-
-        def work(mutant: Mutant) -> str:
-            place = places.get()
-            try:
-                return self._try(mutant, place)
-            finally:
-                places.put(place)
-
+        free = [self._place(number) for number in range(self._jobs)]
+        begun: dict[Future[str], tuple[Mutant, Place]] = {}
         waiting = list(reversed(chosen))
-        done = 0
         with ThreadPoolExecutor(self._jobs) as pool:
             try:
                 while waiting or begun:
-                    while waiting and len(begun) < self._jobs:
-                        mutant = waiting.pop()
-                        begun[pool.submit(work, mutant)] = mutant
-                    with self._term.step(self._title(list(begun.values()), done, len(chosen))):
+                    while waiting and free:
+                        mutant, place = waiting.pop(), free.pop()
+                        begun[pool.submit(self._try, mutant, place)] = mutant, place
+                    tried = [mutant for mutant, _ in begun.values()]
+                    done = len(chosen) - len(waiting) - len(begun)
+                    with self._term.step(self._title(tried, done, len(chosen))):
                         ended, _ = wait(begun, return_when=FIRST_COMPLETED)
                     for future in ended:
-                        done += 1
-                        yield begun.pop(future), self._verdict(future)
+                        mutant, place = begun.pop(future)
+                        free.append(place)
+                        yield mutant, self._verdict(future)
             except BaseException:
                 self.end()
                 raise
@@ -242,7 +241,7 @@ class Crew:
         place = cache_root() / PLACE
         if number == 0:
             return Place(ensure_dir(place), cache_root())
-        build.ensure_tree(self.profile, self._kernel, term=self._term)
+        build.ensure_tree(self.profile, self.kernel, term=self._term)
         cache = ensure_dir(place / f"worker-{number}")
         source = source_dir("x").parent
         if not (cache / source.name).is_symlink():
@@ -257,7 +256,7 @@ class Crew:
         """
         copy = place.directory / "repository"
         copy_repository(repo_root(), copy)
-        series = copy / "linux-patches" / series_of(self._kernel)
+        series = copy / "linux-patches" / series_of(self.kernel)
         shutil.copy(mutant.patch, series / "mutant.patch")
         with (series / "series").open("a") as file:
             file.write("mutant.patch\n")
@@ -267,7 +266,7 @@ class Crew:
         # With several workers it is they that use the CPUs.
         guests = ["-n", "0"] if self._jobs > 1 else []
         command = [str(copy / "linux-um"), "test", "--profile", self.profile, "--kernel",
-                   self._kernel, "--arch", self.arch, "-q", "-x", "--tb=no", "--no-header",
+                   self.kernel, "--arch", self.arch, "-q", "-x", "--tb=no", "--no-header",
                    f"--junitxml={junit}", "-p", "no:cacheprovider", *guests, *tests]  # fmt: skip
         environment = {
             **os.environ,
@@ -297,14 +296,6 @@ class Crew:
             finally:
                 self._running.discard(process)
         return process.returncode, said
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker has its copy of the repository, and its cache."""
-
-    directory: Path
-    cache: Path
 
 
 def copy_repository(source: Path, copy: Path) -> None:

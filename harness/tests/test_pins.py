@@ -35,7 +35,7 @@ def test_r40_pinned_pages_cost_little_while_they_wait(guest: Guest) -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["in-the-index", "held-all-its-life"])
 def test_a_page_that_is_held_keeps_no_others_from_merging(guest: Guest, late: bool) -> None:
     """Pages that are equal to it find each other; when it is given back, it joins them."""
-    # What else these processes have is merged as well, and not to be counted.
+    # Else the rest of what these processes have would be merged and counted as well.
     guest.set_pksm("scope", "madvise")
     before = baseline(settle(guest))
     first = ("@0:fill=dup", "@0:pin", "settle") if late else ("@0:fill=dup", "settle", "@0:pin")

@@ -398,9 +398,14 @@ def test_the_test_that_follows_an_edit_is_there() -> None:
     assert (repo_root() / bench_harness.EDITED).is_file()
 
 
-def test_the_suite_is_measured_as_a_whole(repository: Path, tmp_path: Path) -> None:
-    assert bench_harness.whole_suite(["--kernel", "6.12"]) > 0
-    assert (tmp_path / "log").read_text().split()[1:] == ["test", "--kernel", "6.12", "0"]
+@pytest.mark.parametrize(("name", "words"), [("suite", []), ("bugs", ["-m", "regression"])])
+def test_the_suite_is_measured_as_a_whole_and_in_part(
+    repository: Path, tmp_path: Path, name: str, words: list[str]
+) -> None:
+    (measure,) = (run for each, _, run in bench_harness.MEASUREMENTS if each == name)
+    assert measure(["--kernel", "6.12"]) > 0
+    said = (tmp_path / "log").read_text().split()[1:]
+    assert said == ["test", "--kernel", "6.12", *words, "0"]
     assert bench_run.FULL.suite and not bench_run.QUICK.suite
 
 
