@@ -48,6 +48,20 @@ def test_what_comes_back_from_a_device_is_merged(guest: Guest) -> None:
     assert baseline(settle(guest)) == before
 
 
+def test_zero_pages_in_whose_place_a_device_has_its_own_are_counted_no_more(guest: Guest) -> None:
+    """They are collected as pages that need not be copied."""
+    before = baseline(settle(guest))
+    report = pageops(
+        guest, "fill=zero", "settle", "stat=merged", "@0:device", "stat=moved", "verify",
+        "settle", "verify", procs=2, pages=PAGES,
+    )  # fmt: skip
+    zero = report["merged"].counters["zero_pages"]
+    assert report["merged"]["zero"] == 2 * PAGES
+    assert report["moved"]["swapped"] == PAGES
+    assert report["moved"].counters["zero_pages"] == zero - PAGES
+    assert baseline(settle(guest)) == before
+
+
 @pytest.mark.regression("R26")
 def test_r26_what_a_device_has_for_itself_is_not_merged(guest: Guest) -> None:
     """R26: the page is where it was, and no PTE is present; that says not that it has no owner."""

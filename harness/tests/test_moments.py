@@ -20,6 +20,7 @@ from lab import (
     ram_swap,
     release,
     settle,
+    swap_device,
 )
 from linux_um.guest import Guest
 from test_migrate import FILLER, ISLANDS
@@ -93,6 +94,43 @@ def test_whatever_a_process_does_meanwhile(still: Guest, moment: str, who: int) 
             assert report["after"]["merged_ptes"] == merged, name
         still.run(["pksmwait", "--until", "stable_nodes==0"])
         assert baseline(settle(still)) == before, name
+
+
+def test_what_a_child_has_lent_is_not_written_to_when_the_engine_lets_go(still: Guest) -> None:
+    """The page was kept still for nothing: it is not its owner's own while a pipe has it.
+
+    The child was born, and has gone, while nobody could write to the page. Its parent
+    writes to it afterwards, and that must not come out of the pipe.
+    """
+    before = baseline(settle(still))
+    report = pageops(
+        still, "madvise=mergeable", "@0:fill=dup", "settle", "hold=frozen", "@1:fill=dup", "held",
+        "&@0:pin=child", "&@1:poke=4095", "sleep=50", "hold=off", "join", "settle", "stat=apart",
+        "@0:poke=7", "@0:unpin=old", "verify",
+        procs=2, pages=1,
+    )  # fmt: skip
+    assert report["apart"]["merged_ptes"] == 0
+    assert baseline(settle(still)) == before
+
+
+def test_who_forbids_merging_while_a_page_is_swapped_out_gets_a_copy_of_it(still: Guest) -> None:
+    """The swap cache has the merged page still; it is not mapped again where it must not be."""
+    before = baseline(settle(still))
+    report = pageops(
+        still, "madvise=mergeable", "fill=dup", "settle", "@1:write=100", "settle", "stat=single",
+        "@0:madvise=pageout", "stat=out", "@0:madvise=unmergeable", "@0:touch=read", "stat=back",
+        "verify",
+        procs=2, pages=64,
+    )  # fmt: skip
+    assert report["single"].counters["pages_shared"] == 64
+    assert report["out"]["swapped"] == 64
+    assert report["out"].counters["stable_nodes"] == 64, (
+        "the swap cache has given them up: the test tested nothing"
+    )
+    assert report["back"]["present"] == 2 * 64 and report["back"]["merged_ptes"] == 0
+    # The swap cache keeps them until their memory is wanted.
+    still.run(["swapoff", swap_device(still)])
+    assert baseline(settle(still)) == before
 
 
 @pytest.mark.regression("R9")

@@ -253,6 +253,13 @@ void pagestat_free(struct pagestat *st);
  * another negative errno.
  */
 int reclaim_all(const char *group, bool (*out)(void));
+/*
+ * Makes a range read-only while the engine is held, beside a thread that writes to the
+ * word at @at of it, and writable again. Returns 1 when the thread has written to it
+ * afterwards, 0 when it has not, and a negative errno, -ETIMEDOUT when nobody was held.
+ */
+int stale_writes(void *start, size_t bytes, size_t at, uint64_t timeout_ms);
+
 /* ---- references that somebody else holds ------------------------------ */
 
 /* A page that a pipe has got by vmsplice(), and what it held then. */
@@ -263,6 +270,8 @@ struct pin {
 
 /* Returns 0 or a negative errno. */
 int pin_page(struct pin *pin, void *page, const struct content *c);
+/* The same by a child, which has the page as well, and has gone when this returns. */
+int pin_page_by_child(struct pin *pin, void *page, const struct content *c);
 /*
  * Takes the page out of its pipe, which ends the reference. Returns the number
  * of wrong pages: it must hold @expected, or what it held first if that is NULL.

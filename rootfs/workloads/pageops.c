@@ -239,6 +239,7 @@ static const struct {
 	{ "bind", OP_BIND, false }, { "move", OP_MOVE, false },
 	{ "migrate", OP_MIGRATE, false }, { "user", OP_USER, true },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
+	{ "stale", OP_STALE, true },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -370,7 +371,8 @@ static void __noreturn usage(void)
 		"  merge=0|1 (the prctl)   user=ID (becomes a process of that user)\n"
 		"  self=PATH:TEXT (writes to a file that means the writer)\n"
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
-		"  pin (by a pipe)   unpin[=old] (and see that what is written, or was there, comes out)\n"
+		"  pin[=child] (by a pipe; of a child that goes)\n"
+		"  unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write|hugepage|nohugepage|collapse|soft_offline\n"
 		"  cpu=NUMBER   look=MS (reads the pages all the time)   migrate=FROM-TO (all it has)\n"
@@ -380,6 +382,7 @@ static void __noreturn usage(void)
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION   stay (locks the parent in memory)\n"
+		"  stale=SECONDS (makes it all read-only when the engine is held, and writes on)\n"
 		"  hold=POINT[:NUMBER|:@K] (of the engine)   held   hold=step|off\n"
 		"\n"
 		"&@K:OPERATION or &OPERATION is not waited for but by the next of that process, or\n"

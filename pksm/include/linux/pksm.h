@@ -213,7 +213,7 @@ static inline bool pksm_page_watched(struct page *page)
 }
 
 /**
- * pksm_collapse_begin - huge pages are to be made of a range, by the wish of its owner
+ * pksm_collapse_begin - a huge page is to be made of a range, by the wish of its owner
  * @vma: the VMA
  * @start: first address
  * @end: address behind the last

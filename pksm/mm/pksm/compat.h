@@ -127,6 +127,16 @@ static inline bool pksm_pte_uffd(pte_t pte)
 #endif
 }
 
+/* Does the owner want to be told when its pages are accessed? */
+static inline bool pksm_vma_uffd(struct vm_area_struct *vma)
+{
+#ifdef UFFD_FEATURE_RWP
+	return userfaultfd_protected(vma);
+#else
+	return userfaultfd_wp(vma);
+#endif
+}
+
 /* A page of order 0. That it is no huge page had to be said in 6.12. */
 static inline struct folio *pksm_alloc_page(struct vm_area_struct *vma,
 					    unsigned long addr)

@@ -42,6 +42,7 @@ static const char *const pksm_point_names[PKSM_NR_POINTS] = {
 	[PKSM_AT_VISIT]		= "visit",
 	[PKSM_AT_MIGRATE]	= "migrate",
 	[PKSM_AT_LARGE]		= "large",
+	[PKSM_AT_UNFLUSHED]	= "unflushed",
 };
 
 /* Those who write to the file, one at a time. Taken before pksm_hold_lock. */

@@ -21,6 +21,8 @@
  *	locked (its old page frame number)
  * @PKSM_AT_LARGE: the first page of a large folio was read, which is locked, and watched
  *	if it is to be (its page frame number)
+ * @PKSM_AT_UNFLUSHED: the PTEs of a large folio are write-protected, and the TLB was not
+ *	flushed yet; it is locked (its page frame number)
  * @PKSM_NR_POINTS: how many there are
  */
 enum pksm_point {
@@ -31,6 +33,7 @@ enum pksm_point {
 	PKSM_AT_VISIT,
 	PKSM_AT_MIGRATE,
 	PKSM_AT_LARGE,
+	PKSM_AT_UNFLUSHED,
 	PKSM_NR_POINTS,
 };
 

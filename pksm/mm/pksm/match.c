@@ -101,16 +101,16 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 								key->domain);
 				*differed |= result == PKSM_DIFFERS;
 			}
+			/* The next one shall find it before those that are full. */
+			if (result == PKSM_MERGED && full) {
+				pksm_stable_remove(node);
+				pksm_stable_insert(node);
+			}
 		}
 		folio_unlock(kfolio);
 		folio_put(kfolio);
 		if (result != PKSM_DIFFERS || full == PKSM_MAX_FULL)
 			break;
-	}
-	/* The next one shall find it before those that are full. */
-	if (result == PKSM_MERGED && full) {
-		pksm_stable_remove(node);
-		pksm_stable_insert(node);
 	}
 	return result;
 }

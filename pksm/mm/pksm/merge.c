@@ -222,9 +222,11 @@ static bool pksm_thaw_one(struct folio *folio, struct vm_area_struct *vma,
 	/*
 	 * Had it been mapped a second time meanwhile, by fork, it would be
 	 * nobody's own any more. The page table lock keeps that from happening
-	 * now.
+	 * now. A child that has gone again may have left a reference behind,
+	 * whose holder must not see what is written from now on.
 	 */
-	if (pte_present(ptep_get(pvmw.pte)) && folio_mapcount(folio) == 1)
+	if (pte_present(ptep_get(pvmw.pte)) && folio_mapcount(folio) == 1 &&
+	    pksm_no_foreign_reference(folio))
 		SetPageAnonExclusive(page);
 	page_vma_mapped_walk_done(&pvmw);
 	return false;

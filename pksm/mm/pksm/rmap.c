@@ -112,7 +112,8 @@ struct folio *ksm_might_need_to_copy(struct folio *folio,
 	if (folio_test_large(folio))
 		return folio;
 	if (folio_test_ksm(folio)) {
-		if (pksm_folio_node(folio) &&
+		/* Its owner may have forbidden it while it was swapped out. */
+		if (pksm_folio_node(folio) && pksm_vma_mergeable(vma) &&
 		    READ_ONCE(pksm_run) != PKSM_RUN_UNMERGE)
 			return folio;
 	} else if (!anon_vma ||
@@ -193,13 +194,16 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 
 	pksm_hold(PKSM_AT_MIGRATE, folio_pfn(folio));
 	newitem = __pksm_rmap_item(newpage);
-	/* pksm_set_run() has seen to it that every page has a record. */
-	if (WARN_ON_ONCE(!newitem))
-		return;
 	VM_WARN_ON_ONCE_FOLIO(node->pfn != folio_pfn(folio), folio);
 	WRITE_ONCE(node->pfn, folio_pfn(newfolio));
 	pksm_forget(page, __pksm_rmap_item(page));
-	pksm_add_moved_page(newpage, newitem, true, 0);
+	/*
+	 * pksm_set_run() has seen to it that every page has a record; of memory that
+	 * came later it may be that none has. The node is never freed then, which
+	 * newfolio->mapping points to already.
+	 */
+	if (!WARN_ON_ONCE(!newitem))
+		pksm_add_moved_page(newpage, newitem, true, 0);
 	/*
 	 * The new folio has had the mapping for a while. That the node points
 	 * to it must be seen before the old folio loses the mapping, or the

@@ -31,9 +31,13 @@ static void pksm_intake_folio(struct folio *folio)
 	/* Who holds the lock is about to swap it, to move it, or to copy it. */
 	if (!folio_trylock(folio))
 		return;
-	item = __pksm_rmap_item(page);
+	/* The gate is closed for good when all RCU readers are done. */
+	rcu_read_lock();
+	item = static_branch_unlikely(&pksm_intake_key) ?
+	       __pksm_rmap_item(page) : NULL;
 	if (item && !PagePKSM(page))
 		pksm_add_moved_page(page, item, false, 0);
+	rcu_read_unlock();
 	folio_unlock(folio);
 }
 

@@ -185,7 +185,7 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 /**
  * __pksm_collapse_begin - of pksm_collapse_begin()
  * @vma: the VMA
- * @start: first address
+ * @start: first address, of a huge page
  * @end: address behind the last
  *
  * Only what is mapped writable somewhere is collapsed, and nothing whose owner wants to
@@ -199,11 +199,13 @@ void __pksm_collapse_begin(struct vm_area_struct *vma, unsigned long start,
 {
 	struct pksm_search search = { .write = true };
 
-	if (!(vma->vm_flags & VM_WRITE) || userfaultfd_wp(vma))
+	if (!vma_is_anonymous(vma) || !(vma->vm_flags & VM_WRITE) ||
+	    pksm_vma_uffd(vma))
 		return;
-	pksm_break_found(vma, ALIGN(start, HPAGE_PMD_SIZE),
-			 ALIGN_DOWN(end, HPAGE_PMD_SIZE), &pksm_search_ops,
-			 &search);
+	pksm_break_found(vma, start, end, &pksm_search_ops, &search);
+	/* Who is in a batch of the LRU lists cannot be isolated. */
+	if (search.addr)
+		lru_add_drain_all();
 }
 #endif
 

@@ -22,6 +22,7 @@
 
 #include "../internal.h"
 #include "internal.h"
+#include "hold.h"
 
 /**
  * struct pksm_protect - one attempt to write-protect a page
@@ -73,6 +74,12 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 	mmu_notifier_range_init(&range, MMU_NOTIFY_PROTECTION_PAGE, 0,
 				vma->vm_mm, addr, vma_address_end(&pvmw));
 	mmu_notifier_invalidate_range_start(&range);
+	/*
+	 * Between the PTEs of a large folio and the flush nobody holds their lock: who
+	 * sees them read-only must not believe that no CPU can write any more.
+	 */
+	if (folio_test_large(folio))
+		inc_tlb_flush_pending(vma->vm_mm);
 	while (page_vma_mapped_walk(&pvmw)) {
 		if (!pvmw.pte) {
 			pksm_watch_pmd(&pvmw, folio, protect);
@@ -85,7 +92,7 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 		}
 		flush_cache_page(vma, pvmw.address, pte_pfn(pte));
 		if (folio_test_large(folio)) {
-			/* Not a flush for each of them, under one lock. */
+			/* Not a flush for each of them. */
 			ptep_set_wrprotect(vma->vm_mm, pvmw.address, pvmw.pte);
 			unflushed++;
 			continue;
@@ -101,12 +108,15 @@ static bool pksm_watch_one(struct folio *folio, struct vm_area_struct *vma,
 		set_pte_at(vma->vm_mm, pvmw.address, pvmw.pte, pte);
 	}
 	if (unflushed) {
+		pksm_hold(PKSM_AT_UNFLUSHED, folio_pfn(folio));
 		flush_tlb_range(vma, range.start, range.end);
 		/* After that, whoever has found a PTE writable has a reference. */
 		if (!pksm_no_foreign_reference(folio))
 			protect->failed = true;
 		protect->nr += unflushed;
 	}
+	if (folio_test_large(folio))
+		dec_tlb_flush_pending(vma->vm_mm);
 	mmu_notifier_invalidate_range_end(&range);
 	return !protect->failed;
 }

@@ -257,6 +257,17 @@ static int do_device(const char *how)
 	return err == -ENOENT ? 0 : err;
 }
 
+/* In the last page of the range; at most so long until somebody is held. */
+static int do_stale(uint64_t seconds, struct reply *r)
+{
+	int found = stale_writes(me.base, ops.pages * PAGE_BYTES,
+				 (me.last - 1) * PAGE_BYTES + 8, seconds * 1000);
+
+	if (found > 0)
+		r->wrong++;
+	return found < 0 ? found : 0;
+}
+
 /* NODE, NODE:move and NODE:all; 0 or a negative errno. */
 static int parse_node(const char *arg, int *node, unsigned int *flags)
 {
@@ -341,15 +352,18 @@ static int do_mprotect(const char *how)
 	return mprotect(at(me.first), bytes(), prot) ? -errno : 0;
 }
 
-static int do_pin(void)
+static int do_pin(const char *how)
 {
 	size_t i;
 	int err = 0;
 
+	if (*how && strcmp(how, "child"))
+		return -EINVAL;
 	if (!me.pins)
 		me.pins = untracked_alloc(ops.pages * sizeof(*me.pins));
 	for (i = me.first; i < me.last && !err; i++)
-		err = pin_page(&me.pins[i], at(i), &me.shadow[i]);
+		err = (*how ? pin_page_by_child : pin_page)(&me.pins[i], at(i),
+							    &me.shadow[i]);
 	return err;
 }
 
@@ -530,7 +544,7 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 			    -errno : 0;
 		break;
 	case OP_PIN:
-		r->status = do_pin();
+		r->status = do_pin(o->text);
 		break;
 	case OP_UNPIN:
 		r->status = do_unpin(o->text, r);
@@ -540,6 +554,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_UFFD_WP:
 		r->status = do_uffd_wp();
+		break;
+	case OP_STALE:
+		r->status = do_stale(o->value, r);
 		break;
 	case OP_DEVICE:
 		r->status = do_device(o->text);

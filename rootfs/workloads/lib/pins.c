@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../common.h"
@@ -20,19 +21,43 @@ static void raise_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int pin_page(struct pin *pin, void *page, const struct content *c)
+/* Returns 0 or a negative errno. */
+static int give(int fd, void *page)
 {
 	struct iovec iov = { page, PAGE_BYTES };
+
+	if (vmsplice(fd, &iov, 1, 0) != (ssize_t)PAGE_BYTES)
+		return errno ? -errno : -EIO;
+	return 0;
+}
+
+/* Returns 0 or a negative errno. */
+static int give_by_child(int fd, void *page)
+{
+	pid_t pid = fork();
+	int status;
+
+	if (pid < 0)
+		return -errno;
+	if (!pid)
+		_exit(-give(fd, page));
+	if (waitpid(pid, &status, 0) != pid)
+		return -errno;
+	return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
+}
+
+static int pin_by(int (*how)(int fd, void *page), struct pin *pin, void *page,
+		  const struct content *c)
+{
 	static bool raised;
-	int ends[2], err = 0;
+	int ends[2], err;
 
 	if (!raised)
 		raise_limit();
 	raised = true;
 	if (pipe2(ends, O_CLOEXEC))
 		return -errno;
-	if (vmsplice(ends[1], &iov, 1, 0) != (ssize_t)PAGE_BYTES)
-		err = errno ? -errno : -EIO;
+	err = how(ends[1], page);
 	close(ends[1]);
 	if (err) {
 		close(ends[0]);
@@ -41,6 +66,16 @@ int pin_page(struct pin *pin, void *page, const struct content *c)
 	pin->fd = ends[0];
 	pin->content = *c;
 	return 0;
+}
+
+int pin_page(struct pin *pin, void *page, const struct content *c)
+{
+	return pin_by(give, pin, page, c);
+}
+
+int pin_page_by_child(struct pin *pin, void *page, const struct content *c)
+{
+	return pin_by(give_by_child, pin, page, c);
 }
 
 uint64_t pin_check(struct pin *pin, const struct content *expected)
