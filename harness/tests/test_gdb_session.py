@@ -369,14 +369,16 @@ def test_a_test_under_gdb(runs: Path, script: Script, tmp_path: Path) -> None:
     """Its guest waits for gdb and has no time limits; the status is pytest's, or the script's."""
     test = tmp_path / "test_it.py"
     test.write_text(
+        "import os\n"
         "from linux_um.guest import boot_guest\n"
+        "PROFILE = os.environ['LINUX_UM_PROFILE']\n"
         "def test_it():\n"
-        "    with boot_guest(timeout=10) as guest:\n"
+        "    with boot_guest(PROFILE, timeout=10) as guest:\n"
         "        assert guest.run(['echo', 'x'], timeout=0.5).stdout == 'x\\n'\n"
-        "    with boot_guest() as second:\n"
+        "    with boot_guest(PROFILE) as second:\n"
         "        assert second.run(['echo', 'y']).stdout == 'y\\n'\n"
         "def test_fails():\n"
-        "    with boot_guest() as guest:\n"
+        "    with boot_guest(PROFILE) as guest:\n"
         "        guest.run(['false'])\n"
         "def test_without_a_guest():\n"
         "    pass\n"
@@ -404,7 +406,7 @@ def test_bench_measures_the_harness_as_well(runs: Path, tmp_path: Path) -> None:
     done = launch("bench", "--quick", "--only", "harness", "-o", str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "bench.json").read_text())["harness"]
-    assert set(found) == {"boot", "run", "gdb", "gdb_first_stop"}
+    assert set(found) == {"boot", "run", "gdb", "gdb_first_stop", "build_again"}
     for result in found.values():
         assert len(result["runs"]) >= 1 and result["min"] > 0
         assert result["title"] in done.stdout.decode()
