@@ -13,17 +13,21 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import packages
+from . import kconfig, packages
 from .bench_facts import Sample
 from .bench_lab import BenchError
 from .errors import LinuxUmError, UsageError
 from .options import add_kernel_options, only_um
 from .term import Term
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from .bench_run import Plan
+
+FORMAT = 2
 DEFAULT_DIRECTORY = "bench-report"
 JSON_NAME = "bench.json"
 HTML_NAME = "index.html"
@@ -43,6 +47,10 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument(
         "--quick", action="store_true",
         help="some minutes, in place of an hour or more: smaller and fewer",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on with a run that has ended early: what its bench.json has is not measured again",
     )  # fmt: skip
     parser.add_argument(
         "--only",
@@ -66,7 +74,10 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def bench_command(arguments: argparse.Namespace, term: Term) -> int:
-    """``linux-um bench``: measure, leave the report, print the tables; return 0."""
+    """``linux-um bench``: measure, leave the report, print the tables; return 0.
+
+    Raises BenchError at the end when something could not be measured.
+    """
     only_um(arguments, "bench")
     packages.ensure("bench", term=term)
     before = read(arguments.against) if arguments.against is not None else None
@@ -79,6 +90,12 @@ def bench_command(arguments: argparse.Namespace, term: Term) -> int:
         report(document, directory, before, term)
     except OSError as error:
         raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
+    if arguments.source is None and document["failed"]:
+        title, message = document["failed"][0]
+        raise BenchError(
+            f"{len(document['failed'])} measurements have failed; the first: {title}: {message}",
+            f"try them again: add --resume -o {directory}",
+        )
     return 0
 
 
@@ -115,12 +132,53 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def missing(document: Mapping[str, Any]) -> str:
-    """Return one line that says how much a run that ended early lacks, or nothing."""
-    left = document.get("left", 0)
-    if not left:
-        return ""
-    number = left + len(document["steps"])
-    return f"PARTIAL: the run has ended early; {left} of {number} measurements were not made"
+    """Return one line that says how much a run lacks that was ended early, or nothing."""
+    left, failed = document.get("left", 0), document.get("failed", [])
+    number = left + len(failed) + len(document["steps"])
+    said = []
+    if left:
+        said.append(f"the run has ended early; {left} of {number} measurements were not made")
+    if failed:
+        said.append(f"{len(failed)} of {number} measurements have failed: {failed[0][0]}")
+    return f"PARTIAL: {'; '.join(said)}" if said else ""
+
+
+def prepare(arguments: argparse.Namespace, parts: tuple[str, ...], term: Term) -> dict[str, str]:
+    """See that all is there before anything is measured; return what is said of each kernel."""
+    from . import bench_contention, bench_harness, bench_run
+    from .guest import finished_image
+
+    images = {}
+    for profile in bench_run.profiles_of(parts):
+        images[profile] = finished_image(profile, arguments.kernel, term).describe()
+    plan = _plan(arguments)
+    if "contention" in parts and plan.contention_turns:
+        for name, kernel, profile, arch in bench_contention.MACHINES:
+            if arch != kconfig.UM:
+                packages.ensure("qemu", term=term)
+            images[name] = finished_image(profile, kernel, term, arch).describe()
+    if "programs" in parts and plan.programs:
+        packages.ensure("bench programs", term=term)
+    if "harness" in parts:
+        bench_harness.prepare((arguments.profile, arguments.kernel), term=term)
+        if plan.suite:
+            packages.ensure("test", term=term)
+    return images
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from . import bench_run
+
+    return bench_run.QUICK if arguments.quick else bench_run.FULL
+
+
+def _to_go_on_with(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of *path*, to go on with. Raises BenchError when it is of other things."""
+    old = read(path)
+    for name in ("mode", "kernel", "images"):
+        if old.get(name) != new[name]:
+            raise BenchError(f"{path} is of another {name.rstrip('s')}", "measure without --resume")
+    return {**old, "left": 0, "failed": []}
 
 
 def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, Any]:
@@ -130,57 +188,59 @@ def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, 
     measured for an hour is not lost when the last one fails. Raises OSError when it
     cannot be written.
     """
-    from . import bench_harness, bench_run
-    from .guest import finished_image
+    from . import bench_run
+    from .bench_lab import Lab
 
-    plan = bench_run.QUICK if arguments.quick else bench_run.FULL
     parts = parts_of(arguments.only)
-    images = {}
-    for profile in bench_run.profiles_of(parts):
-        images[profile] = finished_image(profile, arguments.kernel, term)
     load = os.getloadavg()[0]
-    began = time.monotonic()
     document: dict[str, Any] = {
         "format": FORMAT,
-        "mode": plan.mode,
+        "mode": _plan(arguments).mode,
         "time": "",
         "seconds": 0.0,
         "left": 0,
         "steps": [],
+        "failed": [],
         "kernel": arguments.kernel,
-        "images": {name: image.describe() for name, image in images.items()},
+        "images": prepare(arguments, parts, term),
         "host": {
             "machine": platform.machine(), "cpu": cpu_name(), "cpus": os.cpu_count(),
             "release": platform.release(), "load": [load, load],
         },
         "samples": [],
-        "harness": {},
     }  # fmt: skip
-    of_harness = "harness" in parts
+    if arguments.resume:
+        document = _to_go_on_with(path, document)
+    before, began = document["seconds"], time.monotonic()
 
     def keep(left: int) -> None:
         document["left"] = left
         document["time"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        document["seconds"] = round(time.monotonic() - began, 1)
+        document["seconds"] = round(before + time.monotonic() - began, 1)
         document["host"]["load"][1] = os.getloadavg()[0]
         write(path, document)
 
     def made(samples: Sequence[Sample], title: str, seconds: float, left: int) -> None:
         document["samples"] += samples
-        document["steps"].append((title, round(seconds, 1)))
-        keep(left + of_harness)
+        document["steps"].append([title, round(seconds, 1)])
+        keep(left)
+
+    def failed(title: str, error: LinuxUmError, left: int) -> None:
+        document["failed"].append([title, str(error)])
+        term.info(f"{title}: {error}")
+        keep(left)
 
     try:
-        bench_run.run(plan, arguments.kernel, parts, made, term=term)
-        if of_harness:
-            document["harness"] = bench_harness.measure(
-                (arguments.profile, arguments.kernel), plan.harness_turns,
-                suite=plan.suite, term=term,
-            )  # fmt: skip
+        with term.step("measuring") as step:
+            progress = bench_run.Progress(term, step.update)
+            todo = bench_run.tasks(_plan(arguments), Lab(arguments.kernel, term), parts,
+                                   progress.say, arguments.profile)  # fmt: skip
+            done = {title for title, _ in document["steps"]}
+            bench_run.run(todo, made, failed, progress.begin, done)
         keep(0)
     except BaseException:
         if document["steps"]:
-            term.info(f"what was measured is kept: ./linux-um bench --from {path}")
+            term.info(f"what was measured is kept: ./linux-um bench --from {path}, or --resume")
         raise
     return document
 
@@ -204,26 +264,32 @@ def report(
     Raises OSError when a file cannot be written.
     """
     from . import bench_html, bench_plots, bench_table
-    from .bench_facts import results_of
+    from .bench_facts import harness_of, results_of, slopes_of
     from .bench_targets import targets_of
 
-    samples, harness = document["samples"], document["harness"]
+    samples = document["samples"]
+    harness = harness_of(samples)
     results = results_of(samples)
+    slopes = slopes_of(results)
     targets = targets_of(results, samples, harness)
     document = {
         **document,
         "results": [each.facts() for each in results.all],
         "targets": [each.facts() for each in targets],
+        "slopes": [asdict(each) for each in slopes],
+        "harness": harness,
     }
     write(directory / JSON_NAME, document)
     try:
         plots = bench_plots.draw(results, samples, directory)
     except ImportError as error:
         raise BenchError(f"no plots: {error}", "install python3-matplotlib") from error
-    html = bench_html.page(document, results, targets, plots, missing(document))
+    html = bench_html.page(document, results, targets, slopes, plots, missing(document))
     (directory / HTML_NAME).write_text(html, encoding="utf-8")
     colour = os.isatty(1) and not os.environ.get("NO_COLOR")
     print(bench_table.results_table(results))
+    if slopes:
+        print(f"\n{bench_table.slopes_table(slopes)}")
     if harness:
         print(bench_table.harness_table(harness))
     print()

@@ -62,8 +62,9 @@ def contention(
             guests.append((variant, guest))
         for turn in range(turns):
             say(f"{name}, turn {turn + 1} of {turns}")
+            first = turn % len(guests)
             for count in counts:
-                for variant, guest in guests[turn % 2 :] + guests[: turn % 2]:
+                for variant, guest in guests[first:] + guests[:first]:
                     found.append({"what": "contention", "machine": name, "engine": variant,
                                   "procs": count, "turn": turn, **_run(guest, count)})  # fmt: skip
     return found

@@ -18,7 +18,14 @@ Sample = dict[str, Any]
 Value = Callable[[Sample], Any]
 
 PATH_STEPS = ("populate", "unmap", "fork", "cow", "exit")
+# What a turn has beside them: an order for which nothing is done.
+EMPTY_STEP = "nothing"
 BASELINES = ("none-a", "none-b")
+# Of an interval that a median is in: the chance that it is not.
+UNSURE = 0.1
+# What is measured for several sizes, or numbers of processes: a slope is worked out of it.
+SCALED = ("merged", "unmatched", "watched", "convergence", "convergence CPU", "unmerge", "idle",
+          "volatile")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,14 @@ class Results:
         found = self.by_size(what, engine)
         return found[-1] if found else None
 
+    def pair(self, what: str, one: str, other: str) -> tuple[Result, Result] | None:
+        """Return the results of two engines at the largest size that both have; None if none."""
+        mine = {(each.mib, each.procs): each for each in self.by_size(what, one)}
+        for each in reversed(self.find(what, other)):
+            if (each.mib, each.procs) in mine:
+                return mine[each.mib, each.procs], each
+        return None
+
     def value(self, what: str, engine: str) -> float | None:
         """Return the median of :meth:`last`, or None where there is none."""
         found = self.last(what, engine)
@@ -110,6 +125,32 @@ def _grouped(
     return {key: Stat.of(values) for key, values in groups.items()}
 
 
+@dataclass(frozen=True)
+class Slope:
+    """By which power what was measured of *engine* grows *by* something: 0 is flat."""
+
+    what: str
+    engine: str
+    by: str
+    exponent: float
+    first: float
+    last: float
+
+
+def slopes_of(results: Results) -> list[Slope]:
+    """Return the slope of everything that was measured in several sizes, or numbers of processes."""
+    found = []
+    for what in SCALED:
+        for engine in dict.fromkeys(each.engine for each in results.find(what)):
+            sizes = [(float(r.mib or 0), r.stat.median) for r in results.by_size(what, engine)]
+            procs = [(float(r.procs or 0), r.stat.median) for r in results.by_procs(what, engine)]
+            for by, points in (("MiB", sizes), ("processes", procs)):
+                exponent = slope(points)
+                if exponent is not None:
+                    found.append(Slope(what, engine, by, exponent, points[0][0], points[-1][0]))
+    return found
+
+
 def results_of(samples: Sequence[Sample]) -> Results:
     """Return all results that *samples* have in them."""
     found: list[Result] = []
@@ -123,11 +164,18 @@ def results_of(samples: Sequence[Sample]) -> Results:
     add("merged", "µs", "merged", page_us)
     add("unmatched", "µs", "unmatched", page_us)
     add("reads per unmatched page", "", "unmatched", lambda s: s["scanned_pages"] / s["pages"])
+    add("watched", "µs", "watched", page_us)
+    add("reads per watched page", "", "watched", lambda s: s["scanned_pages"] / s["pages"])
+    add("first write", "ns", "first write",
+        lambda s: (s["watched_cpu_ns"] - s["plain_cpu_ns"]) / s["pages"])
     add("convergence", "ms", "convergence", lambda s: s["ns"] / 1e6)
     add("convergence CPU", "ms", "convergence", _convergence_cpu_ms)
-    add("idle wake-ups", "/min", "idle",
-        lambda s: s["wakeups"] * 60 / s["seconds"] if s["running"] else None)
+    for window, name in (("last", "idle wake-ups"), ("first", "first minute wake-ups")):
+        add(name, "/min", "idle", partial(_wakeups, window))
+    add("first minute", "% of a CPU", "idle", _first_minute)
     add("volatile", "% of a CPU", "volatile", lambda s: 100 * s["daemon_ns"] / s["wall_ns"])
+    add("volatile, per GiB", "% of a CPU", "volatile",
+        lambda s: 100 * s["daemon_ns"] / s["wall_ns"] * 1024 / s["mib"])
     add("saved at rest", "MiB", "savings", lambda s: s["samples"][-1][1] / 256)
     add("saved at peak", "MiB", "savings", lambda s: max(n for _, n in s["samples"]) / 256)
     add("savings CPU", "ms", "savings", lambda s: s["cpu_ns"] / 1e6)
@@ -144,6 +192,20 @@ def results_of(samples: Sequence[Sample]) -> Results:
     found += _metadata(samples)
     found += _paths(samples)
     return Results(found)
+
+
+def _wakeups(window: str, sample: Sample) -> float | None:
+    """Return the wake-ups of the daemon in a minute of *window*."""
+    if not sample["running"] or sample.get("window", "last") != window:
+        return None
+    return float(sample["wakeups"] * 60 / sample["seconds"])
+
+
+def _first_minute(sample: Sample) -> float | None:
+    """Return the kernel's share of a CPU in the first minute after all is merged."""
+    if sample.get("window", "last") != "first":
+        return None
+    return float(100 * sample["cpu_ns"] / 1e9 / sample["cpu_seconds"])
 
 
 def _saved(name: str, peak: bool, sample: Sample) -> float | None:
@@ -184,9 +246,12 @@ def page_us(sample: Sample) -> float:
 def _idle_cpu(samples: Sequence[Sample]) -> list[Result]:
     """Return what doing nothing costs: CPU with the engine, less that with it stopped."""
     found = []
-    names = {s["engine"] for s in samples if s["what"] == "idle"}
-    for name in sorted(names):
-        mine = [s for s in samples if s["what"] == "idle" and s["engine"] == name]
+    groups: dict[tuple[str, int, int | None], list[Sample]] = {}
+    for sample in samples:
+        if sample["what"] == "idle" and sample.get("window", "last") == "last":
+            key = sample["engine"], sample["mib"], sample.get("procs")
+            groups.setdefault(key, []).append(sample)
+    for (name, mib, procs), mine in groups.items():
         costs = {
             running: [100 * s["cpu_ns"] / 1e9 / s["cpu_seconds"] for s in mine
                       if s["running"] is running]
@@ -195,43 +260,66 @@ def _idle_cpu(samples: Sequence[Sample]) -> list[Result]:
         if costs[True] and costs[False]:
             pairs = zip(costs[True], costs[False], strict=False)
             stat = Stat.of(with_engine - without for with_engine, without in pairs)
-            found.append(Result("idle", name, "% of a CPU", stat, mine[0]["mib"]))
+            found.append(Result("idle", name, "% of a CPU", stat, mib, procs))
     return found
 
 
+# Of what is measured, the slabs that are for it, and the counter of the pages that have it.
+_SLABS = {
+    "bytes per absorbed page": (("slab_pksm_sharer", "slab_ksm_rmap_item"), "pages_sharing"),
+    "bytes per shared page": (("slab_pksm_stable_node", "slab_ksm_stable_node"), "pages_shared"),
+}
+
+
 def _metadata(samples: Sequence[Sample]) -> list[Result]:
-    """Return the bytes that an engine keeps of pages: each, absorbed ones, shared ones."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """Return the bytes that an engine keeps of pages: each, absorbed ones, shared ones.
+
+    What is kept for each page of memory, whether it is tracked or not, is that of the kernel.
+    The rest is measured: all objects of a slab, over the pages that the engine says it has.
+    """
+    found: dict[tuple[str, str, int | None, int | None], list[float]] = {}
     for sample in samples:
         memory = sample.get("memory")
         if not memory:
             continue
-
-        def note(
-            what: str, value: float, engine: str = str(sample["engine"])
-        ) -> None:
-            found.setdefault((what, engine), []).append(value)
-
+        where = str(sample["engine"]), sample.get("mib"), sample.get("procs")
         if "page_ext_bytes_per_page" in memory:
             share = memory["index_bytes"] / memory["spanned_pages"]
-            note("bytes per tracked page", memory["page_ext_bytes_per_page"] + share)
+            value = memory["page_ext_bytes_per_page"] + share
+            found.setdefault(("bytes per tracked page", *where), []).append(value)
         elif "slab_ksm_rmap_item" in memory and sample["what"] == "unmatched":
-            note("bytes per tracked page", memory["slab_ksm_rmap_item"]["bytes"])
-        if sample["what"] == "merged":
-            for what, names in (
-                ("bytes per absorbed page", ("slab_pksm_sharer", "slab_ksm_rmap_item")),
-                ("bytes per shared page", ("slab_pksm_stable_node", "slab_ksm_stable_node")),
-            ):
-                for name in names:
-                    if name in memory:
-                        note(what, memory[name]["bytes"])
-    return [Result(what, engine, "B", Stat.of(v)) for (what, engine), v in found.items()]
+            value = float(memory["slab_ksm_rmap_item"]["bytes"])
+            found.setdefault(("bytes per tracked page", *where), []).append(value)
+        if sample["what"] != "merged":
+            continue
+        for what, (names, counter) in _SLABS.items():
+            pages = sample.get("counters", {}).get(counter)
+            for name in names:
+                if name in memory and pages:
+                    value = memory[name]["objects"] * memory[name]["bytes"] / pages
+                    found.setdefault((what, *where), []).append(value)
+    return [
+        Result(what, engine, "B", Stat.of(values), mib, procs)
+        for (what, engine, mib, procs), values in found.items()
+    ]
+
+
+def step_ns(sample: Sample, step: str) -> float:
+    """Return the nanoseconds that a step has taken for a page, without what any order takes.
+
+    The median of the times that it was done in this turn.
+    """
+    from statistics import median
+
+    empty = median(sample[EMPTY_STEP]) if sample.get(EMPTY_STEP) else 0
+    return float((median(sample[step]) - empty) / sample["pages"])
 
 
 def _paths(samples: Sequence[Sample]) -> list[Result]:
-    """Return nanoseconds per page of each path: of each turn the best, which nothing disturbed.
+    """Return nanoseconds per page of each path, and what of all of it was pksmd's.
 
-    And what of all of it was pksmd's, which has twice as many pages to take over: the copies.
+    That has twice as many pages to take over as there are: the copies. And the
+    instructions, where the host has counted them.
     """
     found = []
     turns = [s for s in samples if s["what"] == "paths"]
@@ -241,26 +329,54 @@ def _paths(samples: Sequence[Sample]) -> list[Result]:
         found.append(Result("intake by pksmd", "pksm-on", "ns", Stat.of(usecs)))
     for step in PATH_STEPS:
         for variant in dict.fromkeys(s["variant"] for s in turns):
-            best = [min(s[step]) / s["pages"] for s in turns if s["variant"] == variant]
-            found.append(Result(step, variant, "ns", Stat.of(best)))
+            mine = [s for s in turns if s["variant"] == variant]
+            found.append(Result(step, variant, "ns", Stat.of(step_ns(s, step) for s in mine)))
+            counted = [s["instructions"] for s in mine if s.get("instructions")]
+            if counted:
+                each = ((c[step] - c.get(EMPTY_STEP, 0)) / mine[0]["pages"] for c in counted)
+                found.append(Result(f"{step}, instructions", variant, "", Stat.of(each)))
     return found
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """What a path costs more than without PKSM, as a share; *noise* is that of the measuring."""
+    """What something costs more than without PKSM, as a share of what it costs without.
+
+    The median of all turns, and the interval that it is in; *apart* is by how much two
+    guests with the same kernel differ, by which the interval is wider than turns tell.
+    """
 
     step: str
     variant: str
     share: float
-    noise: float
+    low: float
+    high: float
+    apart: float = 0.0
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return two of *values* between which the median lies that many more would have.
+
+    With a chance of :data:`UNSURE` it does not, or a larger one where there are fewer than
+    five. Nothing is supposed of how they are distributed: it is the chance that so many or
+    more of them lie on one side of the median.
+    """
+    found = sorted(values)
+    number = len(found)
+    outer, chance = 0, 2 / 2**number
+    while 2 * (outer + 1) < number:
+        chance += 2 * math.comb(number, outer + 1) / 2**number
+        if chance > UNSURE:
+            break
+        outer += 1
+    return found[outer], found[number - 1 - outer]
 
 
 def overheads(samples: Sequence[Sample]) -> list[Overhead]:
     """Return what each path costs more in each variant than where nobody merges.
 
-    The same guest twice shows the noise: what lies between the two is none of the engine's.
     Each turn is compared with itself, so that a slow moment of the host's does not count.
+    The same kernel is there in two guests; what lies between these is none of the engine's.
     """
     from statistics import median
 
@@ -273,20 +389,67 @@ def overheads(samples: Sequence[Sample]) -> list[Overhead]:
         return []
     found = []
     for step in PATH_STEPS:
-        def best(turn: dict[str, Sample], name: str, step: str = step) -> float:
-            return float(min(turn[name][step]) / turn[name]["pages"])
-
-        def base(turn: dict[str, Sample]) -> float:
-            return sum(best(turn, name) for name in BASELINES) / len(BASELINES)
-
-        apart = [abs(best(turn, "none-a") - best(turn, "none-b")) / base(turn) for turn in whole]
-        noise = median(apart)
+        one, other = ([step_ns(turn[name], step) for turn in whole] for name in BASELINES)
+        apart = abs(median(a / b for a, b in zip(one, other, strict=True)) - 1)
         for variant in dict.fromkeys(name for turn in whole for name in turn):
             if variant in BASELINES:
                 continue
-            ratios = [best(turn, variant) / base(turn) for turn in whole if variant in turn]
-            found.append(Overhead(step, variant, median(ratios) - 1, noise))
+            ratios = [
+                step_ns(turn[variant], step) / ((a + b) / 2) - 1
+                for turn, a, b in zip(whole, one, other, strict=True)
+                if variant in turn
+            ]
+            low, high = interval(ratios)
+            found.append(
+                Overhead(step, variant, median(ratios), low - apart, high + apart, apart)
+            )  # fmt: skip
     return found
+
+
+def contended(samples: Sequence[Sample]) -> list[Overhead]:
+    """Return what fault and free cost more on all CPUs at once with PKSM on than with it off.
+
+    Of each machine, on as many CPUs as were measured at most.
+    """
+    from statistics import median
+
+    found = []
+    mine = [s for s in samples if s["what"] == "contention"]
+    for machine in dict.fromkeys(s["machine"] for s in mine):
+        here = [s for s in mine if s["machine"] == machine]
+        cpus = max(s["procs"] for s in here)
+        turns: dict[int, dict[str, float]] = {}
+        for sample in here:
+            cost = _contended_ns(machine, sample)
+            if sample["procs"] == cpus and cost is not None:
+                turns.setdefault(sample["turn"], {})[sample["engine"]] = cost
+        ratios = [
+            turn["pksm-on"] / turn["pksm-off"] - 1 for turn in turns.values()
+            if {"pksm-on", "pksm-off"} <= set(turn)
+        ]  # fmt: skip
+        if ratios:
+            low, high = interval(ratios)
+            found.append(Overhead(f"{machine}, {cpus} CPUs", "pksm-on", median(ratios), low, high))
+    return found
+
+
+def harness_of(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
+    """Return how long the harness takes for each of its measurements, in seconds."""
+    from statistics import median
+
+    runs: dict[str, list[float]] = {}
+    titles: dict[str, str] = {}
+    for sample in samples:
+        if sample["what"] == "harness":
+            runs.setdefault(sample["name"], []).append(round(sample["seconds"], 4))
+            titles[sample["name"]] = sample["title"]
+    return {
+        name: {
+            "title": titles[name], "unit": "s", "median": round(median(found), 4),
+            "min": min(found), "max": max(found), "runs": found,
+        }
+        for name, found in runs.items()
+    }  # fmt: skip
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:

@@ -11,17 +11,17 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from . import packages, rootfs
+from .bench_facts import Sample
 from .bench_lab import BenchError
 from .gdb_machine import Kernel
 from .gdb_session import indexing
 from .guest import finished_image
-from .paths import repo_root
+from .paths import repo_root, source_dir
 from .term import Term
 
 # Wall-clock seconds that any of this may take.
@@ -144,16 +144,46 @@ def tests(words: Sequence[str], kernel: Sequence[str]) -> float:
     return time.monotonic() - began
 
 
-def _passes(command: Sequence[str]) -> None:
+def _passes(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """Run *command*. Raises BenchError with its last line when it fails."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", check=False,
+        text=True, errors="replace", check=False, env=environment,
     )  # fmt: skip
     if done.returncode != 0:
         last = done.stdout.strip().splitlines()[-1:] or ["nothing"]
         raise BenchError(f"./linux-um {command[1]} ends with {done.returncode}: {last[0]}",
                          "try it")  # fmt: skip
+
+
+def build_anew(kernel: Sequence[str]) -> float:
+    """Return the seconds that a kernel takes of which nothing is there but its source.
+
+    Without ccache: every file is compiled.
+    """
+    return _build_elsewhere(kernel, {"CCACHE_DISABLE": "1"})
+
+
+def build_from_ccache(kernel: Sequence[str]) -> float:
+    """Return the seconds that the same takes where ccache has seen every file before."""
+    return _build_elsewhere(kernel, {})
+
+
+def _build_elsewhere(kernel: Sequence[str], environment: Mapping[str, str]) -> float:
+    with tempfile.TemporaryDirectory(prefix="linux-um-build-") as scratch:
+        source = source_dir("x").parent
+        (Path(scratch) / source.name).symlink_to(source)
+        environment = {**os.environ, "LINUX_UM_CACHE": scratch, **environment}
+        began = time.monotonic()
+        _passes([_launcher(), "build", *kernel], environment)
+        return time.monotonic() - began
+
+
+def build_again(kernel: Sequence[str]) -> float:
+    """Return the seconds that a build takes for which there is nothing to do."""
+    began = time.monotonic()
+    _passes([_launcher(), "build", *kernel])
+    return time.monotonic() - began
 
 
 # Name, title, and what does it once for the options that choose a kernel.
@@ -162,50 +192,52 @@ MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
     ("run", "run -- true", run_true),
     ("gdb", "gdb to its prompt", gdb_to_prompt),
     ("gdb_first_stop", "gdb -- memdup to the first stop", gdb_to_first_stop),
-    ("edit", "edit of one engine file to a test that has passed", edit_to_test),
+    ("build_again", "build with nothing to do", build_again),
+    ("build_anew", "build of a kernel, all of it", build_anew),
+    ("build_from_ccache", "the same from ccache", build_from_ccache),
     ("bugs", "the tests of known classes of bugs", partial(tests, ("-m", "regression"))),
     ("suite", "the whole suite", partial(tests, ())),
+    # Last, since it leaves the work tree with the edit in it.
+    ("edit", "edit of one engine file to a test that has passed", edit_to_test),
 )
 # These take so long that once has to do, and are none of the quick ones.
-ONCE = ("edit", "bugs", "suite")
+ONCE = ("build_anew", "build_from_ccache", "bugs", "suite", "edit")
 
 
-def measure(
-    kernel: tuple[str, str], turns: int, *, suite: bool, term: Term
-) -> dict[str, dict[str, Any]]:
-    """Do each measurement *turns* times, in turns; return the seconds by name.
-
-    *kernel* is its profile and version; *suite* says whether tests are run as well, and an
-    edit of the engine built, which takes the build directory for its time. Raises BenchError
-    for what does not work.
-    """
-    from statistics import median
-
+def prepare(kernel: tuple[str, str], *, term: Term) -> None:
+    """See that all is there that is not to be measured; *kernel* is its profile and version."""
     profile, version = kernel
-    options = ["--profile", profile, "--kernel", version]
     packages.ensure("gdb", term=term)
     image = finished_image(profile, version, term)
     rootfs.ensure_rootfs(term=term, kernel=version)
     with indexing(Kernel.of(image)):
         pass
-    todo = [each for each in MEASUREMENTS if suite or each[0] not in ONCE]
-    seconds: dict[str, list[float]] = {name: [] for name, _, _ in todo}
-    with term.step(f"measuring the harness, {turns} times") as step:
-        for turn in range(turns):
-            for name, title, run in todo:
-                # Last, since it leaves the work tree with the edit in it.
-                if name in ONCE and turn != turns - 1:
-                    continue
-                step.update(f"turn {turn + 1}: {title}")
-                seconds[name].append(run(options))
-    return {
-        name: {
-            "title": title,
-            "unit": "s",
-            "median": round(median(seconds[name]), 4),
-            "min": round(min(seconds[name]), 4),
-            "max": round(max(seconds[name]), 4),
-            "runs": [round(value, 4) for value in seconds[name]],
-        }
-        for name, title, _ in todo
-    }
+
+
+def tasks(
+    kernel: tuple[str, str], turns: int, *, suite: bool
+) -> list[tuple[str, Callable[[], list[Sample]]]]:
+    """Return each measurement *turns* times, in turns, as what it is and what makes it.
+
+    *kernel* is its profile and version; *suite* says whether kernels are built and tests
+    run as well. They raise BenchError for what does not work.
+    """
+    profile, version = kernel
+    options = ["--profile", profile, "--kernel", version]
+    found: list[tuple[str, Callable[[], list[Sample]]]] = [
+        (f"harness: {title}, turn {turn + 1} of {turns}",
+         partial(_sample, name, title, run, options))
+        for turn in range(turns) for name, title, run in MEASUREMENTS if name not in ONCE
+    ]  # fmt: skip
+    if suite:
+        found += [
+            (f"harness: {title}", partial(_sample, name, title, run, options))
+            for name, title, run in MEASUREMENTS if name in ONCE
+        ]  # fmt: skip
+    return found
+
+
+def _sample(
+    name: str, title: str, run: Callable[[Sequence[str]], float], options: Sequence[str]
+) -> list[Sample]:
+    return [{"what": "harness", "name": name, "title": title, "seconds": run(options)}]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .bench_facts import Results
-from .bench_table import engine_title, summary, title_of, verdict
+from .bench_facts import Results, Slope
+from .bench_table import engine_title, slope_text, summary, title_of, verdict
 from .bench_targets import Target, number
 
 _CSS = """
@@ -28,7 +28,8 @@ figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
 
 
 def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target],
-         plots: Sequence[tuple[str, str]], warning: str = "") -> str:  # fmt: skip
+         slopes: Sequence[Slope], plots: Sequence[tuple[str, str]],
+         warning: str = "") -> str:  # fmt: skip
     """Return the report as a page; *warning* is what is wrong with all of it."""
     host = document["host"]
     about = (
@@ -50,6 +51,7 @@ def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target
         "<h2>Every result</h2>",
         "<p>Medians, with the lowest and the highest of the runs.</p>",
         _results(results),
+        _slopes(slopes),
         _harness(document.get("harness", {})),
         "</body></html>\n",
     ]
@@ -98,6 +100,17 @@ def _results(results: Results) -> str:
             (f"{number(stat.low)} .. {number(stat.high)}", "n"), (str(stat.runs), "n"),
         ]))  # fmt: skip
     return _table(["", "engine", "size", "median", "min .. max", "runs"], rows)
+
+
+def _slopes(slopes: Sequence[Slope]) -> str:
+    if not slopes:
+        return ""
+    rows = [
+        _row([*((text, "") for text in slope_text(each)), (f"{each.exponent:+.3f}", "n")])
+        for each in slopes
+    ]
+    about = "<p>By which power it grows: 0 is flat, 1 is twice as much for twice the size.</p>"
+    return "<h2>Scaling</h2>" + about + _table(["", "engine", "from, to", "slope"], rows)
 
 
 def _harness(harness: Mapping[str, Any]) -> str:

@@ -152,9 +152,15 @@ class Hoard(Workload):
         super().__enter__()
         return self
 
-    def wait(self, condition: str, every_ms: int, seconds: int) -> dict[str, Any]:
-        """Wait in the guest until *condition* holds. Raises BenchError after *seconds*."""
-        found = self.order(f"wait {condition} {every_ms} {seconds}", seconds + 60.0)
+    def wait(
+        self, condition: str, every_ms: int, seconds: int, *, stop: bool = False
+    ) -> dict[str, Any]:
+        """Wait in the guest until *condition* holds, and *stop* the engine then.
+
+        Raises BenchError after *seconds*.
+        """
+        order = "until" if stop else "wait"
+        found = self.order(f"{order} {condition} {every_ms} {seconds}", seconds + 60.0)
         if not found["ok"]:
             raise BenchError(
                 f"the engine has not come to {condition} within {seconds} s", "see its counters"
@@ -181,7 +187,7 @@ class Lab:
 
     def __init__(self, kernel: str, term: Term) -> None:
         """For guests of the kernel version *kernel*."""
-        self._kernel = kernel
+        self.kernel = kernel
         self._term = term
 
     @contextmanager
@@ -200,7 +206,7 @@ class Lab:
         """Boot a guest that can hold *mib* MiB of pages; its clock is the host's by default."""
         with boot_guest(
             profile,
-            kernel=self._kernel if kernel is None else kernel,
+            kernel=self.kernel if kernel is None else kernel,
             mem=mem_of(mib),
             time_travel=time_travel,
             append=[*APPEND, *append],

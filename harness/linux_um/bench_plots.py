@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_facts import PATH_STEPS, Results, Sample, overheads
+from .bench_facts import PATH_STEPS, Result, Results, Sample, overheads, slope
 from .bench_table import engine_title
 
 COLOURS = {
     "pksm": "#1b6ca8", "pksm-full": "#1b6ca8", "ksm": "#d1495b", "ksm-full": "#edae49",
     "ksm-advisor": "#8d6a9f", "none-a": "#999999", "none-b": "#bbbbbb", "pksm-off": "#66a182",
-    "pksm-on": "#1b6ca8", "ksm-on": "#d1495b",
+    "pksm-stopped": "#8fb8de", "pksm-on": "#1b6ca8", "ksm-on": "#d1495b",
 }  # fmt: skip
 _STYLE = {
     "figure.figsize": (8.0, 4.2), "figure.dpi": 110, "axes.spines.top": False,
@@ -51,6 +51,10 @@ def _work(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
         if value is not None:
             axes.barh(len(bars), value, left=left, color=colour, label=step)
             left += value
+    follow = results.value("floor follow", "")
+    if follow is not None:
+        axes.axvline(follow, color="#555555", linestyle=":", linewidth=1)
+        axes.text(follow, -0.6, " a hash that is foreseen", fontsize=8, color="#555555")
     labels = [f"{what} page, {label}" for label, what, _ in bars]
     if left:
         labels.append("the floor")
@@ -64,33 +68,40 @@ def _work(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
 
 
 def _scale(
-    what: str, title: str, label: str, engines: Sequence[str]
+    what: str, title: str, label: str, engines: Sequence[str], by_procs: bool = False
 ) -> Callable[[Any, Results, Sequence[Sample]], Any]:
-    """Return what makes a log-log plot of *what* against the size of memory."""
+    """Return what makes a log-log plot of *what* against memory, or processes, with slopes."""
 
     def make(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
-        found = {engine: results.by_size(what, engine) for engine in engines}
+        choose = results.by_procs if by_procs else results.by_size
+        found = {engine: choose(what, engine) for engine in engines}
         if max((len(each) for each in found.values()), default=0) < 2:
             return None
         figure, axes = plt.subplots()
         for engine, each in found.items():
             if each:
-                sizes = [result.mib for result in each]
+                sizes = [_size_of(result, by_procs) for result in each]
+                medians = [result.stat.median for result in each]
+                steep = slope(list(zip(sizes, medians, strict=True)))
                 errors = list(zip(*(_error(result.stat) for result in each), strict=True))
-                axes.errorbar(sizes, [result.stat.median for result in each], yerr=errors,
-                              marker="o", capsize=3, color=COLOURS[engine],
-                              label=engine_title(engine))  # fmt: skip
+                axes.errorbar(sizes, medians, yerr=errors, marker="o", capsize=3,
+                              color=COLOURS[engine], label=engine_title(engine)
+                              + (f" (slope {steep:+.2f})" if steep is not None else ""))  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("memory that is filled, MiB")
+        axes.set_xlabel("processes" if by_procs else "memory that is filled, MiB")
         axes.set_ylabel(label)
         axes.set_title(title)
         axes.legend()
         return figure
 
     return make
+
+
+def _size_of(result: Result, by_procs: bool) -> float:
+    return float((result.procs if by_procs else result.mib) or 0)
 
 
 def _convergence(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
@@ -162,17 +173,21 @@ def _paths(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
     if not found:
         return None
     variants = list(dict.fromkeys(each.variant for each in found))
+    width = 0.8 / len(variants)
     figure, axes = plt.subplots()
     for place, variant in enumerate(variants):
         mine = [each for each in found if each.variant == variant]
-        axes.bar([step + place * 0.27 for step in range(len(mine))],
-                 [100 * each.share for each in mine], 0.25, color=COLOURS[variant],
-                 label=engine_title(variant))  # fmt: skip
-    noise = [each.noise for each in found if each.variant == variants[0]]
-    for step, each in enumerate(noise):
-        axes.fill_between([step - 0.15, step + 0.7], -100 * each, 100 * each, color="#cccccc",
-                          alpha=0.6, zorder=0, label=None if step else "noise: the same kernel twice")  # fmt: skip
-    axes.set_xticks([step + 0.27 for step in range(len(PATH_STEPS))], PATH_STEPS)
+        shares = [100 * each.share for each in mine]
+        below = [100 * (each.share - each.low) for each in mine]
+        above = [100 * (each.high - each.share) for each in mine]
+        axes.bar([step + place * width for step in range(len(mine))], shares, 0.9 * width,
+                 yerr=[below, above], error_kw={"ecolor": "#444444", "capsize": 2},
+                 color=COLOURS[variant], label=engine_title(variant))  # fmt: skip
+    for step, each in enumerate(each for each in found if each.variant == variants[0]):
+        axes.fill_between([step - 0.15, step + 0.7], -100 * each.apart, 100 * each.apart,
+                          color="#cccccc", alpha=0.6, zorder=0,
+                          label=None if step else "the same kernel twice")  # fmt: skip
+    axes.set_xticks([step + 0.3 for step in range(len(PATH_STEPS))], PATH_STEPS)
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_ylabel("more than without any merger, %")
     axes.set_title("Fault, free, fork, copy, exit")
@@ -212,6 +227,12 @@ PLOTS: tuple[tuple[str, Callable[[Any, Results, Sequence[Sample]], Any]], ...] =
                                  "µs per unmatched page", ("pksm-full", "ksm-full"))),
     ("convergence-by-size", _scale("convergence", "Convergence against memory size", "ms",
                                    ("pksm", "ksm-full", "ksm-advisor", "ksm"))),
+    ("merged-by-processes", _scale("merged", "CPU per merged page against processes",
+                                   "µs per merged page", ("pksm-full", "ksm-full"), True)),
+    ("unmatched-by-processes", _scale("unmatched", "CPU per unmatched page against processes",
+                                      "µs per unmatched page", ("pksm-full", "ksm-full"), True)),
+    ("convergence-by-processes", _scale("convergence", "Convergence against processes", "ms",
+                                        ("pksm", "ksm-full", "ksm-advisor"), True)),
     ("paths", _paths),
     ("contention", _contention),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import shlex
 import shutil
 
 from .agent import Guest
-from .bench_engine import Sample
+from .bench_engine import Sample, saved
 from .bench_lab import BenchError, Hoard, Lab, Setting, counters, kernel_cpu_ns, set_engine, tune
 
 ROOT = "/tmp/root"
@@ -48,7 +48,9 @@ _FILL_REDIS = (
     "        s.sendall(b'*3\\r\\n$3\\r\\nSET\\r\\n$%d\\r\\n%s\\r\\n$%d\\r\\n%s\\r\\n'"
     " % (len(k), k, len(v), v)); f.readline()\n"
 )
-_REDIS = "/usr/bin/redis-server"
+# The same file as redis-server: it is which of them it was called.
+_REDIS = "/usr/bin/redis-check-rdb"
+_CALLED = ["/bin/bash", "-c", 'exec -a redis-server "$0" "$@"', _REDIS]
 
 # The commands that are started, one after the other, and the program that they need.
 PROGRAMS: dict[str, tuple[str, list[list[str]]]] = {
@@ -58,7 +60,7 @@ PROGRAMS: dict[str, tuple[str, list[list[str]]]] = {
     "redis": (
         _REDIS,
         [
-            [_REDIS, "--port", str(port), "--save", "", "--daemonize", "no", "--dir", "/tmp"]
+            [*_CALLED, "--port", str(port), "--save", "", "--daemonize", "no", "--dir", "/tmp"]
             for port in range(7000, 7004)
         ]
         + [[PYTHON, "-B", "-c", _FILL_REDIS]],
@@ -85,7 +87,7 @@ def program(lab: Lab, setting: Setting, name: str) -> list[Sample]:
     with lab.guest(setting.profile, MIB, time_travel=True) as guest:
         tune(guest, setting)
         _prepare(guest)
-        before = _saved(guest, setting)
+        before = saved(guest, setting)
         set_engine(guest, setting, "run", "1")
         start = kernel_cpu_ns(guest)
         script = " & ".join(
@@ -104,13 +106,6 @@ def program(lab: Lab, setting: Setting, name: str) -> list[Sample]:
             "samples": [[when - raw[0][0], more + zero - before] for when, more, zero in raw],
             "cpu_ns": kernel_cpu_ns(guest) - start, "counters": counters(guest, setting),
         }  # fmt: skip
-        guest.sh("killall -9 python3 redis-server; true", check=False)
+        guest.sh("killall -9 python3 redis-server redis-check-rdb; true", check=False)
     return [found]
 
-
-def _saved(guest: Guest, setting: Setting) -> int:
-    """Return how many pages are saved now."""
-    zero = "zero_pages" if setting.is_pksm else "ksm_zero_pages"
-    return sum(
-        int(guest.read_file(f"{setting.directory}/{each}")) for each in ("pages_sharing", zero)
-    )

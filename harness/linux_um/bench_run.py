@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Which measurements a run of the bench makes, how often, and in which order.
 
-Engines take turns, so that a host that is busy for a while is busy for all of them.
+Engines take turns, so that a host that is busy for a while is busy for all of them. One
+measurement that fails does not end the run: it is written down, and the others are made.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from . import bench_contention, bench_engine, bench_paths, bench_programs
+from . import bench_contention, bench_engine, bench_harness, bench_paths, bench_programs
 from .bench_engine import Sample
 from .bench_lab import KSM, KSM_ADVISOR, KSM_FULL, PKSM, PKSM_FULL, Lab, Setting
+from .errors import LinuxUmError
 from .term import Term
 
 PARTS = ("work", "convergence", "idle", "volatile", "paths", "contention", "savings", "rmap",
          "programs", "harness")  # fmt: skip
+# After so many failures one after the other there is no sense in going on.
+MOST_FAILURES = 3
+
+# Memory that is filled, in MiB, and how many processes have it.
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,14 @@ class Plan:
     procs: tuple[int, ...]
     procs_mib: int
     turns: int
-    convergence: tuple[int, ...]
+    convergence: tuple[Size, ...]
     convergence_turns: int
-    idle_mib: int
+    slow_mib: tuple[int, ...]
+    idle: tuple[Size, ...]
     idle_seconds: int
-    volatile_mib: int
+    volatile: tuple[Size, ...]
     volatile_seconds: int
+    path_boots: int
     path_turns: int
     path_repeat: int
     contention_turns: int
@@ -47,113 +56,161 @@ class Plan:
 
 # Sizes with how often they are measured: the large ones take their time and vary less.
 QUICK = Plan(
-    mode="quick", sizes=((16, 4), (64, 5)), procs=(), procs_mib=64, turns=1, convergence=(64,),
-    convergence_turns=1, idle_mib=32, idle_seconds=60, volatile_mib=16, volatile_seconds=4,
-    path_turns=5, path_repeat=6, contention_turns=0, savings_mib=64, savings_seconds=9,
-    programs=False, harness_turns=2, suite=False,
+    mode="quick", sizes=((16, 3), (64, 3)), procs=(), procs_mib=64, turns=1,
+    convergence=((64, 8), (256, 8)), convergence_turns=1, slow_mib=(64,), idle=((32, 8),),
+    idle_seconds=60, volatile=((16, 4),), volatile_seconds=4, path_boots=2, path_turns=3,
+    path_repeat=3, contention_turns=0, savings_mib=64, savings_seconds=6, programs=False,
+    harness_turns=2, suite=False,
 )  # fmt: skip
 FULL = Plan(
-    mode="full", sizes=((16, 7), (64, 7), (256, 5), (1024, 3), (4096, 2)), procs=(8, 32, 128),
-    procs_mib=256, turns=3, convergence=(16, 64, 256, 1024), convergence_turns=3, idle_mib=64,
-    idle_seconds=60, volatile_mib=32, volatile_seconds=60, path_turns=15, path_repeat=10,
-    contention_turns=9, savings_mib=256, savings_seconds=45, programs=True, harness_turns=5,
-    suite=True,
+    mode="full", sizes=((16, 7), (64, 7), (256, 5), (1024, 5), (4096, 3)), procs=(8, 32, 128),
+    procs_mib=256, turns=3,
+    convergence=((16, 8), (64, 8), (256, 8), (256, 32), (256, 128), (1024, 8)),
+    convergence_turns=3, slow_mib=(16, 64, 256), idle=((64, 8), (256, 8), (256, 64), (1024, 8)),
+    idle_seconds=60, volatile=((32, 4), (128, 4), (128, 16)), volatile_seconds=30, path_boots=5,
+    path_turns=5, path_repeat=5, contention_turns=11, savings_mib=256, savings_seconds=45,
+    programs=True, harness_turns=5, suite=True,
 )  # fmt: skip
 
 # The kernels that are measured; the last one by the part "paths" alone.
 PROFILES = ("bench", "ksm", "off")
 
-# One measurement: what it is, and what makes it.
+# One measurement: what it is, which nothing else is, and what makes it.
 Task = tuple[str, Callable[[], list[Sample]]]
 # Is told of one that was made: its samples, its title, the seconds it took, how many are left.
 Made = Callable[[Sequence[Sample], str, float, int], None]
+# Is told of one that has failed, and why, and how many are left.
+Failed = Callable[[str, LinuxUmError, int], None]
 
 
 def profiles_of(parts: Sequence[str]) -> tuple[str, ...]:
-    """Return the profiles of the kernels that *parts* need."""
+    """Return the profiles of the kernels that *parts* need, but for those of contention."""
     if "paths" in parts:
         return PROFILES
     return PROFILES[:2] if set(parts) - {"harness", "contention"} else ()
 
 
-def tasks(plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], None]) -> list[Task]:
-    """Return what is to be done, in order; *say* is told of steps within a task."""
+def tasks(
+    plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], None], profile: str = "fast"
+) -> list[Task]:
+    """Return what is to be done, in order; *say* is told of steps within a task.
+
+    The harness is measured with kernels of *profile*. Last comes what most depends on the
+    host: other machines, its programs, and whole runs of the suite.
+    """
     found: list[Task] = []
 
     def add(part: str, title: str, make: Callable[[], list[Sample]]) -> None:
         if part in parts:
             found.append((title, make))
 
+    def each_turn(number: int, settings: Sequence[Setting]) -> Iterator[tuple[str, Setting]]:
+        """Yield the settings of each turn, every other time in the other order."""
+        for turn in range(number):
+            title = f", turn {turn + 1} of {number}" if number > 1 else ""
+            for setting in settings if turn % 2 == 0 else reversed(settings):
+                yield title, setting
+
+    full_speed, defaults = (PKSM_FULL, KSM_FULL), (PKSM, KSM)
     for mib, turns in plan.sizes:
-        for turn in range(turns):
-            for setting in _in_turn((PKSM_FULL, KSM_FULL), turn):
-                add("work", f"{setting.title}: {mib} MiB, turn {turn + 1} of {turns}",
-                    partial(bench_engine.work, lab, setting, mib, 8))  # fmt: skip
-    for turn in range(plan.turns):
-        for procs in plan.procs[1:]:
-            for setting in _in_turn((PKSM_FULL, KSM_FULL), turn):
-                add("work", f"{setting.title}: {procs} processes",
-                    partial(bench_engine.work, lab, setting, plan.procs_mib, procs))  # fmt: skip
+        for turn, setting in each_turn(turns, full_speed):
+            add("work", f"{setting.title}: {mib} MiB{turn}",
+                partial(bench_engine.work, lab, setting, mib, 8))  # fmt: skip
+    for procs in plan.procs[1:]:
+        for turn, setting in each_turn(plan.turns, full_speed):
+            add("work", f"{setting.title}: {procs} processes{turn}",
+                partial(bench_engine.work, lab, setting, plan.procs_mib, procs))  # fmt: skip
     add("paths", "fault, free, fork, copy and exit",
-        partial(bench_paths.paths, lab, plan.path_turns, plan.path_repeat, say))  # fmt: skip
+        partial(bench_paths.paths, lab, plan.path_boots, plan.path_turns, plan.path_repeat,
+                say))  # fmt: skip
+    for mib, procs in plan.convergence:
+        settings = [PKSM, KSM_FULL, KSM_ADVISOR]
+        for turn, setting in each_turn(plan.convergence_turns, settings):
+            add("convergence", f"{setting.title}: converging on {mib} MiB of {procs}{turn}",
+                partial(bench_engine.convergence, lab, setting, mib, procs))  # fmt: skip
+        # KSM takes so long by its defaults that once shows it.
+        if mib in plan.slow_mib and procs == 8:
+            add("convergence", f"{KSM.title}: converging on {mib} MiB",
+                partial(bench_engine.convergence, lab, KSM, mib, procs))  # fmt: skip
+    for mib, procs in plan.idle:
+        for turn, setting in each_turn(plan.turns, defaults):
+            add("idle", f"{setting.title}: nothing changes in {mib} MiB of {procs}{turn}",
+                partial(bench_engine.idle, lab, setting, mib, procs,
+                        plan.idle_seconds))  # fmt: skip
+    for mib, procs in plan.volatile:
+        for turn, setting in each_turn(plan.turns, defaults):
+            add("volatile", f"{setting.title}: all of {mib} MiB of {procs} changes{turn}",
+                partial(bench_engine.volatile, lab, setting, mib, procs,
+                        plan.volatile_seconds))  # fmt: skip
+    settings = [PKSM, KSM, KSM_FULL] if plan is FULL else [PKSM, KSM]
+    for turn, setting in each_turn(plan.turns, settings):
+        add("savings", f"{setting.title}: what is saved of a mix{turn}",
+            partial(bench_engine.savings, lab, setting, plan.savings_mib,
+                    plan.savings_seconds))  # fmt: skip
+    for turn, setting in each_turn(plan.turns, full_speed):
+        add("rmap", f"{setting.title}: a page shared 10,000 times{turn}",
+            partial(bench_engine.rmap, lab, setting))  # fmt: skip
     for machine in bench_contention.MACHINES if plan.contention_turns else ():
         add("contention", f"fault and free on several CPUs: {machine[0]}",
             partial(bench_contention.contention, lab, machine, plan.contention_turns,
                     say))  # fmt: skip
-    for mib in plan.convergence:
-        for turn in range(plan.convergence_turns):
-            for setting in (PKSM, KSM_FULL, KSM_ADVISOR, KSM):
-                # KSM takes so long by its defaults that once shows it.
-                if setting is KSM and turn:
-                    continue
-                add("convergence", f"{setting.title}: converging on {mib} MiB",
-                    partial(bench_engine.convergence, lab, setting, mib, 8))  # fmt: skip
-    for turn in range(plan.turns):
-        for setting in (PKSM, KSM):
-            add("idle", f"{setting.title}: while nothing changes",
-                partial(bench_engine.idle, lab, setting, plan.idle_mib,
-                        plan.idle_seconds))  # fmt: skip
-            add("volatile", f"{setting.title}: while everything changes",
-                partial(bench_engine.volatile, lab, setting, plan.volatile_mib,
-                        plan.volatile_seconds))  # fmt: skip
-    for setting in (PKSM, KSM, KSM_FULL) if plan is FULL else (PKSM, KSM):
-        add("savings", f"{setting.title}: what is saved of a mix",
-            partial(bench_engine.savings, lab, setting, plan.savings_mib,
-                    plan.savings_seconds))  # fmt: skip
-    for turn in range(plan.turns):
-        for setting in (PKSM_FULL, KSM_FULL):
-            add("rmap", f"{setting.title}: a page shared 10,000 times",
-                partial(bench_engine.rmap, lab, setting))  # fmt: skip
     for name in bench_programs.PROGRAMS if plan.programs else ():
-        for setting in (PKSM, KSM):
-            add("programs", f"{setting.title}: {name}",
+        for turn, setting in each_turn(plan.turns, defaults):
+            add("programs", f"{setting.title}: {name}{turn}",
                 partial(bench_programs.program, lab, setting, name))  # fmt: skip
+    for title, make in bench_harness.tasks(
+        (profile, lab.kernel), plan.harness_turns, suite=plan.suite
+    ):
+        add("harness", title, make)
     return found
 
 
-def _in_turn(settings: Sequence[Setting], turn: int) -> list[Setting]:
-    """Return *settings*, every other time in the other order."""
-    return list(settings if turn % 2 == 0 else reversed(settings))
+def run(
+    todo: Sequence[Task],
+    made: Made,
+    failed: Failed,
+    step: Callable[[str], None],
+    done: Collection[str] = (),
+) -> None:
+    """Make the measurements *todo* but for those whose titles are in *done*.
 
-
-def run(plan: Plan, kernel: str, parts: tuple[str, ...], made: Made, *, term: Term) -> None:
-    """Make all measurements of *plan* that are of *parts*, and tell *made* of each.
-
-    Raises what guests raise, and BenchError when an engine does not do what it should.
+    *made* is told of each, or *failed* when it raises a LinuxUmError; *step* of the one that
+    begins. Raises the last error when :data:`MOST_FAILURES` come one after the other.
     """
-    with term.step("measuring") as step:
-        done = ""
-
-        def say(text: str) -> None:
-            step.update(f"{done}: {text}")
-
-        todo = tasks(plan, Lab(kernel, term), parts, say)
-        for count, (title, make) in enumerate(todo, 1):
-            done = f"{count} of {len(todo)}"
-            if term.is_tty:
-                say(title)
-            else:
-                term.info(f"{done}: {title}")
-            began = time.monotonic()
+    left = [task for task in todo if task[0] not in done]
+    in_turn = 0
+    for count, (title, make) in enumerate(left, 1):
+        step(f"{count + len(todo) - len(left)} of {len(todo)}: {title}")
+        began = time.monotonic()
+        try:
             samples = make()
-            made(samples, title, time.monotonic() - began, len(todo) - count)
+        except LinuxUmError as error:
+            in_turn += 1
+            failed(title, error, len(left) - count)
+            if in_turn == MOST_FAILURES:
+                raise
+            continue
+        in_turn = 0
+        made(samples, title, time.monotonic() - began, len(left) - count)
+
+
+class Progress:
+    """Says which measurement is being made, and what it is about: at most one line each."""
+
+    def __init__(self, term: Term, update: Callable[[str], None]) -> None:
+        """To be shown by *update* on a terminal, and else by lines of *term*."""
+        self._term = term
+        self._update = update
+        self._title = ""
+
+    def begin(self, title: str) -> None:
+        """Another measurement begins."""
+        self._title = title
+        if self._term.is_tty:
+            self._update(title)
+        else:
+            self._term.info(title)
+
+    def say(self, text: str) -> None:
+        """It has come to something within it."""
+        self._update(f"{self._title}: {text}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .bench_facts import PATH_STEPS, Result, Results
+from .bench_facts import PATH_STEPS, Result, Results, Slope
 from .bench_lab import SETTINGS
 from .bench_targets import Target, number
 
@@ -18,11 +18,17 @@ TITLES = {
     "merged": "CPU per merged page",
     "unmatched": "CPU per unmatched page",
     "reads per unmatched page": "pages read per unmatched page",
+    "watched": "the second look at an unmatched page",
+    "reads per watched page": "pages read per second look",
+    "first write": "first write to a page that is watched",
     "convergence": "last write to all merged",
     "convergence CPU": "CPU to converge",
     "idle": "nothing changes: CPU",
     "idle wake-ups": "nothing changes: wake-ups of the daemon",
+    "first minute": "the minute after merging: CPU",
+    "first minute wake-ups": "the minute after merging: wake-ups",
     "volatile": "every page changes 10 times a second: daemon",
+    "volatile, per GiB": "the same, for a GiB",
     "saved at rest": "saved of a mix at rest",
     "saved at peak": "saved of a mix at peak",
     "savings CPU": "kernel's CPU for the mix, all of it",
@@ -34,7 +40,7 @@ TITLES = {
 }
 VARIANT_TITLES = {
     "none-a": "no merger", "none-b": "no merger, again", "pksm-off": "PKSM off",
-    "pksm-on": "PKSM on", "ksm-on": "KSM on",
+    "pksm-stopped": "PKSM stopped", "pksm-on": "PKSM on", "ksm-on": "KSM on",
 }  # fmt: skip
 _RED, _GREEN, _RESET = "\033[31m", "\033[32m", "\033[0m"
 
@@ -58,16 +64,16 @@ def engine_title(name: str) -> str:
 
 
 def verdict(target: Target) -> str:
-    """Return ``met``, ``MISSED``, ``noise`` where that hides it, or nothing."""
-    unknown = "" if target.value is None else "noise"
+    """Return ``met``, ``MISSED``, ``close`` where it may be either, or nothing."""
+    unknown = "" if target.value is None else "close"
     return {True: "met", False: "MISSED", None: unknown}[target.met]
 
 
 def targets_table(targets: Sequence[Target], *, colour: bool) -> str:
     """Return the targets as a table."""
-    lines = [f"{'target':56} {'is':>16}  {'to be':16}"]
+    lines = [f"{'target':59} {'is':>16}  {'to be':14}"]
     for each in targets:
-        line = f"{each.title:56} {each.text:>16}  {each.bound:16} {verdict(each):7}"
+        line = f"{each.title:59} {each.text:>16}  {each.bound:14} {verdict(each):7}"
         if each.note:
             line += f" {each.note}"
         if colour and each.met is not None:
@@ -92,6 +98,23 @@ def results_table(results: Results) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def slope_text(each: Slope) -> tuple[str, str, str]:
+    """Return what was scaled, of which engine, and over which sizes, as people read it."""
+    return (
+        TITLES.get(each.what, each.what), engine_title(each.engine),
+        f"{each.first:g} to {each.last:g} {each.by}",
+    )  # fmt: skip
+
+
+def slopes_table(slopes: Sequence[Slope]) -> str:
+    """Return by which power everything grows, as a table."""
+    lines = [f"{'slope, of the logarithms (0: flat)':44}"]
+    for each in slopes:
+        what, engine, sizes = slope_text(each)
+        lines.append(f"{what:44} {engine:18} {each.exponent:+9.3f}  {sizes}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def harness_table(harness: Mapping[str, Any]) -> str:
     """Return how long the harness takes, as a table."""
     return "\n".join(
@@ -106,7 +129,7 @@ def summary(targets: Sequence[Target]) -> str:
     met = [each.met for each in targets]
     absent = [each.value for each in targets].count(None)
     text = f"{met.count(True)} targets met, {met.count(False)} missed"
-    for count, what in ((met.count(None) - absent, "hidden by noise"), (absent, "not measured")):
+    for count, what in ((met.count(None) - absent, "too close to say"), (absent, "not measured")):
         text += f", {count} {what}" if count else ""
     return text
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .bench_facts import Result, Results, Sample, overheads, slope
+from .bench_facts import Overhead, Result, Results, Sample, contended, overheads, slope
 from .bench_lab import SETTINGS
 
 # Names of settings, as in bench_lab.
@@ -23,10 +23,8 @@ _POSSIBLE = 1.05
 class Target:
     """A number that is to be at most, or at least, some limit.
 
-    ``value`` is None where it was not measured. ``noise`` is by how much measurements of
-    the same thing differ: a number is beyond its limit only where it is so by more than
-    that, and nothing can be said where it is so by less. Where the noise is more than the
-    limit, nothing can be said of any other number either.
+    ``value`` is None where it was not measured. Where it is not sure, it is between
+    ``low`` and ``high``; nothing can be said where the limit is between them, too.
     """
 
     name: str
@@ -36,7 +34,8 @@ class Target:
     unit: str = ""
     at_least: bool = False
     note: str = ""
-    noise: float = 0.0
+    low: float | None = None
+    high: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -45,9 +44,11 @@ class Target:
             return None
         if self.at_least:
             return self.value >= self.limit
-        if self.value > self.limit + self.noise:
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        if low > self.limit:
             return False
-        return None if self.value > self.limit or self.noise > self.limit else True
+        return True if high <= self.limit else None
 
     @property
     def bound(self) -> str:
@@ -102,37 +103,56 @@ def targets_of(
     ]
 
 
+def _size(result: Result) -> str:
+    return f"{result.mib} MiB"
+
+
+def _against(found: tuple[Result, Result] | None) -> tuple[float | None, str]:
+    """Return the ratio of two results, and a note: of which size, and from which to which."""
+    if found is None or found[1].stat.median <= 0:
+        return None, ""
+    one, other = found[0].stat, found[1].stat
+    note = _size(found[0])
+    if max(one.runs, other.runs) > 1 and other.low > 0:
+        note += f", {number(one.low / other.high)} .. {number(one.high / other.low)}"
+    return one.median / other.median, note
+
+
 def _work(results: Results) -> list[Target]:
     merged, unmatched = results.value("merged", _FULL), results.value("unmatched", _FULL)
-    hashing = results.value("floor hash", "")
+    watched = results.value("watched", _FULL)
+    hashing, follow = results.value("floor hash", ""), results.value("floor follow", "")
     least = _sum(hashing, results.value("floor memcmp", ""), results.value("floor pte", ""))
-    theirs = results.value("merged", _KSM_FULL)
+    ratio, note = _against(results.pair("merged", _FULL, _KSM_FULL))
+    foreseen = _ratio(unmatched, follow)
     return [
-        Target("merged-to-ksm", "CPU per merged page, to that of KSM", _ratio(merged, theirs), 0.25,
-               "×"),
+        Target("merged-to-ksm", "CPU per merged page, to that of KSM", ratio, 0.25, "×", note=note),
         Target("merged-to-floor", "CPU per merged page, to the floor", _ratio(merged, least), 1.6,
                "×", note="one hash, one comparison, one PTE replaced"),
         Target("unmatched-to-floor", "CPU per unmatched page, to one cold hash",
-               _ratio(unmatched, hashing), 1.4, "×"),
+               _ratio(unmatched, hashing), 1.4, "×",
+               note=f"{number(foreseen)}× of a hash that is foreseen" if foreseen else ""),
+        Target("watched-to-floor", "the same with the second and last look, and the watch",
+               _ratio(_sum(unmatched, watched), hashing), 1.4, "×"),
     ]  # fmt: skip
 
 
 def _convergence(results: Results) -> list[Target]:
-    ours = results.value("convergence", _PKSM)
+    both = results.pair("convergence", _KSM, _PKSM)
+    ratio, note = _against(both)
     found = [
-        Target("convergence-to-ksm", "convergence, times faster than KSM's defaults",
-               _ratio(results.value("convergence", _KSM), ours), 50, "×", at_least=True)
+        Target("convergence-to-ksm", "convergence, times faster than KSM's defaults", ratio, 50,
+               "×", at_least=True, note=note)
     ]  # fmt: skip
     for name, title, what in (
         ("convergence-to-best", "time to converge", "convergence"),
         ("convergence-cpu", "CPU to converge", "convergence CPU"),
     ):
-        best = _best_of_ksm(results, what)
-        least = best.stat.median if best is not None else None
+        best, ours = _best_of_ksm(results, what), results.last(what, _PKSM)
+        ratio, note = _against((ours, best)) if ours is not None and best is not None else (None, "")
         found.append(
-            Target(name, f"{title}, to that of KSM at its best",
-                   _ratio(results.value(what, _PKSM), least), 1, "×",
-                   note=SETTINGS[best.engine].title if best is not None else "")
+            Target(name, f"{title}, to that of KSM at its best", ratio, 1, "×",
+                   note=f"{SETTINGS[best.engine].title}; {note}" if best is not None else "")
         )  # fmt: skip
     return found
 
@@ -150,36 +170,59 @@ def _best_of_ksm(results: Results, what: str) -> Result | None:
 
 
 def _quiet(results: Results) -> list[Target]:
+    first = results.value("first minute wake-ups", _PKSM)
+    volatile = results.last("volatile", _PKSM)
     return [
         Target("idle", "wake-ups of pksmd while nothing changes",
-               results.value("idle wake-ups", _PKSM), 0, "/min"),
+               results.value("idle wake-ups", _PKSM), 0, "/min",
+               note=f"{number(first)} in the minute after merging" if first is not None else ""),
         Target("volatile", "pksmd while every page changes ten times a second",
-               results.value("volatile", _PKSM), 1, "% of a CPU"),
+               volatile.stat.median if volatile is not None else None, 1, "% of a CPU",
+               note=_size(volatile) if volatile is not None else ""),
     ]  # fmt: skip
+
+
+def _overhead(name: str, title: str, each: Overhead | None, allowed: float) -> Target:
+    if each is None:
+        return Target(name, title, None, allowed, "%")
+    low, high = 100 * each.low, 100 * each.high
+    return Target(name, title, 100 * each.share, allowed, "%", low=low, high=high,
+                  note=f"{low:+.1f} .. {high:+.1f} %")  # fmt: skip
 
 
 def _paths(samples: Sequence[Sample]) -> list[Target]:
-    """Return the targets of the hooks, with the noise that was seen."""
-    found = []
+    """Return the targets of the hooks, each with the interval that it is in."""
     by_name = {(each.step, each.variant): each for each in overheads(samples)}
-    for variant, title, allowed in (("pksm-off", "PKSM off", 1.0), ("pksm-on", "PKSM on", 2.0)):
-        for step in ("populate", "unmap", "fork", "exit"):
-            each = by_name.get((step, variant))
-            noise = 100 * each.noise if each is not None else 0.0
-            found.append(
-                Target(f"{step}-{variant}", f"{step}, {title}: more than without",
-                       100 * each.share if each is not None else None, allowed, "%",
-                       note=f"noise {noise:.1f} %" if each is not None else "", noise=noise)
-            )  # fmt: skip
-    return found
+    found = [
+        _overhead(f"{step}-{variant}", f"{step}, {title}: more than without",
+                  by_name.get((step, variant)), allowed)
+        for variant, title, allowed in (
+            ("pksm-off", "PKSM off", 1.0), ("pksm-stopped", "PKSM stopped", 1.0),
+            ("pksm-on", "PKSM on", 2.0),
+        )
+        for step in ("populate", "unmap", "fork", "exit")
+    ]  # fmt: skip
+    return found + [
+        _overhead("contention", f"fault and free, {each.step}: on, more than off", each, 2.0)
+        for each in contended(samples)
+    ]
 
 
 def _memory(results: Results) -> list[Target]:
-    return [
-        Target(f"bytes-{kind}", f"memory per {kind} page",
-               results.value(f"bytes per {kind} page", _FULL), limit, "B")
-        for kind, limit in (("tracked", 12), ("absorbed", 32), ("shared", 64))
-    ]  # fmt: skip
+    found = []
+    for kind, limit, note in (
+        ("tracked", 12, "of all memory, tracked or not"),
+        ("absorbed", 32, ""),
+        ("shared", 64, ""),
+    ):
+        value = results.value(f"bytes per {kind} page", _FULL)
+        # The last slab is never full: that is no byte for each page.
+        whole = round(value) if value is not None and kind != "tracked" else value
+        found.append(
+            Target(f"bytes-{kind}", f"memory per {kind} page", whole, limit, "B",
+                   note=note or (f"{value:.2f}" if value is not None else ""))
+        )  # fmt: skip
+    return found
 
 
 def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
@@ -190,7 +233,7 @@ def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
     """
     found = [
         Target(f"saved-{when}", f"saved at {when} of a mix, to KSM's defaults",
-               _ratio(*(results.value(f"saved at {when}", name) for name in (_PKSM, _KSM))), 1,
+               _against(results.pair(f"saved at {when}", _PKSM, _KSM))[0], 1,
                "×", at_least=True)
         for when in ("rest", "peak")
     ]  # fmt: skip
@@ -211,7 +254,7 @@ def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
         whats = {each.what for each in results.all if each.what.startswith(f"saved at {when}, ")}
         ratios = {
             what.partition(", ")[2]: ratio for what in whats
-            if (ratio := _ratio(*(results.value(what, name) for name in (_PKSM, _KSM)))) is not None
+            if (ratio := _against(results.pair(what, _PKSM, _KSM))[0]) is not None
         }  # fmt: skip
         worst = min(ratios, key=lambda name: ratios[name], default=None)
         found.append(

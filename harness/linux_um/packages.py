@@ -124,6 +124,8 @@ STAGES: dict[str, tuple[Need, ...]] = {
     "coverage": COVERAGE,
     # Of the interpreter that runs the launcher.
     "bench": (Need("python3-matplotlib", lambda: find_spec("matplotlib") is not None),),
+    # The server, by the name of a tool that it is as well; no service comes with it.
+    "bench programs": (Need("redis-tools", _program("redis-check-rdb")),),
     "lint": (
         Need("shellcheck", _program("shellcheck")),
         Need("sparse", _program("sparse")),

@@ -6,8 +6,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
+import os
 import re
 import sys
+import time
 from collections import Counter
 from functools import partial
 from html import escape
@@ -18,10 +21,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import bench, bench_harness, bench_html, bench_lab  # noqa: E402
+from linux_um import bench, bench_harness, bench_html, bench_instructions  # noqa: E402
+from linux_um import bench_lab  # noqa: E402
 from linux_um import bench_run, bench_table, bench_trace  # noqa: E402
 from linux_um.bench_contention import cpu_counts  # noqa: E402
-from linux_um.bench_facts import Result, Results, Stat, overheads, results_of, slope  # noqa: E402
+from linux_um.bench_facts import Result, Results, Stat, harness_of, interval  # noqa: E402
+from linux_um.bench_facts import overheads, results_of, slope, slopes_of  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
 from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
@@ -68,6 +73,8 @@ def test_a_page_costs_the_cpu_time_less_that_of_polling() -> None:
 def test_ratios_are_of_medians_at_the_largest_size() -> None:
     samples = [
         *(work("merged", "pksm-full", cost) for cost in (2.0, 2.2, 8.0)),
+        # A run that has ended early: of KSM there is nothing to compare it with.
+        work("merged", "pksm-full", 2.2, mib=256),
         *(work("merged", "ksm-full", cost) for cost in (10.0, 11.0, 12.0)),
         work("merged", "pksm-full", 99.0, mib=16), work("merged", "ksm-full", 1.0, mib=16),
         work("unmatched", "pksm-full", 1.8),
@@ -75,9 +82,27 @@ def test_ratios_are_of_medians_at_the_largest_size() -> None:
     ]  # fmt: skip
     assert target(samples, "merged-to-ksm").value == pytest.approx(2.2 / 11.0)
     assert target(samples, "merged-to-ksm").met is True
+    assert target(samples, "merged-to-ksm").note == "64 MiB, 0.17 .. 0.80"
     assert target(samples, "merged-to-floor").value == pytest.approx(2.2 / 1.75)
     missed = target(samples, "unmatched-to-floor")
     assert missed.value == pytest.approx(1.8) and missed.met is False
+    assert missed.note == "18× of a hash that is foreseen"
+    samples.append(work("watched", "pksm-full", 1.3))
+    assert target(samples, "watched-to-floor").value == pytest.approx(3.1)
+
+
+def test_results_are_paired_at_the_largest_size_that_both_have() -> None:
+    samples = [work("merged", "pksm-full", 2.0, mib) for mib in (16, 64, 1024)]
+    samples += [work("merged", "ksm-full", 8.0, mib) for mib in (16, 64, 256)]
+    both = results_of(samples).pair("merged", "pksm-full", "ksm-full")
+    assert both is not None and [each.mib for each in both] == [64, 64]
+    assert results_of(samples[:3]).pair("merged", "pksm-full", "ksm-full") is None
+
+
+def test_a_write_to_a_watched_page_costs_what_it_costs_more_than_another() -> None:
+    sample = {"what": "first write", "engine": "pksm-full", "mib": 64, "procs": 8, "pages": 1000,
+              "watched_cpu_ns": 900_000, "plain_cpu_ns": 400_000}  # fmt: skip
+    assert results_of([sample]).value("first write", "pksm-full") == pytest.approx(500)
 
 
 def converged(engine: str, ms: int, cpu_ms: int, mib: int = 64) -> Sample:
@@ -97,8 +122,8 @@ def test_convergence_is_compared_with_the_best_setting_of_ksm_by_name() -> None:
         converged("ksm-advisor", 1, 1, mib=16),
     ]  # fmt: skip
     time, cpu = (target(samples, name) for name in ("convergence-to-best", "convergence-cpu"))
-    assert time.value == pytest.approx(2) and time.note == "KSM, advisor"
-    assert cpu.value == pytest.approx(2) and cpu.note == "KSM, defaults"
+    assert time.value == pytest.approx(2) and time.note == "KSM, advisor; 64 MiB"
+    assert cpu.value == pytest.approx(2) and cpu.note == "KSM, defaults; 64 MiB"
     assert target(samples, "convergence-to-ksm").value == pytest.approx(30)
 
 
@@ -107,6 +132,14 @@ def test_the_advisor_is_measured_as_often_as_full_speed() -> None:
     titles = [title for title, _ in bench_run.tasks(bench_run.FULL, lab, ("convergence",), print)]
     often = Counter(title.partition(":")[0] for title in titles)
     assert often["KSM, advisor"] == often["KSM, full speed"] > often["KSM, defaults"]
+
+
+@pytest.mark.parametrize("plan", [bench_run.QUICK, bench_run.FULL])
+def test_no_two_measurements_have_the_same_title(plan: bench_run.Plan) -> None:
+    """A run that is resumed knows by it what was made."""
+    todo = bench_run.tasks(plan, bench_lab.Lab("6.12", Term(quiet=True)), bench_run.PARTS, print)
+    titles = [title for title, _ in todo]
+    assert len(set(titles)) == len(titles) > 30
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
@@ -155,34 +188,89 @@ def test_costs_that_grow_with_memory_are_not_flat() -> None:
 
 
 def path(variant: str, turn: int, populate_ns: int) -> Sample:
-    """Return a turn of mmcost in which two pages were populated, and all else took 100 ns."""
-    steps = {step: [200, 240] for step in ("unmap", "fork", "cow", "exit")}
-    return {"what": "paths", "variant": variant, "turn": turn, "pages": 2,
-            "populate": [3 * populate_ns, 2 * populate_ns], **steps}  # fmt: skip
+    """Return a turn of mmcost in which two pages were populated, and all else took 100 ns.
+
+    Of each page; and 50 ns whatever is done.
+    """
+    steps = {step: [230, 250, 950] for step in ("unmap", "fork", "cow", "exit")}
+    return {"what": "paths", "variant": variant, "turn": turn, "pages": 2, "nothing": [50],
+            "populate": [50 + 2 * populate_ns], **steps}  # fmt: skip
 
 
-def test_overhead_is_of_each_turn_s_best_and_shown_beside_the_noise() -> None:
+def test_overhead_is_of_each_turn_without_what_an_order_takes() -> None:
     samples = []
     # The host is twice as slow in the second turn, which changes no ratio.
     for turn, slow in enumerate((1, 2, 1)):
-        samples += [path("none-a", turn, 99 * slow), path("none-b", turn, 101 * slow),
-                    path("pksm-on", turn, 105 * slow)]  # fmt: skip
+        samples += [path("none-a", turn, 100 * slow), path("none-b", turn, 100 * slow),
+                    path("pksm-on", turn, (105 + turn) * slow)]  # fmt: skip
     found = {(each.step, each.variant): each for each in overheads(samples)}
-    assert found["populate", "pksm-on"].share == pytest.approx(0.05)
-    assert found["populate", "pksm-on"].noise == pytest.approx(0.02)
+    each = found["populate", "pksm-on"]
+    assert (each.share, each.low, each.high) == (
+        pytest.approx(0.06), pytest.approx(0.05), pytest.approx(0.07)
+    )  # fmt: skip
     assert found["exit", "pksm-on"].share == pytest.approx(0)
-    each = target(samples, "populate-pksm-on")
-    assert each.limit == 2 and each.noise == pytest.approx(2) and each.value == pytest.approx(5)
-    assert each.met is False and target(samples, "exit-pksm-on").met is True
+    assert results_of(samples).value("exit", "pksm-on") == pytest.approx(100)
+    said = target(samples, "populate-pksm-on")
+    assert said.limit == 2 and said.value == pytest.approx(6) and said.met is False
+    assert said.note == "+5.0 .. +7.0 %" and target(samples, "exit-pksm-on").met is True
 
 
-def test_noise_that_is_larger_than_the_limit_decides_nothing_but_what_is_beyond_it() -> None:
-    assert Target("a", "a", 9.0, 2.0, noise=6.0).met is False
-    hidden = Target("a", "a", 1.0, 2.0, noise=6.0)
-    assert hidden.met is None and bench_table.verdict(hidden) == "noise"
-    assert "1 hidden by noise" in bench_table.summary([hidden])
-    assert Target("a", "a", 2.5, 2.0, noise=1.0).met is None
-    assert Target("a", "a", 2.0, 2.0, noise=1.0).met is True
+def test_guests_of_the_same_kernel_that_differ_make_it_less_sure() -> None:
+    samples = []
+    for turn in range(5):
+        samples += [path("none-a", turn, 98), path("none-b", turn, 102),
+                    path("pksm-off", turn, 101), path("pksm-on", turn, 110)]  # fmt: skip
+    found = {(each.step, each.variant): each for each in overheads(samples)}
+    each = found["populate", "pksm-off"]
+    assert each.apart == pytest.approx(1 - 98 / 102)
+    assert (each.low, each.high) == (
+        pytest.approx(0.01 - each.apart), pytest.approx(0.01 + each.apart)
+    )  # fmt: skip
+    assert target(samples, "populate-pksm-off").met is None
+    assert target(samples, "populate-pksm-on").met is False
+
+
+def test_instructions_are_shown_where_the_host_counts_them() -> None:
+    sample = path("pksm-on", 0, 100)
+    assert not results_of([sample]).find("populate, instructions")
+    sample["instructions"] = {step: 500 for step in ("unmap", "fork", "cow", "exit", "populate")}
+    sample["instructions"]["nothing"] = 100
+    assert results_of([sample]).value("populate, instructions", "pksm-on") == pytest.approx(200)
+
+
+def test_what_a_process_of_the_host_does_is_counted() -> None:
+    """By an event that every kernel has; whether there are more depends on the host."""
+    with bench_instructions.counting(
+        os.getpid(), bench_instructions.SOFTWARE_TASK_CLOCK
+    ) as counter:
+        if counter is None:
+            pytest.skip("this host does not let its users count events")
+        before = counter.read()
+        began = time.process_time_ns()
+        while time.process_time_ns() < began + 5_000_000:
+            pass
+        assert counter.read() - before > 4_000_000
+    with bench_instructions.counting(os.getpid(), (12345, 0)) as counter:
+        assert counter is None
+
+
+@pytest.mark.parametrize(
+    ("number", "outer"), [(1, 0), (3, 0), (5, 0), (7, 0), (8, 1), (15, 3), (25, 7)]
+)
+def test_the_interval_of_a_median_is_that_of_the_sign_test(number: int, outer: int) -> None:
+    values = [float(value) for value in reversed(range(number))]
+    assert interval(values) == (outer, number - 1 - outer)
+    chance = 2 * sum(math.comb(number, each) for each in range(outer + 1)) / 2**number
+    assert chance <= 0.1 or number < 5
+
+
+def test_what_is_too_close_to_its_limit_is_neither_met_nor_missed() -> None:
+    assert Target("a", "a", 9.0, 2.0, low=3.0, high=15.0).met is False
+    hidden = Target("a", "a", 1.0, 2.0, low=-5.0, high=7.0)
+    assert hidden.met is None and bench_table.verdict(hidden) == "close"
+    assert "1 too close to say" in bench_table.summary([hidden])
+    assert Target("a", "a", 2.5, 2.0, low=1.5, high=3.5).met is None
+    assert Target("a", "a", 1.0, 2.0, low=0.0, high=2.0).met is True
 
 
 def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
@@ -207,10 +295,18 @@ def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
     assert results.value("idle", "ksm") == pytest.approx((130511209 - 5403989) / 1e7 / 150)
     assert results.value("volatile", "ksm") == pytest.approx(100 * 20359000 / 5003647365)
     assert results.value("rmap walk, per mapping", "pksm-full") == pytest.approx(36.2752)
-    assert target(samples, "bytes-absorbed").value == 32
-    assert target(samples, "bytes-shared").value == 48
     saved = next(s for s in samples if s["what"] == "savings" and s["engine"] == "pksm")
     assert results.value("saved at peak", "pksm") == max(n for _, n in saved["samples"]) / 256
+
+
+def test_metadata_is_all_objects_of_a_slab_over_the_pages_that_have_one() -> None:
+    memory = {"slab_pksm_sharer": {"objects": 1001, "bytes": 32},
+              "slab_pksm_stable_node": {"objects": 110, "bytes": 48}}  # fmt: skip
+    counted = {"pages_sharing": 1000, "pages_shared": 100}
+    sample = {**work("merged", "pksm-full", 1.0), "memory": memory, "counters": counted}
+    assert target([sample], "bytes-absorbed").value == 32
+    assert target([sample], "bytes-absorbed").note == "32.03"
+    assert target([sample], "bytes-shared").value == 53
 
 
 def test_a_slower_engine_is_called_slower(document: dict[str, Any]) -> None:
@@ -259,7 +355,7 @@ def test_a_change_is_told_by_its_own_word(
 
 
 def test_missed_targets_are_red_where_there_are_colours(document: dict[str, Any]) -> None:
-    found = targets_of(results_of(document["samples"]), document["samples"], document["harness"])
+    found = targets_of(results_of(document["samples"]), document["samples"], {})
     plain = bench_table.targets_table(found, colour=False)
     assert "\033" not in plain and "MISSED" in plain
     for line in bench_table.targets_table(found, colour=True).splitlines():
@@ -271,9 +367,9 @@ def test_missed_targets_are_red_where_there_are_colours(document: dict[str, Any]
 
 def test_the_page_has_everything_inside_of_it(document: dict[str, Any]) -> None:
     results = results_of(document["samples"])
-    found = targets_of(results, document["samples"], document["harness"])
+    found = targets_of(results, document["samples"], harness_of(document["samples"]))
     svg = '<svg><path id="a"/><use xlink:href="#a"/></svg>'
-    text = bench_html.page(document, results, found, [("one", svg), ("two", svg)])
+    text = bench_html.page(document, results, found, [], [("one", svg), ("two", svg)])
     assert not re.search(r"(src|href)=['\"](?!#)", text)
     for each in found:
         assert escape(each.title) in text
@@ -295,8 +391,16 @@ def test_the_report_is_made_again_from_the_file(
     assert (tmp_path / "index.html").read_text().count("<svg") >= 4
 
 
+def words_of(output: Path, *options: str) -> argparse.Namespace:
+    """Return what ``bench`` with *options* is called with, for a report in *output*."""
+    parser = argparse.ArgumentParser()
+    bench.add_parsers(parser.add_subparsers())
+    words = ["bench", "--only", "work", "-o", str(output), "--arch", "um", *options]
+    return parser.parse_args(words)
+
+
 def measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any], *options: str
 ) -> tuple[int | None, Path]:
     """Run bench with measurements that end as *outcomes*; return its status, and its file."""
 
@@ -308,27 +412,53 @@ def measured(
     todo = [(f"number {n}", partial(make, outcome)) for n, outcome in enumerate(outcomes)]
     monkeypatch.setattr(bench_run, "tasks", lambda *_: todo)
     monkeypatch.setattr(bench_run, "profiles_of", lambda _: ())
-    parser = argparse.ArgumentParser()
-    bench.add_parsers(parser.add_subparsers())
     output = tmp_path / "new" / "report"
-    arguments = parser.parse_args(["bench", "--only", "work", "-o", str(output), "--arch", "um"])
     try:
-        return bench.bench_command(arguments, Term(quiet=True)), output / "bench.json"
+        status = bench.bench_command(words_of(output, *options), Term(quiet=True))
+        return status, output / "bench.json"
     except BenchError:
         return None, output / "bench.json"
 
 
-def test_what_was_measured_before_an_error_is_kept_and_said_to_be_partial(
+def test_one_that_fails_does_not_keep_the_others_from_being_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcomes = [2.0, 3.0, BenchError("broken"), 4.0]
-    status, path_ = measured(tmp_path, monkeypatch, outcomes)
+    """It is said in the report, and by the status."""
+    status, path_ = measured(tmp_path, monkeypatch, [2.0, 3.0, BenchError("broken"), 4.0])
     assert status is None
+    document = bench.read(path_)
+    assert len(document["samples"]) == 3 and document["left"] == 0
+    assert document["failed"] == [["number 2", "broken"]]
+    assert "PARTIAL: 1 of 4 measurements have failed: number 2" in capsys.readouterr().out
+    assert "PARTIAL" in (path_.parent / "index.html").read_text()
+
+
+def test_a_run_that_is_interrupted_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path_ = tmp_path / "new" / "report" / "bench.json"
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, monkeypatch, [2.0, 3.0, KeyboardInterrupt(), 4.0])
     document = bench.read(path_)
     assert len(document["samples"]) == 2 and document["left"] == 2
     bench.report(document, path_.parent, None, Term(quiet=True))
     assert "PARTIAL: the run has ended early; 2 of 4" in capsys.readouterr().out
     assert "PARTIAL" in (path_.parent / "index.html").read_text()
+    # What was made is not made again.
+    never = AssertionError("made again")
+    status, _ = measured(tmp_path, monkeypatch, [never, never, 5.0, 4.0], "--resume")
+    assert status == 0 and "PARTIAL" not in capsys.readouterr().out
+    assert len(bench.read(path_)["samples"]) == 4
+    with pytest.raises(BenchError, match="is of another mode"):
+        bench.bench_command(words_of(path_.parent, "--resume", "--quick"), Term(quiet=True))
+
+
+def test_where_nothing_works_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = BenchError("broken")
+    status, path_ = measured(tmp_path, monkeypatch, [2.0, broken, broken, broken, 4.0])
+    assert status is None
+    document = bench.read(path_)
+    assert len(document["failed"]) == 3 and document["left"] == 1
 
 
 def test_a_run_to_its_end_is_not_partial(

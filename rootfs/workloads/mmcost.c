@@ -6,6 +6,7 @@
  * a single page fault, which on User-Mode Linux is that of the host's signals, does
  * not hide what is of interest. Who gives the orders takes the time, from outside:
  *
+ *	nothing		what any order takes
  *	populate	mmap(MAP_POPULATE)
  *	fork		fork() of a process with so many pages
  *	cow		read(2) into all of them in the child: each is copied
@@ -32,6 +33,10 @@ static int chunk_fd = -1;
 static char *base;
 static pid_t child;
 static int to_child[2], from_child[2];
+
+static void do_nothing(void)
+{
+}
 
 static void populate(void)
 {
@@ -105,6 +110,7 @@ static const struct {
 	const char *name;
 	void (*obey)(void);
 } orders[] = {
+	{ "nothing\n", do_nothing },
 	{ "populate\n", populate },
 	{ "fork\n", start_child },
 	{ "cow\n", copy_in_child },
@@ -118,7 +124,7 @@ static void __noreturn usage(void)
 		"\n"
 		"Lines of standard input are obeyed for N pages (8192), and answered by a line of\n"
 		"JSON. They can be given again and again, but in this order only:\n"
-		"  populate   fork   cow   exit   unmap\n"
+		"  nothing   populate   fork   cow   exit   unmap\n"
 		"\n"
 		"Exit status: 0, 2 usage, 3 not possible here.\n");
 	exit(0);
