@@ -173,12 +173,15 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _to_go_on_with(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document of *path*, to go on with. Raises BenchError when it is of other things."""
+    """Return the document of *path*, to go on with. Raises BenchError when it is of other things.
+
+    What was worked out of its samples is left behind.
+    """
     old = read(path)
-    for name in ("mode", "kernel", "images"):
+    for name in ("mode", "parts", "kernel", "profile", "images"):
         if old.get(name) != new[name]:
-            raise BenchError(f"{path} is of another {name.rstrip('s')}", "measure without --resume")
-    return {**old, "left": 0, "failed": []}
+            raise BenchError(f"{path} has other {name}", "measure without --resume")
+    return {**{name: old[name] for name in new}, "left": 0, "failed": []}
 
 
 def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, Any]:
@@ -196,12 +199,14 @@ def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, 
     document: dict[str, Any] = {
         "format": FORMAT,
         "mode": _plan(arguments).mode,
+        "parts": list(parts),
         "time": "",
         "seconds": 0.0,
         "left": 0,
         "steps": [],
         "failed": [],
         "kernel": arguments.kernel,
+        "profile": arguments.profile,
         "images": prepare(arguments, parts, term),
         "host": {
             "machine": platform.machine(), "cpu": cpu_name(), "cpus": os.cpu_count(),

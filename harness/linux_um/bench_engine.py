@@ -43,6 +43,8 @@ REST_SECONDS = 400
 POLL_MS = {"pksmd": 10, "ksmd": 2}
 # The same where pksmd does nothing for a second first.
 RESCAN_POLL_MS = 100
+# Until PKSM looks at unmatched pages once more, in seconds: never, and as soon as it can.
+NO_RESCAN, RESCAN = "0", "1"
 SHARERS = 10_000
 # In which PKSM at full speed deals with the pages of the guest's own programs.
 OWN_PAGES_MS = 400
@@ -145,6 +147,7 @@ def unmatched(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Samp
     """
     with hoard(guest, mib, procs, dup=0) as pages:
         where = {"engine": setting.name, "mib": mib, "procs": pages.procs}
+        _rescan(guest, setting, NO_RESCAN)
         _deal_with_own_pages(guest, setting, pages)
         number = pages.order("fill")["pages"]
         goal, every = _ready(setting, number)
@@ -154,7 +157,7 @@ def unmatched(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Samp
             "memory": _memory(guest, setting),
         }]  # fmt: skip
         if setting.is_pksm:
-            set_engine(guest, setting, "rescan_seconds", "1")
+            _rescan(guest, setting, RESCAN)
             sample = _run_until(guest, setting, pages, "full_scans", 1, RESCAN_POLL_MS)
             found.append({"what": "watched", **where, "pages": number, **sample})
             # The same contents again, into pages that are watched and then are not.
@@ -164,6 +167,12 @@ def unmatched(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Samp
                 "watched_cpu_ns": cost["watched"], "plain_cpu_ns": cost["plain"],
             })  # fmt: skip
         return found
+
+
+def _rescan(guest: Guest, setting: Setting, seconds: str) -> None:
+    """Let PKSM look at unmatched pages again after *seconds*, or never."""
+    if setting.is_pksm:
+        set_engine(guest, setting, "rescan_seconds", seconds)
 
 
 def _cost_of_filling(guest: Guest, pages: Hoard) -> int:
@@ -176,6 +185,7 @@ def merged(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Sample]
     """Measure merging pages, breaking some off by writes, and unmerging the rest."""
     with hoard(guest, mib, procs, dup=100) as pages:
         where = {"engine": setting.name, "mib": mib, "procs": pages.procs}
+        _rescan(guest, setting, NO_RESCAN)
         _deal_with_own_pages(guest, setting, pages)
         number = pages.order("fill")["expected_sharing"]
         goal, every = _ready(setting, number)
@@ -262,9 +272,12 @@ def idle(lab: Lab, setting: Setting, mib: int, procs: int, seconds: int) -> list
                     "cpu_seconds": skip + seconds, "wakeups": number,
                 })  # fmt: skip
 
+            before = saved(guest, setting)
             set_engine(guest, setting, "run", "1")
-            number = pages.order("fill")["expected_sharing"]
-            pages.wait(f"pages_sharing>={int(number * NEARLY_ALL)}", 100, 3600)
+            filled = pages.order("fill")
+            # KSM merges zeroes with each other, PKSM with the zero page.
+            more = filled["expected_sharing"] + (0 if setting.is_pksm else filled["zero"])
+            pages.wait(f"pages_sharing>={before + int(more * NEARLY_ALL)}", 100, 3600)
             watch("first", True, 0)
             pages.order(f"sleep {REST_SECONDS * 1000}")
             watch("last", True, REST_SECONDS)
@@ -305,9 +318,9 @@ def savings(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
     """
     with lab.guest(setting.profile, mib) as guest:
         tune(guest, setting)
-        start, began = kernel_cpu_ns(guest), time.monotonic_ns()
         with hoard(guest, mib // 2, dup=50, zero=10) as pages:
             _deal_with_own_pages(guest, setting, pages)
+            start = kernel_cpu_ns(guest)
             set_engine(guest, setting, "run", "1")
             # Of the guest's own programs, which KSM does not look at.
             before = saved(guest, setting)
@@ -318,14 +331,12 @@ def savings(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
             with hoard(guest, mib // 2, dup=50, zero=10, unique_seed=2) as guests:
                 guests.order("fill")
                 time.sleep(max(0.0, seconds / 3 - (time.monotonic_ns() - came) / 1e9))
-            went = time.monotonic_ns()
             samples = pages.answer(seconds + 60.0)["samples"]
             used = kernel_cpu_ns(guest) - start
             pages.order("verify")
     return [{
         "what": "savings", "engine": setting.name, "mib": mib, "seconds": seconds,
-        "cpu_ns": used, "came_ms": (came - began) // 1_000_000,
-        "went_ms": (went - began) // 1_000_000,
+        "cpu_ns": used,
         "samples": [
             [when - samples[0][0], sharing + zero - before] for when, sharing, zero in samples
         ],

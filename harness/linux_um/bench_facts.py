@@ -24,8 +24,8 @@ BASELINES = ("none-a", "none-b")
 # Of an interval that a median is in: the chance that it is not.
 UNSURE = 0.1
 # What is measured for several sizes, or numbers of processes: a slope is worked out of it.
-SCALED = ("merged", "unmatched", "watched", "convergence", "convergence CPU", "unmerge", "idle",
-          "volatile")  # fmt: skip
+SCALED = ("merged", "unmatched", "watched", "convergence", "convergence CPU", "unmerge",
+          "first minute", "volatile")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def slopes_of(results: Results) -> list[Slope]:
         for engine in dict.fromkeys(each.engine for each in results.find(what)):
             sizes = [(float(r.mib or 0), r.stat.median) for r in results.by_size(what, engine)]
             procs = [(float(r.procs or 0), r.stat.median) for r in results.by_procs(what, engine)]
-            for by, points in (("MiB", sizes), ("processes", procs)):
+            for by, every in (("MiB", sizes), ("processes", procs)):
+                points = [point for point in every if point[1] > 0]
                 exponent = slope(points)
                 if exponent is not None:
                     found.append(Slope(what, engine, by, exponent, points[0][0], points[-1][0]))
@@ -342,8 +343,8 @@ def _paths(samples: Sequence[Sample]) -> list[Result]:
 class Overhead:
     """What something costs more than without PKSM, as a share of what it costs without.
 
-    The median of all turns, and the interval that it is in; *apart* is by how much two
-    guests with the same kernel differ, by which the interval is wider than turns tell.
+    The median of all boots, and the interval that it is in; *apart* is by how much two
+    guests with the same kernel differ, by which the interval is wider than boots tell.
     """
 
     step: str
@@ -352,6 +353,14 @@ class Overhead:
     low: float
     high: float
     apart: float = 0.0
+
+    @classmethod
+    def of(cls, step: str, variant: str, shares: Sequence[float], apart: float = 0.0) -> Overhead:
+        """Return that of *shares*, which do not depend on each other."""
+        from statistics import median
+
+        low, high = interval(shares)
+        return cls(step, variant, median(shares), low - apart, high + apart, apart)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -375,44 +384,53 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def overheads(samples: Sequence[Sample]) -> list[Overhead]:
     """Return what each path costs more in each variant than where nobody merges.
 
-    Each turn is compared with itself, so that a slow moment of the host's does not count.
-    The same kernel is there in two guests; what lies between these is none of the engine's.
+    Each turn is compared with itself, so that a slow moment of the host's does not count;
+    of a boot there is the median of its turns, since a guest keeps the memory that it was
+    given. The same kernel is there in two guests; what lies between these is none of the
+    engine's.
     """
     from statistics import median
 
-    turns: dict[int, dict[str, Sample]] = {}
+    turns: dict[tuple[int, int], dict[str, Sample]] = {}
     for sample in samples:
         if sample["what"] == "paths":
-            turns.setdefault(sample["turn"], {})[sample["variant"]] = sample
-    whole = [turn for turn in turns.values() if all(name in turn for name in BASELINES)]
-    if not whole:
-        return []
+            key = sample.get("boot", 0), sample["turn"]
+            turns.setdefault(key, {})[sample["variant"]] = sample
+    boots: dict[int, list[dict[str, Sample]]] = {}
+    for (boot, _), turn in turns.items():
+        if all(name in turn for name in BASELINES):
+            boots.setdefault(boot, []).append(turn)
+    variants = dict.fromkeys(name for turn in turns.values() for name in turn)
+
+    def share(turn: dict[str, Sample], step: str, variant: str) -> float:
+        base = sum(step_ns(turn[name], step) for name in BASELINES) / len(BASELINES)
+        return step_ns(turn[variant], step) / base - 1
+
     found = []
     for step in PATH_STEPS:
-        one, other = ([step_ns(turn[name], step) for turn in whole] for name in BASELINES)
-        apart = abs(median(a / b for a, b in zip(one, other, strict=True)) - 1)
-        for variant in dict.fromkeys(name for turn in whole for name in turn):
-            if variant in BASELINES:
-                continue
-            ratios = [
-                step_ns(turn[variant], step) / ((a + b) / 2) - 1
-                for turn, a, b in zip(whole, one, other, strict=True)
-                if variant in turn
-            ]
-            low, high = interval(ratios)
-            found.append(
-                Overhead(step, variant, median(ratios), low - apart, high + apart, apart)
-            )  # fmt: skip
+        of_boots: dict[str, list[float]] = {}
+        for whole in boots.values():
+            for variant in variants:
+                shares = [share(turn, step, variant) for turn in whole if variant in turn]
+                if shares:
+                    of_boots.setdefault(variant, []).append(median(shares))
+        if not of_boots:
+            continue
+        # The base is in the middle of the two: they are as far from it as from nothing.
+        apart = median(abs(each) for name in BASELINES for each in of_boots[name])
+        found += [
+            Overhead.of(step, variant, shares, apart)
+            for variant, shares in of_boots.items() if variant not in BASELINES
+        ]  # fmt: skip
     return found
 
 
 def contended(samples: Sequence[Sample]) -> list[Overhead]:
     """Return what fault and free cost more on all CPUs at once with PKSM on than with it off.
 
-    Of each machine, on as many CPUs as were measured at most.
+    Of each machine, on as many CPUs as were measured at most; of one boot of each guest, so
+    that how the two differ whatever PKSM does is not known.
     """
-    from statistics import median
-
     found = []
     mine = [s for s in samples if s["what"] == "contention"]
     for machine in dict.fromkeys(s["machine"] for s in mine):
@@ -428,8 +446,7 @@ def contended(samples: Sequence[Sample]) -> list[Overhead]:
             if {"pksm-on", "pksm-off"} <= set(turn)
         ]  # fmt: skip
         if ratios:
-            low, high = interval(ratios)
-            found.append(Overhead(f"{machine}, {cpus} CPUs", "pksm-on", median(ratios), low, high))
+            found.append(Overhead.of(f"{machine}, {cpus} CPUs", "pksm-on", ratios))
     return found
 
 

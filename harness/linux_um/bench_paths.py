@@ -49,25 +49,25 @@ class _Subject:
 
 
 def paths(
-    lab: Lab, boots: int, turns: int, repeat: int, progress: Callable[[str], None]
+    lab: Lab, boot: int, turns: int, repeat: int, progress: Callable[[str], None]
 ) -> list[Sample]:
-    """Measure each step *repeat* times in each guest, *turns* times, in turns, *boots* times."""
+    """Measure each step *repeat* times in each guest, *turns* times, in turns.
+
+    *boot* is the number of these guests, which are booted for it.
+    """
     found: list[Sample] = []
-    for boot in range(boots):
-        title = f"boot {boot + 1} of {boots}"
-        with ExitStack() as stack:
-            subjects = []
-            for name, profile, append in VARIANTS:
-                progress(f"{title}: {name}")
-                subjects.append(_subject(lab, stack, name, profile, append))
-            for turn in range(turns):
-                # Another order each time: who comes first finds the caches of somebody else.
-                first = turn % len(subjects)
-                for each in subjects[first:] + subjects[:first]:
-                    progress(f"{title}, turn {turn + 1} of {turns}: {each.name}")
-                    found.append({"what": "paths", "variant": each.name, "boot": boot,
-                                  "turn": boot * turns + turn, "pages": PAGES,
-                                  **_turn(each, repeat)})  # fmt: skip
+    with ExitStack() as stack:
+        subjects = []
+        for name, profile, append in VARIANTS:
+            progress(f"booting {name}")
+            subjects.append(_subject(lab, stack, name, profile, append))
+        for turn in range(turns):
+            # Another order each time: who comes first finds the caches of somebody else.
+            first = (boot + turn) % len(subjects)
+            for each in subjects[first:] + subjects[:first]:
+                progress(f"turn {turn + 1} of {turns}: {each.name}")
+                found.append({"what": "paths", "variant": each.name, "boot": boot, "turn": turn,
+                              "pages": PAGES, **_turn(each, repeat)})  # fmt: skip
     return found
 
 
@@ -89,7 +89,7 @@ def _subject(
 
 
 def _daemon_usecs(subject: _Subject) -> int:
-    """Return the CPU time of pksmd, in microseconds of the clock; 0 where it has none."""
+    """Return the CPU time of pksmd, in microseconds of the clock; 0 where nobody asks for it."""
     if subject.name != "pksm-on":
         return 0
     return int(subject.program.guest.read_file(f"{PKSM_DIR}/cpu_usecs"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,13 @@ def _size_of(result: Result, by_procs: bool) -> float:
 
 def _convergence(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
     """Time from the last write to all merged."""
-    found = [results.last("convergence", name)
-             for name in ("pksm", "ksm-full", "ksm-advisor", "ksm")]  # fmt: skip
-    bars = [each for each in found if each is not None]
+    # The largest size that was measured for most of them.
+    sizes = Counter(each.mib for each in results.find("convergence") if each.procs == 8)
+    mib = max(sizes, key=lambda size: (sizes[size], size or 0), default=None)
+    bars = [
+        each for name in ("pksm", "ksm-full", "ksm-advisor", "ksm")
+        for each in results.by_size("convergence", name) if each.mib == mib
+    ]  # fmt: skip
     if not bars:
         return None
     figure, axes = plt.subplots(figsize=(8.0, 3.2))
@@ -121,8 +126,19 @@ def _convergence(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
     axes.set_xscale("log")
     axes.margins(x=0.2)
     axes.set_xlabel("seconds")
-    axes.set_title(f"From the last write to all duplicates merged, {bars[0].mib} MiB")
+    axes.set_title(f"From the last write to all duplicates merged, {mib} MiB")
     return figure
+
+
+def _over_time(axes: Any, samples: Sequence[Sample]) -> None:
+    """Draw what is saved over time, each turn of an engine as one more line of its colour."""
+    named = set()
+    for sample in samples:
+        engine = sample["engine"]
+        axes.plot([when / 1000 for when, _ in sample["samples"]],
+                  [pages / 256 for _, pages in sample["samples"]], color=COLOURS[engine],
+                  label=None if engine in named else engine_title(engine))  # fmt: skip
+        named.add(engine)
 
 
 def _savings(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
@@ -131,10 +147,7 @@ def _savings(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
     if not found:
         return None
     figure, axes = plt.subplots()
-    for sample in found:
-        axes.plot([when / 1000 for when, _ in sample["samples"]],
-                  [pages / 256 for _, pages in sample["samples"]],
-                  color=COLOURS[sample["engine"]], label=engine_title(sample["engine"]))  # fmt: skip
+    _over_time(axes, found)
     for name in ("possible_at_rest_pages", "possible_at_peak_pages"):
         axes.axhline(found[0][name] / 256, color="#999999", linestyle=":", linewidth=1)
     axes.set_ylim(bottom=0)
@@ -153,12 +166,7 @@ def _programs(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
         return None
     figure, every = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), squeeze=False)
     for axes, name in zip(every[0], names, strict=True):
-        for sample in found:
-            if sample["program"] == name:
-                axes.plot([when / 1000 for when, _ in sample["samples"]],
-                          [pages / 256 for _, pages in sample["samples"]],
-                          color=COLOURS[sample["engine"]],
-                          label=engine_title(sample["engine"]))  # fmt: skip
+        _over_time(axes, [sample for sample in found if sample["program"] == name])
         axes.set_title(name)
         axes.set_xlabel("seconds")
         axes.set_ylim(bottom=0)

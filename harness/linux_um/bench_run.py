@@ -14,13 +14,13 @@ from functools import partial
 
 from . import bench_contention, bench_engine, bench_harness, bench_paths, bench_programs
 from .bench_engine import Sample
-from .bench_lab import KSM, KSM_ADVISOR, KSM_FULL, PKSM, PKSM_FULL, Lab, Setting
+from .bench_lab import BenchError, KSM, KSM_ADVISOR, KSM_FULL, PKSM, PKSM_FULL, Lab, Setting
 from .errors import LinuxUmError
 from .term import Term
 
 PARTS = ("work", "convergence", "idle", "volatile", "paths", "contention", "savings", "rmap",
          "programs", "harness")  # fmt: skip
-# After so many failures one after the other there is no sense in going on.
+# Where the first so many have failed there is no sense in going on.
 MOST_FAILURES = 3
 
 # Memory that is filled, in MiB, and how many processes have it.
@@ -120,9 +120,10 @@ def tasks(
         for turn, setting in each_turn(plan.turns, full_speed):
             add("work", f"{setting.title}: {procs} processes{turn}",
                 partial(bench_engine.work, lab, setting, plan.procs_mib, procs))  # fmt: skip
-    add("paths", "fault, free, fork, copy and exit",
-        partial(bench_paths.paths, lab, plan.path_boots, plan.path_turns, plan.path_repeat,
-                say))  # fmt: skip
+    for boot in range(plan.path_boots):
+        add("paths", f"fault, free, fork, copy and exit, boot {boot + 1} of {plan.path_boots}",
+            partial(bench_paths.paths, lab, boot, plan.path_turns, plan.path_repeat,
+                    say))  # fmt: skip
     for mib, procs in plan.convergence:
         settings = [PKSM, KSM_FULL, KSM_ADVISOR]
         for turn, setting in each_turn(plan.convergence_turns, settings):
@@ -174,24 +175,33 @@ def run(
 ) -> None:
     """Make the measurements *todo* but for those whose titles are in *done*.
 
-    *made* is told of each, or *failed* when it raises a LinuxUmError; *step* of the one that
-    begins. Raises the last error when :data:`MOST_FAILURES` come one after the other.
+    *made* is told of each, or *failed* when it raises a LinuxUmError, or what a file of the
+    guest says; *step* of the one that begins. Raises the last error when the first
+    :data:`MOST_FAILURES` have failed, and nothing has not.
     """
     left = [task for task in todo if task[0] not in done]
-    in_turn = 0
+    failures, succeeded = 0, False
     for count, (title, make) in enumerate(left, 1):
         step(f"{count + len(todo) - len(left)} of {len(todo)}: {title}")
         began = time.monotonic()
         try:
-            samples = make()
+            samples = _made_by(make)
         except LinuxUmError as error:
-            in_turn += 1
+            failures += 1
             failed(title, error, len(left) - count)
-            if in_turn == MOST_FAILURES:
+            if failures == MOST_FAILURES and not succeeded:
                 raise
             continue
-        in_turn = 0
+        succeeded = True
         made(samples, title, time.monotonic() - began, len(left) - count)
+
+
+def _made_by(make: Callable[[], list[Sample]]) -> list[Sample]:
+    """Make a measurement. Raises LinuxUmError, also for what a guest's file has said."""
+    try:
+        return make()
+    except (OSError, ValueError) as error:
+        raise BenchError(str(error), "see the guest's log") from error
 
 
 class Progress:

@@ -203,9 +203,10 @@ def _paths(samples: Sequence[Sample]) -> list[Target]:
         for step in ("populate", "unmap", "fork", "exit")
     ]  # fmt: skip
     return found + [
-        _overhead("contention", f"fault and free, {each.step}: on, more than off", each, 2.0)
+        _overhead(f"contention-{each.step}", f"fault and free, {each.step}: on, more than off",
+                  each, 2.0)
         for each in contended(samples)
-    ]
+    ]  # fmt: skip
 
 
 def _memory(results: Results) -> list[Target]:
@@ -237,18 +238,20 @@ def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
                "×", at_least=True)
         for when in ("rest", "peak")
     ]  # fmt: skip
-    shares: dict[str, float] = {
-        str(sample["engine"]): max(
-            sample["samples"][-1][1] / sample["possible_at_rest_pages"],
-            max(pages for _, pages in sample["samples"]) / sample["possible_at_peak_pages"],
+    shares: list[tuple[float, str]] = [
+        (
+            max(
+                sample["samples"][-1][1] / sample["possible_at_rest_pages"],
+                max(pages for _, pages in sample["samples"]) / sample["possible_at_peak_pages"],
+            ),
+            str(sample["engine"]),
         )
         for sample in samples if sample["what"] == "savings"
-    }  # fmt: skip
-    most = max(shares, key=lambda name: shares[name], default=None)
+    ]  # fmt: skip
+    most, engine = max(shares, default=(None, ""))
     found.append(
         Target("saved-possible", "saved of a mix at most, to what its contents allow",
-               shares[most] if most is not None else None, _POSSIBLE, "×",
-               note=SETTINGS[most].title if most is not None else "")
+               most, _POSSIBLE, "×", note=SETTINGS[engine].title if engine else "")
     )  # fmt: skip
     for when in ("rest", "peak"):
         whats = {each.what for each in results.all if each.what.startswith(f"saved at {when}, ")}

@@ -50,6 +50,13 @@ def interesting_lines(log: Sequence[str]) -> list[str]:
     return chosen[:SHOWN_ERROR_LINES] if compiler else chosen[-SHOWN_ERROR_LINES:]
 
 
+def ccache_directory(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that says where ccache keeps what it has, where it needs one."""
+    if "CCACHE_DIR" in environment or os.access(environment.get("HOME") or "/", os.W_OK):
+        return {}
+    return {"CCACHE_DIR": str(paths.cache_root() / "ccache")}
+
+
 class Make:
     """The kernel's make for one work tree and one build directory; *words* are more for it."""
 
@@ -95,9 +102,7 @@ class Make:
         )
         if (self.build_dir / HEADERS_NAME).is_file():
             environment["CCACHE_EXTRAFILES"] = str(self.build_dir / HEADERS_NAME)
-        home = environment.get("HOME", "")
-        if "CCACHE_DIR" not in environment and not os.access(home or "/", os.W_OK):
-            environment["CCACHE_DIR"] = str(paths.cache_root() / "ccache")
+        environment.update(ccache_directory(environment))
         environment.update(extra or {})
         return environment
 

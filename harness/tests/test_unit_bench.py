@@ -171,6 +171,15 @@ def test_more_saved_than_there_is_to_save_is_shown_as_an_error() -> None:
         assert each.note == "KSM, full speed"
 
 
+def test_what_is_not_above_nothing_has_no_part_in_a_slope() -> None:
+    samples = [work("merged", "pksm-full", 2.0, mib) for mib in (64, 256)]
+    samples.append({**work("merged", "pksm-full", 2.0, 16), "cpu_ns": 0})
+    (each,) = slopes_of(results_of(samples))
+    assert (each.first, each.last, each.by) == (64, 256, "MiB")
+    assert each.exponent == pytest.approx(0)
+    assert "64 to 256 MiB" in bench_table.slopes_table([each])
+
+
 def test_slopes_are_of_the_logarithms() -> None:
     assert slope([(16, 5.0), (64, 5.0), (4096, 5.0)]) == pytest.approx(0)
     assert slope([(1, 3.0), (10, 30.0), (100, 300.0)]) == pytest.approx(1)
@@ -187,22 +196,22 @@ def test_costs_that_grow_with_memory_are_not_flat() -> None:
     assert each.met is False and each.value == pytest.approx(100 * (2.5 / (2 + 16 / 4096) - 1))
 
 
-def path(variant: str, turn: int, populate_ns: int) -> Sample:
+def path(variant: str, boot: int, populate_ns: int, turn: int = 0) -> Sample:
     """Return a turn of mmcost in which two pages were populated, and all else took 100 ns.
 
     Of each page; and 50 ns whatever is done.
     """
     steps = {step: [230, 250, 950] for step in ("unmap", "fork", "cow", "exit")}
-    return {"what": "paths", "variant": variant, "turn": turn, "pages": 2, "nothing": [50],
-            "populate": [50 + 2 * populate_ns], **steps}  # fmt: skip
+    return {"what": "paths", "variant": variant, "boot": boot, "turn": turn, "pages": 2,
+            "nothing": [50], "populate": [50 + 2 * populate_ns], **steps}  # fmt: skip
 
 
 def test_overhead_is_of_each_turn_without_what_an_order_takes() -> None:
     samples = []
-    # The host is twice as slow in the second turn, which changes no ratio.
-    for turn, slow in enumerate((1, 2, 1)):
-        samples += [path("none-a", turn, 100 * slow), path("none-b", turn, 100 * slow),
-                    path("pksm-on", turn, (105 + turn) * slow)]  # fmt: skip
+    # The host is twice as slow at the second boot, which changes no ratio.
+    for boot, slow in enumerate((1, 2, 1)):
+        samples += [path("none-a", boot, 100 * slow), path("none-b", boot, 100 * slow),
+                    path("pksm-on", boot, (105 + boot) * slow)]  # fmt: skip
     found = {(each.step, each.variant): each for each in overheads(samples)}
     each = found["populate", "pksm-on"]
     assert (each.share, each.low, each.high) == (
@@ -215,17 +224,30 @@ def test_overhead_is_of_each_turn_without_what_an_order_takes() -> None:
     assert said.note == "+5.0 .. +7.0 %" and target(samples, "exit-pksm-on").met is True
 
 
-def test_guests_of_the_same_kernel_that_differ_make_it_less_sure() -> None:
+def test_turns_of_one_boot_are_not_taken_for_many_boots() -> None:
+    """What a boot has for its own, all its turns have."""
     samples = []
-    for turn in range(5):
-        samples += [path("none-a", turn, 98), path("none-b", turn, 102),
-                    path("pksm-off", turn, 101), path("pksm-on", turn, 110)]  # fmt: skip
+    for boot, cost in enumerate((101, 103, 120)):
+        for turn in range(9):
+            samples += [path("none-a", boot, 100, turn), path("none-b", boot, 100, turn),
+                        path("pksm-on", boot, cost, turn)]  # fmt: skip
+    (each,) = [each for each in overheads(samples) if each.step == "populate"]
+    assert (each.share, each.low, each.high) == (
+        pytest.approx(0.03), pytest.approx(0.01), pytest.approx(0.20)
+    )  # fmt: skip
+
+
+def test_guests_of_the_same_kernel_that_differ_make_it_less_sure() -> None:
+    """Whichever of the two is the slower one at which boot."""
+    samples = []
+    for boot in range(5):
+        a, b = (98, 102) if boot % 2 else (102, 98)
+        samples += [path("none-a", boot, a), path("none-b", boot, b),
+                    path("pksm-off", boot, 101), path("pksm-on", boot, 110)]  # fmt: skip
     found = {(each.step, each.variant): each for each in overheads(samples)}
     each = found["populate", "pksm-off"]
-    assert each.apart == pytest.approx(1 - 98 / 102)
-    assert (each.low, each.high) == (
-        pytest.approx(0.01 - each.apart), pytest.approx(0.01 + each.apart)
-    )  # fmt: skip
+    assert each.apart == pytest.approx(0.02)
+    assert (each.low, each.high) == (pytest.approx(-0.01), pytest.approx(0.03))
     assert target(samples, "populate-pksm-off").met is None
     assert target(samples, "populate-pksm-on").met is False
 
@@ -449,16 +471,22 @@ def test_a_run_that_is_interrupted_is_gone_on_with(
     status, _ = measured(tmp_path, monkeypatch, [never, never, 5.0, 4.0], "--resume")
     assert status == 0 and "PARTIAL" not in capsys.readouterr().out
     assert len(bench.read(path_)["samples"]) == 4
-    with pytest.raises(BenchError, match="is of another mode"):
+    with pytest.raises(BenchError, match="has other mode"):
         bench.bench_command(words_of(path_.parent, "--resume", "--quick"), Term(quiet=True))
 
 
 def test_where_nothing_works_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = BenchError("broken")
-    status, path_ = measured(tmp_path, monkeypatch, [2.0, broken, broken, broken, 4.0])
+    status, path_ = measured(tmp_path, monkeypatch, [broken, OSError("no such file"), broken, 4.0])
     assert status is None
     document = bench.read(path_)
-    assert len(document["failed"]) == 3 and document["left"] == 1
+    said = [said.partition(";")[0] for _, said in document["failed"]]
+    assert said == ["broken", "no such file", "broken"]
+    assert document["left"] == 1
+    # But for that, what works is measured.
+    outcomes = [2.0, broken, broken, broken, 4.0]
+    status, path_ = measured(tmp_path, monkeypatch, outcomes)
+    assert status is None and len(bench.read(path_)["samples"]) == 2
 
 
 def test_a_run_to_its_end_is_not_partial(
