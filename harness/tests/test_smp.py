@@ -9,7 +9,7 @@ lose bytes then, within seconds.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, has_file, vmstat, workload
+from lab import BootFresh, has_file, pageops, vmstat, workload
 from linux_um.guest import Guest
 
 pytestmark = [pytest.mark.needs_smp, pytest.mark.regression("R19")]
@@ -52,3 +52,25 @@ def test_what_a_process_is_sent_lands_in_its_own_page(boot_fresh: BootFresh) -> 
     report = workload(guest, ["hammer", "--receive", "--pages", "8", "--seconds", str(SECONDS)])
     assert report.raw["wrong"] == 0
     assert vmstat(guest, "cow_ksm") > 4, "little was merged: the test tested nothing"
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")
+def test_what_is_made_read_only_meanwhile_is_not_written_to_any_more(
+    boot_fresh: BootFresh,
+) -> None:
+    """Also where PTEs of a large folio are read-only already, and a CPU does not know it yet.
+
+    The engine flushes the TLB when it has dropped the lock under which it has
+    write-protected them; who finds them so must not believe that this is done.
+    """
+    guest = boot_fresh(mem="512M")
+    guest.write_file("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")
+    guest.set_pksm("settle_millisecs", 20)
+    report = pageops(
+        guest, "--huge", "fill=unique", "range=0-1", "mprotect=ro", "mprotect=rw", "range=all",
+        "stat=mapped", "hold=unflushed", "&@0:stale=60", "held", "sleep=1000", "hold=off", "join",
+        "verify", procs=1, pages=512,
+    )  # fmt: skip
+    assert report["mapped"]["large"] == 512
+    assert report.raw["wrong"] == 0
