@@ -58,7 +58,7 @@ class Plan:
 QUICK = Plan(
     mode="quick", sizes=((16, 3), (64, 3)), procs=(), procs_mib=64, turns=1,
     convergence=((64, 8), (256, 8)), convergence_turns=1, slow_mib=(64,), idle=((32, 8),),
-    idle_seconds=60, volatile=((16, 4),), volatile_seconds=4, path_boots=2, path_turns=3,
+    idle_seconds=60, volatile=((16, 4),), volatile_seconds=4, path_boots=3, path_turns=2,
     path_repeat=3, contention_turns=0, savings_mib=64, savings_seconds=6, programs=False,
     harness_turns=2, suite=False,
 )  # fmt: skip
