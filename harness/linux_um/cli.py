@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -132,8 +133,10 @@ def main(argv: Sequence[str]) -> int:
     """Run one command and return the exit status."""
     _open_closed_streams()
     term = Term()
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGHUP, _terminate)
+    # Tests may run this in another thread, which cannot have handlers.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGHUP, _terminate)
     try:
         try:
             arguments, unknown = build_parser().parse_known_args(argv)

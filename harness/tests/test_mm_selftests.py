@@ -38,7 +38,7 @@ POKE_MS = {kconfig.UM: 1, kconfig.X86_64: 20}
 # A program asks twice what a page is, and gives up when it hears two things: between them
 # a large folio may have been split, while which migration entries stand for its pages.
 UNMATCHED = "read and ioctl return unmatched results"
-MOST_UNMATCHED = 4
+MOST_UNMATCHED = 12
 GOOD = ("ok", "done")
 # The result of a line that sums up.
 END = "end"
