@@ -46,7 +46,7 @@ def add_parsers(subparsers: Any) -> None:
     add_kernel_options(parser)
     parser.add_argument(
         "--quick", action="store_true",
-        help="some minutes, in place of an hour or more: smaller and fewer",
+        help="two minutes, in place of an hour or more: smaller and fewer",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true",

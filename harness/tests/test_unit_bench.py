@@ -214,9 +214,7 @@ def test_overhead_is_of_each_turn_without_what_an_order_takes() -> None:
                     path("pksm-on", boot, (105 + boot) * slow)]  # fmt: skip
     found = {(each.step, each.variant): each for each in overheads(samples)}
     each = found["populate", "pksm-on"]
-    assert (each.share, each.low, each.high) == (
-        pytest.approx(0.06), pytest.approx(0.05), pytest.approx(0.07)
-    )  # fmt: skip
+    assert [each.share, each.low, each.high] == pytest.approx([0.06, 0.05, 0.07])
     assert found["exit", "pksm-on"].share == pytest.approx(0)
     assert results_of(samples).value("exit", "pksm-on") == pytest.approx(100)
     said = target(samples, "populate-pksm-on")
@@ -232,9 +230,7 @@ def test_turns_of_one_boot_are_not_taken_for_many_boots() -> None:
             samples += [path("none-a", boot, 100, turn), path("none-b", boot, 100, turn),
                         path("pksm-on", boot, cost, turn)]  # fmt: skip
     (each,) = [each for each in overheads(samples) if each.step == "populate"]
-    assert (each.share, each.low, each.high) == (
-        pytest.approx(0.03), pytest.approx(0.01), pytest.approx(0.20)
-    )  # fmt: skip
+    assert [each.share, each.low, each.high] == pytest.approx([0.03, 0.01, 0.20])
 
 
 def test_guests_of_the_same_kernel_that_differ_make_it_less_sure() -> None:
@@ -247,7 +243,7 @@ def test_guests_of_the_same_kernel_that_differ_make_it_less_sure() -> None:
     found = {(each.step, each.variant): each for each in overheads(samples)}
     each = found["populate", "pksm-off"]
     assert each.apart == pytest.approx(0.02)
-    assert (each.low, each.high) == (pytest.approx(-0.01), pytest.approx(0.03))
+    assert [each.low, each.high] == pytest.approx([-0.01, 0.03])
     assert target(samples, "populate-pksm-off").met is None
     assert target(samples, "populate-pksm-on").met is False
 
