@@ -96,6 +96,20 @@ def test_whatever_a_process_does_meanwhile(still: Guest, moment: str, who: int) 
         assert baseline(settle(still)) == before, name
 
 
+def swapped_out(guest: Guest, *operations: str) -> Report:
+    """Do *operations* when 64 merged pages are nowhere but in the swap cache."""
+    report = pageops(
+        guest, "madvise=mergeable", "fill=dup", "settle", "@1:write=100", "settle", "stat=single",
+        "@0:madvise=pageout", "stat=out", *operations, procs=2, pages=64,
+    )  # fmt: skip
+    assert report["single"].counters["pages_shared"] == 64
+    assert report["out"]["swapped"] == 64
+    assert report["out"].counters["stable_nodes"] == 64, (
+        "the swap cache has given them up: the test tested nothing"
+    )
+    return report
+
+
 def test_what_a_child_has_lent_is_not_written_to_when_the_engine_lets_go(still: Guest) -> None:
     """The page was kept still for nothing: it is not its owner's own while a pipe has it.
 
@@ -116,17 +130,7 @@ def test_what_a_child_has_lent_is_not_written_to_when_the_engine_lets_go(still: 
 def test_who_forbids_merging_while_a_page_is_swapped_out_gets_a_copy_of_it(still: Guest) -> None:
     """The swap cache has the merged page still; it is not mapped again where it must not be."""
     before = baseline(settle(still))
-    report = pageops(
-        still, "madvise=mergeable", "fill=dup", "settle", "@1:write=100", "settle", "stat=single",
-        "@0:madvise=pageout", "stat=out", "@0:madvise=unmergeable", "@0:touch=read", "stat=back",
-        "verify",
-        procs=2, pages=64,
-    )  # fmt: skip
-    assert report["single"].counters["pages_shared"] == 64
-    assert report["out"]["swapped"] == 64
-    assert report["out"].counters["stable_nodes"] == 64, (
-        "the swap cache has given them up: the test tested nothing"
-    )
+    report = swapped_out(still, "@0:madvise=unmergeable", "@0:touch=read", "stat=back", "verify")
     assert report["back"]["present"] == 2 * 64 and report["back"]["merged_ptes"] == 0
     # The swap cache keeps them until their memory is wanted.
     still.run(["swapoff", swap_device(still)])
@@ -171,17 +175,7 @@ def test_r10_a_page_on_the_move_is_unmerged_too(guest: Guest) -> None:
 def test_r9_pages_that_only_the_swap_cache_has_are_unmerged_too(still: Guest) -> None:
     """R9: nobody maps them, so no visit finds them; they come back as ordinary pages."""
     before = baseline(settle(still))
-    report = pageops(
-        still, "madvise=mergeable", "fill=dup", "settle", "@1:write=100",
-        "settle", "stat=single", "@0:madvise=pageout", "stat=out", f"@1:self={RUN}:2", "stat=back",
-        "verify", "stat=verified",
-        procs=2, pages=64,
-    )  # fmt: skip
-    assert report["single"].counters["pages_shared"] == 64
-    assert report["out"]["swapped"] == 64
-    assert report["out"].counters["stable_nodes"] == 64, (
-        "the swap cache has given them up: the test tested nothing"
-    )
+    report = swapped_out(still, f"@1:self={RUN}:2", "stat=back", "verify", "stat=verified")
     assert report["back"].counters["stable_nodes"] == 0
     assert report["verified"]["merged_ptes"] == 0
     still.set_pksm("run", 1)
