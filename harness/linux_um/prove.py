@@ -25,6 +25,7 @@ from typing import Any
 
 from .commands_run import ENV_PROFILE
 from .errors import LinuxUmError, UsageError
+from .mutants import PARTS
 from .options import ENV_ARCH
 from .paths import repo_root
 from .source import ENV_KERNEL
@@ -42,10 +43,12 @@ _LOOK_SECONDS = 0.5
 _END_SECONDS = 60.0
 # What would change what a part does, without a word in its command.
 _NOT_INHERITED = (ENV_PROFILE, ENV_KERNEL, ENV_ARCH, "PYTEST_ADDOPTS")
+# What evidence is about; and what is made from evidence, and proves nothing.
+_WORKS = (*PARTS, ":!harness/tests/where.md")
 
 EPILOG = f"""\
 Leaves {PAGE_NAME} (the page), {JSON_NAME}, and a log of each part. Parts that passed on
-the same state of the tree are not run again with --resume.
+the same engine, hooks, guest and harness are not run again with --resume.
 Exit status: 0; 1 when a part has failed.
 
   ./linux-um prove --list
@@ -123,8 +126,23 @@ def parts(directory: Path) -> list[Part]:
 
 
 @dataclass(frozen=True)
+class State:
+    """A state of the tree.
+
+    ``name`` is the commit, and a hash of what is changed; ``works`` a hash of the contents
+    of what evidence is about, which no change of a document is. Both are empty without git.
+    """
+
+    name: str
+    works: str
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What became of a part; ``end`` is what it printed last, seconds are wall-clock time."""
+    """What became of a part; ``end`` is what it printed last, seconds are wall-clock time.
+
+    ``state`` and ``works`` are those of :class:`State`.
+    """
 
     name: str
     shows: str
@@ -133,6 +151,7 @@ class Evidence:
     seconds: float
     when: str
     state: str
+    works: str
     end: list[str]
 
     @property
@@ -140,9 +159,10 @@ class Evidence:
         """Whether the command ended with status 0."""
         return self.status == 0
 
-    def stands(self, command: str, state: str) -> bool:
+    def stands(self, command: str, state: State) -> bool:
         """Return whether *command* need not be run again on *state*; an unknown one is no state."""
-        return self.passed and bool(state) and (self.command, self.state) == (command, state)
+        same = (self.command, self.works) == (command, state.works)
+        return self.passed and bool(state.works) and same
 
 
 def add_parsers(subparsers: Any) -> None:
@@ -194,7 +214,8 @@ def prove_command(arguments: argparse.Namespace, term: Term) -> int:
         now = state_of(repo_root())
         if now != state:
             # What was run is neither the one nor the other.
-            found[part.name] = replace(found[part.name], state="changed meanwhile")
+            changed = replace(found[part.name], state="changed meanwhile", works="")
+            found[part.name] = changed
             state = now
         print(line_of(found[part.name], term), flush=True)
         keep(order(found.values(), directory), directory)
@@ -226,29 +247,39 @@ def command_of(words: Sequence[str]) -> str:
     return shlex.join(["./linux-um", *words])
 
 
-def state_of(root: Path) -> str:
-    """Return what names the state of the tree: the commit, and a hash of what is changed.
-
-    Empty without git.
-    """
+def state_of(root: Path) -> State:
+    """Return what names the state of the tree at *root*."""
 
     def git(*words: str) -> bytes:
         return subprocess.run(
             ["git", "-C", str(root), *words], capture_output=True, check=True
         ).stdout
 
+    def contents(*words: str) -> bytes:
+        names = sorted(filter(None, git("ls-files", "-z", *words).split(b"\0")))
+        paths = [(name, root / os.fsdecode(name)) for name in names]
+        return b"".join(
+            b"%s\0%s" % (name, hashlib.sha256(path.read_bytes()).digest())
+            for name, path in paths
+            if path.is_file()
+        )
+
     try:
         commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
-        changed = git("diff", "HEAD", "--binary")
-        for name in git("ls-files", "-z", "--others", "--exclude-standard").split(b"\0"):
-            if name:
-                changed += name + (root / os.fsdecode(name)).read_bytes()
+        strangers = contents("--others", "--exclude-standard")
+        changed = git("diff", "HEAD", "--binary") + strangers
+        works = contents("--cached", "--others", "--exclude-standard", "--", *_WORKS)
     except (OSError, subprocess.CalledProcessError):
-        return ""
-    return f"{commit}+{hashlib.sha256(changed).hexdigest()[:8]}" if changed else commit
+        return State("", "")
+    name = f"{commit}+{_short(changed)}" if changed else commit
+    return State(name, _short(works) if works else "")
 
 
-def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> Evidence:
+def _short(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def run(part: Part, words: Sequence[str], log: Path, state: State, step: Step) -> Evidence:
     """Run a part and return what became of it; *step* shows its latest line.
 
     Raises ProveError when it cannot be started.
@@ -291,7 +322,8 @@ def run(part: Part, words: Sequence[str], log: Path, state: str, step: Step) -> 
         status=status if status >= 0 else 128 - status,
         seconds=time.monotonic() - begun,
         when=when,
-        state=state,
+        state=state.name,
+        works=state.works,
         end=shown_of(end_of(log, MOST_LINES)),
     )
 

@@ -12,7 +12,7 @@ import pytest
 from linux_um import cli, prove
 from linux_um.errors import UsageError
 from linux_um.paths import repo_root
-from linux_um.prove import Part
+from linux_um.prove import Part, State
 from linux_um.term import Term
 
 GOOD = Part("good", "that help is given", ("doctor", "--help"), ("top", "--help"))
@@ -28,7 +28,7 @@ def arguments(directory: Path, *words: str) -> argparse.Namespace:
 def two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are these two parts, and the tree does not change."""
     monkeypatch.setattr(prove, "parts", lambda _: [GOOD, BAD])
-    monkeypatch.setattr(prove, "state_of", lambda _: "abc")
+    monkeypatch.setattr(prove, "state_of", lambda _: State("abc", "1"))
 
 
 def test_every_part_is_a_command_and_every_test_is_there(tmp_path: Path) -> None:
@@ -71,7 +71,11 @@ def test_resume_keeps_what_passed_on_the_same_state(
     said = capsys.readouterr().out
     assert "good         kept" in said and "bad          FAILED" in said
     assert (tmp_path / "good.log").stat().st_mtime_ns == first
-    monkeypatch.setattr(prove, "state_of", lambda _: "abd")
+    # A document has changed.
+    monkeypatch.setattr(prove, "state_of", lambda _: State("abe", "1"))
+    prove.prove_command(arguments(tmp_path, "--resume", "--only", "good"), Term(quiet=True))
+    assert (tmp_path / "good.log").stat().st_mtime_ns == first
+    monkeypatch.setattr(prove, "state_of", lambda _: State("abd", "2"))
     prove.prove_command(arguments(tmp_path, "--resume", "--only", "good"), Term(quiet=True))
     assert (tmp_path / "good.log").stat().st_mtime_ns > first
     # What is not run this time is in the report still, with the state it was run on.
@@ -80,17 +84,30 @@ def test_resume_keeps_what_passed_on_the_same_state(
 
 
 def test_the_state_of_a_tree_is_of_all_that_is_in_it(tmp_path: Path) -> None:
-    assert prove.state_of(tmp_path) == ""
+    assert prove.state_of(tmp_path) == State("", "")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
-    (tmp_path / "a").write_text("1")
-    for words in (["init", "-q"], ["add", "a"], ["commit", "-qm", "x"]):
+    for name in ("pksm", "harness/tests"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "pksm/a").write_text("1")
+    (tmp_path / "README").write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
     states = [prove.state_of(tmp_path)]
-    for name, text in (("a", "2"), ("a", "3"), ("new", "1"), ("new", "2")):
+    for name, text in (("pksm/a", "2"), ("pksm/a", "3"), ("pksm/new", "1"), ("pksm/new", "2")):
         (tmp_path / name).write_text(text)
         states.append(prove.state_of(tmp_path))
-    assert len(set(states)) == len(states)
-    assert all(state.startswith(states[0]) for state in states)
+    assert len({state.works for state in states}) == len(states)
+    # A commit changes no contents, a document nothing that has to be proven again.
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "y"], check=True)
+    states.append(prove.state_of(tmp_path))
+    for name in ("README", "new", "harness/tests/where.md"):
+        (tmp_path / name).write_text("2")
+        states.append(prove.state_of(tmp_path))
+    assert len({state.name for state in states}) == len(states)
+    assert {state.works for state in states[4:]} == {states[4].works}
+    (tmp_path / "pksm/a").unlink()
+    assert prove.state_of(tmp_path).works != states[4].works
 
 
 def test_nothing_that_is_set_outside_changes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +120,7 @@ def test_nothing_that_is_set_outside_changes_a_part(monkeypatch: pytest.MonkeyPa
 def test_what_changes_while_a_part_runs_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = iter(["abc", "abd", "abd"])
+    states = iter([State("abc", "1"), State("abd", "2"), State("abd", "2")])
     monkeypatch.setattr(prove, "state_of", lambda _: next(states))
     prove.prove_command(arguments(tmp_path), Term(quiet=True))
     found = {each.name: each.state for each in prove.read(tmp_path / prove.JSON_NAME)}
