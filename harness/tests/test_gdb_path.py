@@ -121,7 +121,9 @@ def test_a_merged_page_and_exec(guest: Guest) -> None:
     pages.answers()
     assert guest.pksm("pages_shared") >= 1
     script = CURRENT_TASK + SAY_READY + at_hook(pages.address(2), at=BROKEN_OFF, label="merged")
-    script += f"tbreak get_arg_page\ncontinue\ntbreak {HOOK}\ncontinue\n"
+    # pagestep goes on meanwhile, where there is another CPU.
+    script += "tbreak get_arg_page\ncontinue\nset $task = $current_task()\n"
+    script += f"tbreak {HOOK} if $current_task() == $task\ncontinue\n"
     script += "echo begin exec\\n\npksm path --lines\necho end exec\\n\n"
     with gdblab.session(guest, script) as gdb:
         order_when_ready(gdb, pages, "write 2 6")
