@@ -88,10 +88,6 @@ static bool pksm_state_watched(u32 state)
  */
 enum pksm_class pksm_classify(u32 state)
 {
-	/* What is on its way in, mostly. */
-	if ((state & (PKSM_LIVE | PKSM_STABLE | PKSM_WHERE_MASK |
-		      PKSM_LEVEL_MASK)) == (PKSM_LIVE | PKSM_LIST))
-		return PKSM_CLASS_NEW;
 	if (!(state & PKSM_LIVE))
 		return PKSM_CLASS_UNTRACKED;
 	if (state & PKSM_STABLE)
@@ -119,16 +115,23 @@ enum pksm_class pksm_classify(u32 state)
  * An operation on a per-CPU variable is not cheap everywhere, and nobody wants to
  * know how many pages are not tracked.
  */
-static void pksm_class_inc(enum pksm_class class)
+static __always_inline void pksm_class_inc(enum pksm_class class)
 {
 	if (class != PKSM_CLASS_UNTRACKED)
 		this_cpu_inc(pksm_cpu.nr[class]);
 }
 
-static void pksm_class_dec(enum pksm_class class)
+static __always_inline void pksm_class_dec(enum pksm_class class)
 {
 	if (class != PKSM_CLASS_UNTRACKED)
 		this_cpu_dec(pksm_cpu.nr[class]);
+}
+
+/* Was it born, and nothing happened to it since? Most of what comes and goes. */
+static __always_inline bool pksm_state_newborn(u32 state)
+{
+	return (state & (PKSM_LIVE | PKSM_STABLE | PKSM_WHERE_MASK |
+			 PKSM_LEVEL_MASK)) == (PKSM_LIVE | PKSM_LIST);
 }
 
 /* The bits that go when a page goes. */
@@ -257,7 +260,8 @@ static __always_inline bool pksm_revive(struct pksm_rmap_item *item, bool stable
 		if (stable)
 			new |= PKSM_STABLE;
 	} while (!try_cmpxchg(&item->state, &old, new));
-	pksm_class_inc(pksm_classify(new));
+	pksm_class_inc(pksm_state_newborn(new) ? PKSM_CLASS_NEW :
+						 pksm_classify(new));
 
 	return pksm_where(old) == PKSM_NONE && !stable;
 }
@@ -415,23 +419,10 @@ void __pksm_add_collapsed(struct folio *folio, struct pksm_rmap_item *rmap_item)
 
 /* === the free path === */
 
-static void pksm_del_page(struct page *page)
+/* What has died is linked to something by which pksmd may have to find it. */
+static noinline void pksm_announce_dead(struct page *page, u32 old)
 {
-	struct pksm_rmap_item *item = __pksm_rmap_item(page);
 	struct pksm_stable_node *node;
-	u32 old, new;
-
-	trace_pksm_delete(page_to_pfn(page));
-	__ClearPagePKSM(page);
-	if (WARN_ON_ONCE(!item))
-		return;
-
-	old = READ_ONCE(item->state);
-	do {
-		VM_WARN_ON_ONCE_PAGE(!(old & PKSM_LIVE), page);
-		new = old & ~pksm_life(old);
-	} while (!try_cmpxchg(&item->state, &old, new));
-	pksm_class_dec(pksm_classify(old));
 
 	if (old & PKSM_STABLE) {
 		node = pksm_folio_node(page_folio(page));
@@ -452,6 +443,42 @@ static void pksm_del_page(struct page *page)
 	}
 }
 
+/* Without a call, as it is most of what the engine adds to a free. */
+static __always_inline void pksm_del_page(struct page *page)
+{
+	struct pksm_rmap_item *item = __pksm_rmap_item(page);
+	u32 old, new;
+
+	trace_pksm_delete(page_to_pfn(page));
+	__ClearPagePKSM(page);
+	if (WARN_ON_ONCE(!item))
+		return;
+
+	old = READ_ONCE(item->state);
+	do {
+		VM_WARN_ON_ONCE_PAGE(!(old & PKSM_LIVE), page);
+		new = old & ~pksm_life(old);
+	} while (!try_cmpxchg(&item->state, &old, new));
+
+	/* pksmd comes upon it soon. */
+	if (likely(pksm_state_newborn(old))) {
+		pksm_class_dec(PKSM_CLASS_NEW);
+		return;
+	}
+	pksm_class_dec(pksm_classify(old));
+	pksm_announce_dead(page, old);
+}
+
+static noinline void pksm_del_tail_pages(struct page *page)
+{
+	unsigned long i, nr = compound_nr(page);
+
+	for (i = 1; i < nr; i++) {
+		if (PagePKSM(page + i))
+			pksm_del_page(page + i);
+	}
+}
+
 /**
  * pksm_del_anon_page - forget a page that is being freed
  * @page: the page, or the first of a large folio, with PG_pksm set and no reference
@@ -464,13 +491,9 @@ static void pksm_del_page(struct page *page)
  */
 void pksm_del_anon_page(struct page *page)
 {
-	unsigned long i, nr = compound_nr(page);
-
 	pksm_del_page(page);
-	for (i = 1; i < nr; i++) {
-		if (PagePKSM(page + i))
-			pksm_del_page(page + i);
-	}
+	if (unlikely(PageHead(page)))
+		pksm_del_tail_pages(page);
 }
 
 /* === writes, and the end of mappings === */
