@@ -13,6 +13,7 @@ from linux_um.guest import Guest
 pytestmark = pytest.mark.needs_pksm
 
 needs_soft_dirty = pytest.mark.needs_config("CONFIG_MEM_SOFT_DIRTY")
+needs_uffd_rwp = pytest.mark.needs_config("CONFIG_USERFAULTFD_RWP")
 needs_uffd_wp = pytest.mark.needs_config("CONFIG_PTE_MARKER_UFFD_WP")
 PAGES = 64
 CLEAR = "self=/proc/self/clear_refs:4"
@@ -118,6 +119,21 @@ def test_merged_pages_can_be_protected_by_userfaultfd(guest: Guest) -> None:
     assert report["written"]["merged_ptes"] == 3 * PAGES - 20
     assert report["unmerged"]["uffd_wp"] == PAGES - 20
     assert report["unmerged"]["merged_ptes"] == 0
+
+
+@needs_uffd_rwp
+def test_merged_pages_that_nobody_may_touch_are_unmerged(guest: Guest) -> None:
+    """To unshare a page is no access that userfaultfd has to be told of, and wait for."""
+    report = pageops(
+        guest, "fill=dup", "settle", "stat=merged", "@0:uffd_rwp", "stat=shut", "set=run:2",
+        "stat=unmerged", "@0:uffd_rwp=off", "verify", procs=3, pages=PAGES,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 3 * PAGES
+    assert report["shut"]["uffd_wp"] == PAGES
+    assert report["shut"]["merged_ptes"] == 3 * PAGES
+    assert report["unmerged"]["merged_ptes"] == 0
+    # Nobody has touched them.
+    assert report["unmerged"]["uffd_wp"] == PAGES
 
 
 @needs_uffd_wp

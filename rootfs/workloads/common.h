@@ -302,6 +302,12 @@ int uffd_move(void *to, void *from, size_t bytes);
 int uffd_protect(void *start, size_t bytes);
 
 /*
+ * Has userfaultfd keep everybody from memory of this process, readers as well, who
+ * then wait for as long as the descriptor is open. Returns that, or a negative errno.
+ */
+int uffd_shut(void *start, size_t bytes);
+
+/*
  * The kernel's test_hmm, which plays a device with memory of its own: its descriptor,
  * and moving pages there, or letting it alone have them where they are, until they are
  * touched. @copy, as large, gets their contents. Both return a negative errno; -ENOENT says that not all has moved.

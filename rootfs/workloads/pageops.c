@@ -239,7 +239,7 @@ static const struct {
 	{ "bind", OP_BIND, false }, { "move", OP_MOVE, false },
 	{ "migrate", OP_MIGRATE, false }, { "user", OP_USER, true },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
-	{ "stale", OP_STALE, true },
+	{ "stale", OP_STALE, true }, { "uffd_rwp", OP_UFFD_RWP, false },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -378,6 +378,7 @@ static void __noreturn usage(void)
 		"  cpu=NUMBER   look=MS (reads the pages all the time)   migrate=FROM-TO (all it has)\n"
 		"  bind=NODE[:move|:all]   move=NODE[:all] (also what others have as well)\n"
 		"  uffd_wp (write-protects by userfaultfd, until it is written to)\n"
+		"  uffd_rwp[=off] (no access to it by anybody, by userfaultfd; from Linux 7.3 on)\n"
 		"  device[=exclusive] (gives it to the kernel's test_hmm, until it is touched)\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"

@@ -238,6 +238,24 @@ static int do_uffd_wp(void)
 	return fd < 0 ? fd : 0;
 }
 
+/* Until it is told "off"; whoever touches it meanwhile waits for that. */
+static int do_uffd_rwp(const char *how)
+{
+	static int fd = -1;
+
+	if (strcmp(how, "off")) {
+		if (*how || fd >= 0)
+			return -EINVAL;
+		fd = uffd_shut(at(me.first), bytes());
+		return fd < 0 ? fd : 0;
+	}
+	if (fd < 0)
+		return -EINVAL;
+	close(fd);
+	fd = -1;
+	return 0;
+}
+
 /* What is merged, or cannot be had just now, stays here: that is no error. */
 static int do_device(const char *how)
 {
@@ -554,6 +572,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_UFFD_WP:
 		r->status = do_uffd_wp();
+		break;
+	case OP_UFFD_RWP:
+		r->status = do_uffd_rwp(o->text);
 		break;
 	case OP_STALE:
 		r->status = do_stale(o->value, r);
