@@ -106,6 +106,21 @@ def test_userfaultfd_moves_a_merged_page_as_a_copy_of_its_owner(guest: Guest) ->
 
 
 @pytest.mark.needs_pksm
+def test_userfaultfd_moves_what_was_merged_before_it_was_swapped_out(guest: Guest) -> None:
+    """From swap; and when it has been read again, and nobody knows that it was merged."""
+    ram_swap(guest)
+    group(guest)
+    report = kin(
+        guest, "a:new", "b:new", "fill=dup", "settle", "stat=merged", "set=run:0",
+        f"evict={GROUP}", "stat=out", "a:uffdmove", "stat=moved", "verify", f"evict={GROUP}",
+        "b:verify", "b:uffdmove", "verify", "a:poke=9", "verify", "set=run:1", pages=PAGES,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 2 * PAGES
+    assert report["out"]["swapped"] == 2 * PAGES
+    assert report["moved"]["present"] == PAGES
+
+
+@pytest.mark.needs_pksm
 def test_userfaultfd_does_not_move_what_a_child_has_too(guest: Guest) -> None:
     """Merged or not, that is not PKSM's to change."""
     done = guest.run(

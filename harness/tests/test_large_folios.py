@@ -255,6 +255,18 @@ def test_pages_that_are_merged_with_each_other_can_be_collapsed(huge: Guest) -> 
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.needs_config("CONFIG_USERFAULTFD_RWP")
+def test_merged_pages_that_are_read_only_can_be_collapsed(huge: Guest) -> None:
+    """Since Linux 7, which does not ask whether any is mapped writable."""
+    report = pageops(
+        huge, "--huge", "madvise=nohugepage", "fill=same", "mprotect=ro", "settle", "stat=merged",
+        "madvise=hugepage", "madvise=collapse", "stat=collapsed", "verify", "mprotect=rw",
+        "write=10", "verify", procs=2, pages=HUGE,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 2 * HUGE
+    assert (report["collapsed"]["large"], report["collapsed"]["merged_ptes"]) == (2 * HUGE, 0)
+
+
 def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
     """At khugepaged's own pace: it has nothing to collapse that PKSM would split again."""
     khugepaged(huge, 10_000)

@@ -172,6 +172,13 @@ def test_r7_advice_keeps_the_high_bits_of_the_flags(guest: Guest) -> None:
     assert (said["sealed"], said["droppable"]) == (1, 1)
 
 
+@pytest.mark.needs_pksm
+def test_a_file_that_is_mapped_piece_by_piece_makes_one_mapping(guest: Guest) -> None:
+    """That its private pages are merged, unasked, is no reason for more."""
+    said = mmflags(guest, "chunks")
+    assert said == {"tool": "mmflags", "ok": True, "mappings": 1, "mergeable": True}
+
+
 @pytest.mark.regression("R9")
 def test_r9_pages_that_come_back_from_swap_are_unmerged_too(boot_fresh: BootFresh) -> None:
     """R9: while run=2 goes from process to process, they fault merged pages in again."""

@@ -6,9 +6,11 @@
  * and a program executed then have of it, and whether a mapping made then is
  * marked as mergeable. "keep" advises mappings with flags in the upper half of
  * vm_flags, and tells whether they have these still. "zero" forks with zero pages
- * of which the child gets a half. One line of JSON.
+ * of which the child gets a half. "chunks" maps a file piece by piece, and tells how
+ * many mappings that makes. One line of JSON.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -177,9 +179,39 @@ static int zero(void)
 	return 0;
 }
 
+/* ---- chunks ------------------------------------------------------------------- */
+
+static int chunks(void)
+{
+	char *all = mmap(NULL, REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	unsigned long long first;
+	unsigned int mappings = 0;
+	char line[512];
+	size_t at;
+	FILE *maps;
+
+	if (all == MAP_FAILED || fd < 0)
+		die(EXIT_ENV, "no memory, or not this program: %s", strerror(errno));
+	for (at = 0; at < REGION; at += PAGE_BYTES)
+		if (mmap(all + at, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+			 fd, (off_t)at) == MAP_FAILED)
+			die(EXIT_ENV, "mmap: %s", strerror(errno));
+	maps = fopen("/proc/self/maps", "re");
+	while (maps && fgets(line, sizeof(line), maps))
+		if (sscanf(line, "%llx-", &first) == 1 && first >= (uintptr_t)all &&
+		    first < (uintptr_t)all + REGION)
+			mappings++;
+	printf("{\"tool\": \"mmflags\", \"ok\": true, \"mappings\": %u, \"mergeable\": %s}\n",
+	       mappings, has_flag(all, "mg") ? "true" : "false");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	prog_start("mmflags");
+	if (argc == 2 && !strcmp(argv[1], "chunks"))
+		return chunks();
 	if (argc == 4 && !strcmp(argv[1], "report")) {
 		report(argv[2], argv[3]);
 		return 0;
@@ -191,8 +223,8 @@ int main(int argc, char **argv)
 	if (argc == 2 && !strcmp(argv[1], "zero"))
 		return zero();
 	if (argc == 2 && !strcmp(argv[1], "--help")) {
-		puts("usage: mmflags inherit 0|1 | keep | zero");
+		puts("usage: mmflags inherit 0|1 | keep | zero | chunks");
 		return 0;
 	}
-	bad_usage("give inherit 0, inherit 1, keep or zero");
+	bad_usage("give inherit 0, inherit 1, keep, zero or chunks");
 }

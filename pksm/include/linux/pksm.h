@@ -50,7 +50,7 @@ void __pksm_rmap_lock(void);
 void __pksm_rmap_unlock(void);
 void __pksm_count_mapping(int ptes, int pages);
 unsigned long pksm_nr_sharing(void);
-bool pksm_folio_merged(const struct folio *folio);
+int pksm_move_error(struct vm_area_struct *vma, struct folio *folio);
 int pksm_unmerge_page(struct vm_area_struct *vma, unsigned long addr);
 void __pksm_collapse_begin(struct vm_area_struct *vma, unsigned long start,
 			   unsigned long end);
@@ -309,9 +309,9 @@ static inline void pksm_del_anon_page(struct page *page)
 {
 }
 
-static inline bool pksm_folio_merged(const struct folio *folio)
+static inline int pksm_move_error(struct vm_area_struct *vma, struct folio *folio)
 {
-	return false;
+	return -EBUSY;
 }
 
 static inline int pksm_unmerge_page(struct vm_area_struct *vma,

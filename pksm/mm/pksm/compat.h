@@ -137,6 +137,13 @@ static inline bool pksm_vma_uffd(struct vm_area_struct *vma)
 #endif
 }
 
+/* 6.12 collapses only what is mapped writable somewhere; 7.3 does not ask. */
+#ifdef anon_rmap_tree_foreach
+#define PKSM_COLLAPSES_READ_ONLY	true
+#else
+#define PKSM_COLLAPSES_READ_ONLY	false
+#endif
+
 /* A page of order 0. That it is no huge page had to be said in 6.12. */
 static inline struct folio *pksm_alloc_page(struct vm_area_struct *vma,
 					    unsigned long addr)

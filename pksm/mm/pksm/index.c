@@ -380,6 +380,7 @@ static void pksm_reap_bucket(unsigned long bucket)
 
 		if (pksm_indexed(READ_ONCE(item->state))) {
 			link = &item->next;
+			cond_resched();
 			continue;
 		}
 		*link = item->next;

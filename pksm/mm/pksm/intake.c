@@ -365,8 +365,12 @@ void __pksm_add_swapped_in(struct folio *folio)
 	struct pksm_rmap_item *item;
 
 	VM_WARN_ON_ONCE_FOLIO(!folio_test_locked(folio), folio);
-	if (folio_test_ksm(folio))
+	if (folio_test_ksm(folio)) {
+		/* From now on it is seen again whose mappings have gone. */
+		if (!folio_test_swapcache(folio))
+			__pksm_page_unmapped(folio);
 		return;
+	}
 	if (PagePKSM(page)) {
 		/* It may be mapped writable now, and nobody would be told. */
 		__pksm_page_written(page);

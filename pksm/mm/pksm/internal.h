@@ -81,6 +81,7 @@
  * node whose page is gone, which no rmap walk can reach.
  */
 #include <linux/bits.h>
+#include <linux/hash.h>
 #include <linux/irq_work.h>
 #include <linux/llist.h>
 #include <linux/list.h>
@@ -266,6 +267,14 @@ enum pksm_domain_kind {
 /* The domain of what nobody owns: nothing is merged there. */
 #define PKSM_NO_DOMAIN		U64_MAX
 
+/* By what a page is looked for. Where nobody does, it is to share no bucket either. */
+static inline u64 pksm_page_key(struct page *page, u64 hash, u64 domain)
+{
+	if (domain == PKSM_NO_DOMAIN)
+		return hash ^ hash_64(page_to_pfn(page), 64);
+	return hash ^ domain;
+}
+
 /* core.c */
 extern struct mutex pksm_mutex;
 extern enum pksm_run pksm_run;
@@ -298,9 +307,7 @@ bool pksm_item_set(struct pksm_rmap_item *item, u32 old, u32 new);
 void pksm_add_moved_page(struct page *page, struct pksm_rmap_item *item,
 			 bool stable, u32 age);
 void pksm_forget(struct page *page, struct pksm_rmap_item *item);
-#ifdef CONFIG_MEMORY_HOTREMOVE
 void pksm_forget_offline(unsigned long pfn, struct pksm_rmap_item *item);
-#endif
 struct folio *pksm_get_tracked(unsigned long pfn);
 bool pksm_intake_pending(void);
 unsigned long pksm_nr_stranded(void);
@@ -530,6 +537,7 @@ const char *pksm_check(unsigned long *where);
 
 /* prune.c */
 void pksm_prune_node(struct pksm_stable_node *node, struct folio *folio);
+bool pksm_node_crowded(struct pksm_stable_node *node, struct folio *folio);
 bool pksm_prune_pending(void);
 unsigned long pksm_prune_timeout(void);
 void pksm_prune(void);

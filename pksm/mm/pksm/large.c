@@ -302,8 +302,10 @@ static bool pksm_large_watch(struct folio *folio, struct pksm_rmap_item *item,
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	hash = pksm_hash_page(page);
 	trace_pksm_hash(page_to_pfn(page), hash);
-	pksm_unstable_insert_watched(page_to_pfn(page), item, hash ^ domain, age);
-	if (pksm_watch(folio))
+	pksm_unstable_insert_watched(page_to_pfn(page), item,
+				     pksm_page_key(page, hash, domain), age);
+	/* It may have been written to before it was watched. */
+	if (pksm_watch(folio) && pksm_hash_alike(pksm_hash_page(page), hash))
 		return true;
 	pksm_unstable_unlink(page_to_pfn(page), item);
 	return false;

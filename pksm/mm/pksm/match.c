@@ -93,6 +93,7 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 		    !folio_test_hwpoison(kfolio)) {
 			/* Migration may have brought it away from its equals. */
 			if (pksm_node_full(kfolio, folio) ||
+			    pksm_node_crowded(node, kfolio) ||
 			    pksm_kept_apart(kfolio, folio)) {
 				full++;
 			} else {
@@ -130,7 +131,7 @@ static bool pksm_recheck(struct folio *kfolio, struct pksm_rmap_item *kitem,
 	hash = pksm_hash_page(kpage);
 	trace_pksm_hash(page_to_pfn(kpage), hash);
 	pksm_folio_survey(kfolio, &domain);
-	if (pksm_hash_alike(hash ^ domain, key->hash))
+	if (pksm_hash_alike(pksm_page_key(kpage, hash, domain), key->hash))
 		return true;
 	pksm_clean(kfolio);
 	pksm_unstable_unlink(page_to_pfn(kpage), kitem);
@@ -294,7 +295,7 @@ static enum pksm_result pksm_try(struct folio *folio,
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	hash = pksm_hash_page(page);
 	trace_pksm_hash(page_to_pfn(page), hash);
-	key->hash = hash ^ key->domain;
+	key->hash = pksm_page_key(page, hash, key->domain);
 	*hashed = true;
 	pksm_hold(PKSM_AT_HASHED, page_to_pfn(page));
 	if (hash == pksm_zero_hash(page) && READ_ONCE(pksm_use_zero_pages)) {

@@ -214,7 +214,8 @@ static bool pksm_freeze_one(struct folio *folio, struct vm_area_struct *vma,
 static bool pksm_thaw_one(struct folio *folio, struct vm_area_struct *vma,
 			  unsigned long addr, void *arg)
 {
-	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, 0);
+	/* As it was frozen: a PTE that others change just now is there, too. */
+	DEFINE_FOLIO_VMA_WALK(pvmw, folio, vma, addr, PVMW_SYNC);
 	struct page *page = folio_page(folio, 0);
 
 	if (!page_vma_mapped_walk(&pvmw))

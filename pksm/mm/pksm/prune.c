@@ -145,6 +145,28 @@ void pksm_prune_node(struct pksm_stable_node *node, struct folio *folio)
 		pksm_prune_list(node, folio);
 }
 
+/**
+ * pksm_node_crowded - is the list of a page too long for another sharer?
+ * @node: the node
+ * @folio: its page, locked
+ *
+ * While a page is in the swap cache, the sharers that are there only for what is in
+ * swap are not told from those that have gone: none is dropped then, and who comes and
+ * goes must not make the list grow.
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ * Return: Whether it is.
+ */
+bool pksm_node_crowded(struct pksm_stable_node *node, struct folio *folio)
+{
+	u32 limit = 2 * READ_ONCE(pksm_max_page_sharing);
+
+	if (likely(node->nr_sharers < limit))
+		return false;
+	pksm_prune_node(node, folio);
+	return node->nr_sharers >= limit;
+}
+
 static void pksm_prune_stale(struct pksm_stable_node *node)
 {
 	struct folio *folio = pksm_node_get_folio(node);

@@ -436,6 +436,7 @@ static void pksm_chain_untangle(u32 *link, u32 level)
 
 		if ((state & PKSM_LIVE) && pksm_level(state) == level) {
 			link = &item->next;
+			cond_resched();
 			continue;
 		}
 		*link = item->next;
@@ -582,8 +583,14 @@ static void pksm_forget_popped(unsigned long pfn, struct pksm_rmap_item *item)
 			folio_put(folio);
 			return;
 		}
+		/* Gone bad, and offline by now: it is never freed. */
+		if (IS_ENABLED(CONFIG_MEMORY_HOTREMOVE) &&
+		    !pfn_to_online_page(pfn)) {
+			pksm_forget_offline(pfn, item);
+			continue;
+		}
 		/* About to be freed, or frozen for a moment. */
-		cond_resched();
+		schedule_timeout_uninterruptible(1);
 	}
 }
 

@@ -186,11 +186,12 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	pksm_count_event(PKSM_EVENT_SCANNED);
 	hash = pksm_hash_page(folio_page(folio, 0));
 	trace_pksm_hash(pfn, hash);
-	if (pksm_unstable_holds(READ_ONCE(item->state), hash ^ domain)) {
+	hash = pksm_page_key(folio_page(folio, 0), hash, domain);
+	if (pksm_unstable_holds(READ_ONCE(item->state), hash)) {
 		trace_pksm_rescan(pfn, true, age);
 		/* At once; but later each time, and not again and again. */
 		if (domain != PKSM_NO_DOMAIN && age < PKSM_MAX_AGE &&
-		    pksm_rescan_has_equal(folio, hash ^ domain)) {
+		    pksm_rescan_has_equal(folio, hash)) {
 			pksm_unstable_unlink(pfn, item);
 			pksm_queue_add(pfn, item,
 				       age ? pksm_age_level(age) : 0,

@@ -178,6 +178,9 @@ void folio_migrate_ksm(struct folio *newfolio, struct folio *folio)
 
 	node = pksm_folio_node(folio);
 	if (!node) {
+		/* The memory of a device passes no hook when it is freed. */
+		if (folio_is_zone_device(newfolio))
+			return;
 		/* Whether khugepaged has made it stays of interest. */
 		if (folio_test_large(folio) && PagePKSM(page))
 			age = pksm_age(READ_ONCE(__pksm_rmap_item(page)->state));

@@ -23,19 +23,15 @@
 /* How often all processes are visited before run=2 gives up. */
 #define PKSM_UNMERGE_ROUNDS	200
 
-/**
- * pksm_folio_merged - is a folio merged, or just about to be?
- * @folio: the folio
+/*
+ * Is a folio merged, or just about to be?
  *
  * A page that is to become stable is write-protected first, one process after
  * another, and becomes it when the other page was found equal: whoever forbids
  * merging in between must not be left with it. A copy is made of it as of a merged
  * page, since its lock is held.
- *
- * Context: Any, while @folio cannot be freed.
- * Return: Whether it is.
  */
-bool pksm_folio_merged(const struct folio *folio)
+static bool pksm_folio_merged(const struct folio *folio)
 {
 	/* Pairs with pksm_turning_end(): what it has become is read after that. */
 	const struct folio *turning = smp_load_acquire(&pksm_turning);
@@ -67,11 +63,12 @@ static bool pksm_pte_merged(struct vm_area_struct *vma, unsigned long addr,
 /**
  * struct pksm_search - look for merged pages in a VMA
  * @addr: the address of the first
- * @write: as for a write: zero pages that PKSM installed are none of them, and a copy
- *	is mapped writable
+ * @no_zero: zero pages that PKSM installed are none of them
+ * @write: a copy is mapped writable
  */
 struct pksm_search {
 	unsigned long addr;
+	bool no_zero;
 	bool write;
 };
 
@@ -100,7 +97,7 @@ static int pksm_search_pte(pte_t *pte, unsigned long addr, unsigned long next,
 	pte_t entry = ptep_get(pte);
 
 	if (!pksm_pte_merged(walk->vma, addr, entry) &&
-	    (search->write || !pksm_pte_zero(entry)))
+	    (search->no_zero || !pksm_pte_zero(entry)))
 		return 0;
 	search->addr = addr;
 	return 1;
@@ -188,19 +185,23 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
  * @start: first address, of a huge page
  * @end: address behind the last
  *
- * Only what is mapped writable somewhere is collapsed, and nothing whose owner wants to
- * be told of writes. A copy that cannot be had is no matter: who collapses will find
- * what is in the way.
+ * Where only what is mapped writable somewhere is collapsed, the copies are; elsewhere
+ * they are where the owner may write, and does not want to be told of that. A copy that
+ * cannot be had is no matter: who collapses will find what is in the way.
  *
  * Context: Process context, mmap_lock held for reading. May sleep.
  */
 void __pksm_collapse_begin(struct vm_area_struct *vma, unsigned long start,
 			   unsigned long end)
 {
-	struct pksm_search search = { .write = true };
+	struct pksm_search search = {
+		.no_zero = true,
+		.write = (vma->vm_flags & VM_WRITE) && !pksm_vma_uffd(vma),
+	};
 
-	if (!vma_is_anonymous(vma) || !(vma->vm_flags & VM_WRITE) ||
-	    pksm_vma_uffd(vma))
+	if (!vma_is_anonymous(vma))
+		return;
+	if (!search.write && !PKSM_COLLAPSES_READ_ONLY)
 		return;
 	pksm_break_found(vma, start, end, &pksm_search_ops, &search);
 	/* Who is in a batch of the LRU lists cannot be isolated. */
@@ -210,25 +211,58 @@ void __pksm_collapse_begin(struct vm_area_struct *vma, unsigned long start,
 #endif
 
 /**
- * pksm_unmerge_page - break a merged page that is in the way of its owner
- * @vma: the VMA, whose owner did not ask for merging, perhaps
- * @addr: where it maps a page of which pksm_folio_merged() is true
+ * pksm_move_error - why a page may not be moved that is not its owner's alone
+ * @vma: the VMA that has it, whose owner did not ask for merging, perhaps
+ * @folio: the page, mapped there; or NULL when it is in swap, where merged pages are
+ *	not told from others that are shared
  *
- * Context: Process context, mmap_lock or the VMA's lock held for reading. May sleep.
- * Return: -EAGAIN: look again; -ENOMEM when a copy could not be had; -EBUSY when the
- * page cannot be copied.
+ * Context: The page table lock is held, if there is a @folio.
+ * Return: -EMLINK when merging may be why: see pksm_unmerge_page(); else -EBUSY.
+ */
+int pksm_move_error(struct vm_area_struct *vma, struct folio *folio)
+{
+	if (!static_branch_unlikely(&pksm_count_key))
+		return -EBUSY;
+	if (!folio)
+		return vma->vm_flags & VM_MERGEABLE ? -EMLINK : -EBUSY;
+	if (pksm_folio_merged(folio))
+		return -EMLINK;
+	/* It was, before it was swapped out; or was frozen for nothing. */
+	if (!folio_test_large(folio) && PagePKSM(&folio->page) &&
+	    folio_mapcount(folio) == 1)
+		return -EMLINK;
+	return -EBUSY;
+}
+
+/**
+ * pksm_unmerge_page - break a merged page that is in the way of its owner
+ * @vma: the VMA
+ * @addr: where it has a page of which pksm_move_error() says -EMLINK
+ *
+ * Context: Process context, the VMA's lock held for reading; or, where VMAs have none,
+ * mmap_lock. May sleep.
+ * Return: 0: look again; -EAGAIN while somebody waits for mmap_lock, and perhaps for the
+ * caller; -ENOMEM when a copy could not be had; -EBUSY when the page cannot be copied.
  */
 int pksm_unmerge_page(struct vm_area_struct *vma, unsigned long addr)
 {
-	vm_fault_t fault = pksm_should_fail(PKSM_FAIL_MOVE) ?
-			   VM_FAULT_OOM :
-			   handle_mm_fault(vma, addr, FAULT_FLAG_UNSHARE |
-					   FAULT_FLAG_REMOTE, NULL);
+	struct mm_struct *mm = vma->vm_mm;
+	vm_fault_t fault;
 
-	trace_pksm_unmerge(vma->vm_mm, addr, (__force unsigned int)fault);
+	/* The page may have gone: other faults than for a copy want that lock. */
+	if (IS_ENABLED(CONFIG_PER_VMA_LOCK) && !mmap_read_trylock(mm))
+		return -EAGAIN;
+	fault = pksm_should_fail(PKSM_FAIL_MOVE) ?
+		VM_FAULT_OOM :
+		handle_mm_fault(vma, addr, FAULT_FLAG_UNSHARE |
+				FAULT_FLAG_REMOTE, NULL);
+	if (IS_ENABLED(CONFIG_PER_VMA_LOCK))
+		mmap_read_unlock(mm);
+
+	trace_pksm_unmerge(mm, addr, (__force unsigned int)fault);
 	if (fault & VM_FAULT_OOM)
 		return -ENOMEM;
-	return fault & VM_FAULT_ERROR ? -EBUSY : -EAGAIN;
+	return fault & VM_FAULT_ERROR ? -EBUSY : 0;
 }
 
 /* Guarded by pksm_mutex: how often a process had anything to break. */
