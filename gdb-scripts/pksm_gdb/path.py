@@ -11,11 +11,16 @@ from .code import Level
 # Inlined helpers of headers, at which a stop may happen to lie, say nothing.
 HEADER = ("include/", "arch/um/include/", "arch/x86/include/")
 KEPT = ("pksm_", "set_pte", "set_ptes", "free_pages_prepare")
+# Its functions are the ways in and out; what is inlined there is how they are done.
+HOOKS = "mm/pksm/intake.c"
 
 
 def innermost(levels: list[Level]) -> list[Level]:
-    """Return the chain without the inlined helpers of headers at its inner end."""
+    """Return the chain without the inlined helpers of headers, or of a hook, at its inner end."""
     kept = list(levels)
+    real = next((place for place, level in enumerate(levels) if not level.inlined), 0)
+    if levels and levels[real].file == HOOKS:
+        return kept[real:]
     while len(kept) > 1 and kept[0].inlined:
         if not kept[0].file.startswith(HEADER) or kept[0].name.startswith(KEPT):
             break

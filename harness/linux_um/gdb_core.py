@@ -28,6 +28,8 @@ LOG_NAME = "core.log"
 ATTACH_SECONDS = 20.0
 END_SECONDS = 60.0
 _LOOK = 0.005
+# How often gdb tries to write a core.
+TRIES = 20
 COMMANDS = (
     "handle all nostop noprint pass",
     "handle SIGINT nostop noprint pass",
@@ -35,7 +37,21 @@ COMMANDS = (
     # All mappings but files: gdb counts the guest's memory, a deleted file, among them.
     "set use-coredump-filter off",
     "continue",
-    f"generate-core-file {CORE_NAME}",
+    # Processes that share memory with UML are dying by then, of the SIGTERM that it has
+    # sent them: gdb may find one gone before it was told. UML aborts until it is dead, and
+    # so there is another time.
+    f"""python
+import gdb
+for turn in range({TRIES}):
+    if not gdb.selected_inferior().pid:
+        break
+    try:
+        gdb.execute("generate-core-file {CORE_NAME}")
+        break
+    except gdb.error as error:
+        print(error)
+        gdb.execute("signal 0")
+end""",
     "continue",
 )
 

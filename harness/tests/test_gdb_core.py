@@ -13,7 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from linux_um import gdb_core  # noqa: E402
+from linux_um.errors import GuestPanic  # noqa: E402
 from linux_um.gdb_machine import CORE_NAME, read_machine  # noqa: E402
+from linux_um.guest import BootOptions, boot  # noqa: E402
 from linux_um.paths import runs_root  # noqa: E402
 from test_gdb_session import background, one_line, script  # noqa: E402
 from test_gdb_session import Script  # noqa: E402
@@ -60,6 +63,24 @@ def test_a_panic_leaves_a_core_dump(runs: Path, script: Script, pace: str) -> No
     assert f"has ended; it has left a core dump: ./linux-um gdb --core {run.name}" in one_line(
         attach.stderr
     )
+
+
+def test_a_core_dump_that_fails_is_tried_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when gdb finds a process of UML gone, of which it has not been told yet."""
+    fails_once = [
+        command.replace("for turn in", "turns = []\nfor turn in").replace(
+            "    try:\n", "    try:\n        turns.append(turn) or turns[1]\n"
+        ).replace("gdb.error", "(gdb.error, IndexError)")
+        for command in gdb_core.COMMANDS
+    ]  # fmt: skip
+    assert fails_once != list(gdb_core.COMMANDS)
+    monkeypatch.setattr(gdb_core, "COMMANDS", fails_once)
+    with pytest.raises(GuestPanic), boot(BootOptions(keep_core=True)) as guest:
+        rundir = guest.rundir
+        guest.run([*PANIC])
+    assert (rundir / CORE_NAME).is_file()
 
 
 def test_without_the_option_there_is_none(runs: Path) -> None:
