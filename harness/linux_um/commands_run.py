@@ -50,7 +50,8 @@ describes itself by: {sys.executable} -m pytest --help
                      harness/tests/mutants instead (those for that kernel
                      and machine): they have to fail;
                      all, or those whose names match, as in 'no-*';
-                     NUMBER at the same time (default 2), where there are many
+                     NUMBER at the same time (default 2), where there are many;
+                     --share=K/N: the Kth and each Nth from there
   -k EXPRESSION      (pytest) only tests whose names match
   -n NUMBER          (pytest) guests at the same time
   -x                 (pytest) stop at the first failure"""
@@ -297,10 +298,11 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     packages.ensure("test", term=term)
     if MUTANTS in given:
         given.remove(MUTANTS)
+        share, given = mutants.share_of(given)
         jobs, patterns = mutants.jobs_of(given)
         return mutants.run(
             patterns, arguments.profile, arguments.kernel, term=term, arch=arguments.arch,
-            jobs=jobs,
+            jobs=jobs, share=share,
         )  # fmt: skip
     build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
     if arguments.arch == kconfig.X86_64:

@@ -52,6 +52,7 @@ PARTS = ("linux-um", "linux-patches", "pksm", "um-config", "rootfs", "harness", 
 # As many mutants are worth a worker: it compiles a kernel before its first one.
 WORTH_A_WORKER = 12
 _JOBS = re.compile(r"-n=?([1-9][0-9]*)")
+_SHARE = re.compile(r"--share=([1-9][0-9]*)/([1-9][0-9]*)")
 # How the message of a test begins that has got no guest.
 _NO_GUEST = ("linux_um.errors.BootError", "linux_um.errors.HostError")
 _HEADER = re.compile(r"^(Breaks|Killed-by): *(.+)$", re.MULTILINE)
@@ -136,10 +137,29 @@ def jobs_of(words: Sequence[str]) -> tuple[int, list[str]]:
             continue
         found = _JOBS.fullmatch(word)
         if found is None:
-            raise UsageError(f"{word}: mutants have no such option", "-n NUMBER, or patterns")
+            raise UsageError(
+                f"{word}: mutants have no such option", "-n NUMBER, --share=K/N, or patterns"
+            )
         del words[place]
         return int(found[1]), words
     return jobs, words
+
+
+def share_of(words: Sequence[str]) -> tuple[tuple[int, int], list[str]]:
+    """Return K and N of the word ``--share=K/N``, and the other *words*; 1 and 1 without it.
+
+    Raises UsageError when there is no such share.
+    """
+    share, others = (1, 1), []
+    for word in words:
+        if not word.startswith("--share"):
+            others.append(word)
+            continue
+        found = _SHARE.fullmatch(word)
+        share = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 0 < share[0] <= share[1]:
+            raise UsageError(f"{word}: no such share", "--share=2/3 is the second of three")
+    return share, others
 
 
 def run(
@@ -150,13 +170,16 @@ def run(
     term: Term,
     arch: str = kconfig.UM,
     jobs: int = 1,
+    share: tuple[int, int] = (1, 1),
 ) -> int:
     """Try each mutant, *jobs* at a time where there are many; print a line for each.
+
+    *share* K of N begins with the Kth and has each Nth from there.
 
     Returns 0 when all were killed, 1 when one survived, else 125: one does not
     apply, build or boot. Raises UsageError for a pattern that matches none.
     """
-    chosen = select(load(directory_of(kernel, arch)), patterns)
+    chosen = select(load(directory_of(kernel, arch)), patterns)[share[0] - 1 :: share[1]]
     if profile == DEFAULT_PROFILE:
         profile = MUTANT_PROFILE
     jobs = max(1, min(jobs, len(chosen) // WORTH_A_WORKER))
@@ -172,7 +195,9 @@ def run(
                 survived += not killer
             print(f"{mutant.name:24} {verdict}", flush=True)
     counts = [f"{len(chosen) - survived - untried} killed", f"{survived} survived"]
-    print(", ".join(counts + ([f"{untried} not tried"] if untried else [])))
+    counts += [f"{untried} not tried"] if untried else []
+    counts += [f"share {share[0]} of {share[1]}"] if share != (1, 1) else []
+    print(", ".join(counts))
     return 1 if survived else EXIT_LAUNCHER if untried else 0
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,30 @@ def test_how_many_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (["-n"], ["-n", "0"], ["-n", "x"], ["-x"], ["a", "-k", "b"]):
         with pytest.raises(UsageError, match="mutants have no such option"):
             mutants.jobs_of(words)
+
+
+def test_shares_are_of_different_mutants_and_have_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mutants.share_of(["a", "-n2"]) == ((1, 1), ["a", "-n2"])
+    assert mutants.share_of(["a", "--share=2/3"]) == ((2, 3), ["a"])
+    for word in ("--share", "--share=3", "--share=0/2", "--share=3/2", "--shares=1/2"):
+        with pytest.raises(UsageError, match="no such share"):
+            mutants.share_of([word])
+
+    def try_all(_: mutants.Crew, chosen: Sequence[mutants.Mutant]) -> Iterator[tuple[mutants.Mutant, str]]:
+        yield from ((mutant, "test") for mutant in chosen)
+
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+    monkeypatch.setattr(mutants.Crew, "try_all", try_all)
+    monkeypatch.setattr(mutants, "load", lambda _: many(tmp_path, 10))
+    tried = []
+    for number in (1, 2, 3):
+        assert mutants.run([], "fast", DEFAULT_KERNEL, term=Term(quiet=True), share=(number, 3)) == 0
+        *lines, last = capsys.readouterr().out.splitlines()
+        assert last.endswith(f", share {number} of 3")
+        tried += [line.split()[0] for line in lines]
+    assert sorted(tried) == sorted(mutant.name for mutant in many(tmp_path, 10))
 
 
 def test_the_copy_keeps_what_was_compiled_from_it_valid(tmp_path: Path) -> None:
