@@ -148,21 +148,22 @@ def prepare(arguments: argparse.Namespace, parts: tuple[str, ...], term: Term) -
     from . import bench_contention, bench_harness, bench_run
     from .guest import finished_image
 
+    plan = _plan(arguments)
+    # First of all what may not be to be had: kernels take long to compile.
+    if "programs" in parts and plan.programs:
+        packages.ensure("bench programs", term=term)
+    if "harness" in parts and plan.suite:
+        packages.ensure("test", term=term)
     images = {}
     for profile in bench_run.profiles_of(parts):
         images[profile] = finished_image(profile, arguments.kernel, term).describe()
-    plan = _plan(arguments)
     if "contention" in parts and plan.contention_turns:
         for name, kernel, profile, arch in bench_contention.MACHINES:
             if arch != kconfig.UM:
                 packages.ensure("qemu", term=term)
             images[name] = finished_image(profile, kernel, term, arch).describe()
-    if "programs" in parts and plan.programs:
-        packages.ensure("bench programs", term=term)
     if "harness" in parts:
         bench_harness.prepare((arguments.profile, arguments.kernel), term=term)
-        if plan.suite:
-            packages.ensure("test", term=term)
     return images
 
 

@@ -78,7 +78,7 @@ def _run_until(
     start = kernel_cpu_ns(guest)
     began = time.monotonic_ns()
     set_engine(guest, setting, "run", "1")
-    answer = pages.order(f"until {counter}>={goal} {poll_ms} 600", 660.0)
+    answer = pages.order(f"until {counter}>={goal} {poll_ms} 300", 360.0)
     used, took = kernel_cpu_ns(guest) - start, time.monotonic_ns() - began
     if not answer["ok"]:
         raise BenchError(f"{setting.title}: {counter} has not come to {goal}", "see its counters")
@@ -232,7 +232,7 @@ def convergence(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample
             start = kernel_cpu_ns(guest)
             pages.order("fill")
             # Stopped there, or KSM would go on until it is asked what it has used.
-            answer = pages.wait(f"pages_sharing>={goal}", 10, 900, stop=True)
+            answer = pages.wait(f"pages_sharing>={goal}", 10, 300, stop=True)
             used = kernel_cpu_ns(guest) - start
             polls = _cost_of_polls(guest, setting, pages, "pages_sharing", answer["polls"])
             pages.order("verify")
@@ -272,7 +272,7 @@ def idle(lab: Lab, setting: Setting, mib: int, procs: int, seconds: int) -> list
                     "cpu_seconds": skip + seconds, "wakeups": number,
                 })  # fmt: skip
 
-            before = saved(guest, setting)
+            before = engine_file(guest, setting, "pages_sharing")
             set_engine(guest, setting, "run", "1")
             filled = pages.order("fill")
             # KSM merges zeroes with each other, PKSM with the zero page.

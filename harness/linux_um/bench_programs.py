@@ -54,16 +54,19 @@ _CALLED = ["/bin/bash", "-c", 'exec -a redis-server "$0" "$@"', _REDIS]
 
 # The commands that are started, one after the other, and the program that they need.
 PROGRAMS: dict[str, tuple[str, list[list[str]]]] = {
-    "python": (PYTHON, [[PYTHON, "-B", "-c", f"import {_MODULES}; rows = {_ROWS}; {_SLEEP}"]] * 6),
-    "sqlite": (PYTHON, [[PYTHON, "-B", "-c", _SQLITE]] * 6),
-    "fork server": (PYTHON, [[PYTHON, "-B", "-c", _SERVER]]),
+    "python": (
+        PYTHON,
+        [[PYTHON, "-S", "-B", "-c", f"import {_MODULES}; rows = {_ROWS}; {_SLEEP}"]] * 6,
+    ),
+    "sqlite": (PYTHON, [[PYTHON, "-S", "-B", "-c", _SQLITE]] * 6),
+    "fork server": (PYTHON, [[PYTHON, "-S", "-B", "-c", _SERVER]]),
     "redis": (
         _REDIS,
         [
             [*_CALLED, "--port", str(port), "--save", "", "--daemonize", "no", "--dir", "/tmp"]
             for port in range(7000, 7004)
         ]
-        + [[PYTHON, "-B", "-c", _FILL_REDIS]],
+        + [[PYTHON, "-S", "-B", "-c", _FILL_REDIS]],
     ),
 }  # fmt: skip
 

@@ -180,7 +180,7 @@ def run(
     :data:`MOST_FAILURES` have failed, and nothing has not.
     """
     left = [task for task in todo if task[0] not in done]
-    failures, succeeded = 0, False
+    failures, succeeded = 0, len(left) < len(todo)
     for count, (title, make) in enumerate(left, 1):
         step(f"{count + len(todo) - len(left)} of {len(todo)}: {title}")
         began = time.monotonic()
@@ -197,11 +197,15 @@ def run(
 
 
 def _made_by(make: Callable[[], list[Sample]]) -> list[Sample]:
-    """Make a measurement. Raises LinuxUmError, also for what a guest's file has said."""
+    """Make a measurement. Raises LinuxUmError, whatever went wrong: the others go on."""
     try:
         return make()
+    except LinuxUmError:
+        raise
     except (OSError, ValueError) as error:
         raise BenchError(str(error), "see the guest's log") from error
+    except Exception as error:
+        raise BenchError(f"{type(error).__name__}: {error}", "that is a bug") from error
 
 
 class Progress:

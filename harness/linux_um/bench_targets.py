@@ -273,9 +273,9 @@ def _scaling(results: Results) -> list[Target]:
     found = []
     for what in ("merged", "unmatched"):
         costs = [(float(r.mib or 0), r.stat.median) for r in results.by_size(what, _FULL)]
-        values = [cost for _, cost in costs]
+        values = [cost for _, cost in costs if cost > 0]
         steep = slope(costs)
-        spread = 100 * (max(values) / min(values) - 1) if steep is not None else None
+        spread = 100 * (max(values) / min(values) - 1) if steep is not None and values else None
         note = f"slope {steep:+.3f}" if steep is not None else ""
         found.append(
             Target(f"flat-{what}", f"cost per {what} page over all sizes, dearest to cheapest",
