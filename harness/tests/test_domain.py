@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import GROUP, group, hold_memdup, memdup, release, settle
+from lab import GROUP, group, hold_memdup, memdup, pageops, release, settle
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -28,6 +28,16 @@ def test_pages_of_a_user_are_merged(guest: Guest) -> None:
 def test_users_share_among_themselves_only(guest: Guest) -> None:
     """Four processes of two users: two sets of merged pages, of two PTEs each."""
     assert sharing(guest, "--procs", "4", "--users", "2") == (2 * PAGES, 4 * PAGES)
+
+
+def test_groups_of_a_user_share_among_themselves_only(guest: Guest) -> None:
+    """None of them may read the other group's by ptrace(), as after `sg` or `newgrp`."""
+    report = pageops(
+        guest, "@0:group=5", "@1:group=5", "@2:group=6", "@3:group=6", "user=7", "fill=dup",
+        "settle", "stat=merged", "verify", procs=4, pages=64,
+    )  # fmt: skip
+    merged = report["merged"]
+    assert (merged["merged_pages"], merged["merged_ptes"]) == (2 * 64, 4 * 64)
 
 
 def test_what_another_user_has_is_not_found(guest: Guest) -> None:

@@ -126,6 +126,15 @@ def test_what_madvise_has_said_is_shown(guest: Guest) -> None:
     assert report.stdout.split() == ["2", "0", "0"]
 
 
+def test_who_opts_out_again_means_what_was_asked_for_since(guest: Guest) -> None:
+    report = pageops(
+        guest, "@0:merge=0", "@0:madvise=mergeable", "fill=dup", "settle", "stat=asked",
+        "@0:merge=0", "stat=out", "verify", procs=3, pages=64,
+    )  # fmt: skip
+    assert report["asked"]["merged_ptes"] == 3 * 64
+    assert report["out"]["merged_ptes"] == 2 * 64
+
+
 def test_prctl_takes_in_what_is_there(guest: Guest) -> None:
     guest.set_pksm("scope", "madvise")
     report = pageops(

@@ -240,6 +240,7 @@ static const struct {
 	{ "migrate", OP_MIGRATE, false }, { "user", OP_USER, true },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 	{ "stale", OP_STALE, true }, { "uffd_rwp", OP_UFFD_RWP, false },
+	{ "group", OP_GROUP, true },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -368,7 +369,7 @@ static void __noreturn usage(void)
 		"  write=PERCENT   poke=BYTE   receive=BYTE (by read(2))   touch=read|write   verify\n"
 		"  range=FIRST-END|all\n"
 		"  map[=hugetlb|hugetlb-shared]  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
-		"  merge=0|1 (the prctl)   user=ID (becomes a process of that user)\n"
+		"  merge=0|1 (the prctl)   user=ID, group=ID (becomes a process of that)\n"
 		"  self=PATH:TEXT (writes to a file that means the writer)\n"
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
 		"  pin[=child] (by a pipe; of a child that goes)\n"

@@ -158,15 +158,19 @@ static void pksm_sleep(unsigned long timeout, bool idle)
 	WRITE_ONCE(pksm_idle, false);
 }
 
-/* Sleep off a debt of CPU time; a changed control ends that. */
+/* Sleep off a debt of CPU time: only another limit ends that. */
 static void pksm_pay(u64 debt)
 {
-	ktime_t time = ns_to_ktime(debt);
+	ktime_t until = ktime_add_ns(ktime_get(), debt);
+	unsigned int max = READ_ONCE(pksm_max_cpu);
 
-	set_current_state(TASK_INTERRUPTIBLE | TASK_FREEZABLE);
-	if (!kthread_should_stop() && !READ_ONCE(pksm_poked))
-		schedule_hrtimeout_range(&time, NSEC_PER_MSEC / 4,
-					 HRTIMER_MODE_REL);
+	do {
+		set_current_state(TASK_INTERRUPTIBLE | TASK_FREEZABLE);
+		if (kthread_should_stop() || READ_ONCE(pksm_max_cpu) != max)
+			break;
+		/* Whoever wakes pksmd has it look around after that. */
+	} while (schedule_hrtimeout_range(&until, NSEC_PER_MSEC / 4,
+					  HRTIMER_MODE_ABS));
 	__set_current_state(TASK_RUNNING);
 }
 
@@ -192,7 +196,7 @@ static int pksmd(void *unused)
 		} else {
 			pksm_sleep(found ? min(timeout, PKSM_GATHER) : timeout,
 				   !found);
-			pksm_pace_start();
+			pksm_pace_slept();
 		}
 	}
 	return 0;
@@ -221,6 +225,9 @@ static void pksm_unlock_gate(void)
 	cpus_read_unlock();
 	pksm_wake_daemon();
 }
+
+/* Guarded by pksm_mutex: is the gate to be open, but for a change of what is merged? */
+static bool pksm_intake_wanted;
 
 /* Open the gate of the fault path, and take in what was born while it was shut. */
 static void pksm_intake_on(void)
@@ -253,12 +260,17 @@ static void pksm_forget_everything(void)
 	pksm_queue_forget_all();
 }
 
-/* Forget every page, and give each process its own copy of what was merged. */
+/*
+ * Forget every page, and give each process its own copy of what was merged. That may
+ * take long, and is done without the lock of CPU hotplug: only pksm_mutex is held when
+ * this returns.
+ */
 static int pksm_stop_and_unmerge(enum pksm_run run)
 {
 	int err;
 
 	pksm_intake_off();
+	cpus_read_unlock();
 	pksm_sweep_stop();
 	WRITE_ONCE(pksm_run, run);
 	pksm_forget_everything();
@@ -298,6 +310,7 @@ int pksm_set_run(enum pksm_run run)
 		if (err)
 			break;
 		WRITE_ONCE(pksm_run, run);
+		pksm_intake_wanted = true;
 		pksm_intake_on();
 		break;
 	case PKSM_RUN_STOP:
@@ -305,8 +318,11 @@ int pksm_set_run(enum pksm_run run)
 		WRITE_ONCE(pksm_run, run);
 		break;
 	case PKSM_RUN_UNMERGE:
+		pksm_intake_wanted = false;
 		err = pksm_stop_and_unmerge(run);
-		break;
+		mutex_unlock(&pksm_mutex);
+		pksm_wake_daemon();
+		return err;
 	}
 out:
 	pksm_unlock_gate();
@@ -315,24 +331,29 @@ out:
 
 /*
  * What decides which pages are equal is about to change: nothing may be merged, nor
- * be in an index. Returns 0, or an error, with everything as it was, or stopped.
+ * be in an index. Returns 0, or an error, with everything as it was, or stopped; with
+ * pksm_mutex held, and nothing else.
  */
-static int pksm_begin_change(bool *intake)
+static int pksm_begin_change(void)
 {
 	int err;
 
 	lockdep_assert_held(&pksm_mutex);
-	*intake = static_key_enabled(&pksm_intake_key.key);
 	err = pksm_stop_and_unmerge(pksm_run);
 	/* Not to be restarted: the engine would look stopped from the outset. */
 	return err == -ERESTARTSYS ? -EINTR : err;
 }
 
-/* Take everything in again, if there was an intake. */
-static void pksm_end_change(bool intake)
+/* Take everything in again, if there is to be an intake. Releases pksm_mutex. */
+static void pksm_end_change(void)
 {
-	if (intake)
+	mutex_unlock(&pksm_mutex);
+	/* In this order. Somebody else may have started or stopped the engine by then. */
+	cpus_read_lock();
+	mutex_lock(&pksm_mutex);
+	if (pksm_intake_wanted)
 		pksm_intake_on();
+	pksm_unlock_gate();
 }
 
 /**
@@ -349,7 +370,6 @@ static void pksm_end_change(bool intake)
  */
 int pksm_set_domain(enum pksm_domain_kind kind)
 {
-	bool intake;
 	int err;
 
 	if (kind == PKSM_DOMAIN_MEMCG && mem_cgroup_disabled())
@@ -357,13 +377,14 @@ int pksm_set_domain(enum pksm_domain_kind kind)
 	err = pksm_lock_gate();
 	if (err)
 		return err;
-	if (kind != pksm_domain_kind) {
-		err = pksm_begin_change(&intake);
-		if (!err)
-			WRITE_ONCE(pksm_domain_kind, kind);
-		pksm_end_change(intake);
+	if (kind == pksm_domain_kind) {
+		pksm_unlock_gate();
+		return 0;
 	}
-	pksm_unlock_gate();
+	err = pksm_begin_change();
+	if (!err)
+		WRITE_ONCE(pksm_domain_kind, kind);
+	pksm_end_change();
 	return err;
 }
 
@@ -379,19 +400,19 @@ int pksm_set_domain(enum pksm_domain_kind kind)
  */
 int pksm_set_across_nodes(bool across)
 {
-	bool intake;
 	int err;
 
 	err = pksm_lock_gate();
 	if (err)
 		return err;
-	if (across != pksm_across_nodes) {
-		err = pksm_begin_change(&intake);
-		if (!err)
-			WRITE_ONCE(pksm_across_nodes, across);
-		pksm_end_change(intake);
+	if (across == pksm_across_nodes) {
+		pksm_unlock_gate();
+		return 0;
 	}
-	pksm_unlock_gate();
+	err = pksm_begin_change();
+	if (!err)
+		WRITE_ONCE(pksm_across_nodes, across);
+	pksm_end_change();
 	return err;
 }
 
@@ -415,10 +436,9 @@ int pksm_set_scope(enum pksm_scope scope)
 	old = pksm_scope;
 	if (scope != old) {
 		err = pksm_scope_apply(scope);
-		if (err && old == PKSM_SCOPE_ALL)
+		/* It was to be narrowed; to widen it cannot fail. */
+		if (err)
 			pksm_scope_apply(old);
-		else if (err)
-			WRITE_ONCE(pksm_scope, old);
 	}
 	mutex_unlock(&pksm_mutex);
 	pksm_wake_daemon();

@@ -94,17 +94,20 @@ bool pksm_kept_apart(const struct folio *one, const struct folio *other)
 }
 
 /*
- * May every process of the user read this address space, as ptrace() sees it? Not
- * after setuid() without exec, nor where the ids are not all the same: its memory
- * may hold what it came by as somebody else. Capabilities and security modules
- * are not asked.
+ * May every process of the same user and group read this address space, as ptrace()
+ * sees it? Not after setuid() without exec, nor where the ids are not all the same:
+ * its memory may hold what it came by as somebody else. Capabilities and security
+ * modules are not asked.
  */
 static bool pksm_is_users_own(struct mm_struct *mm, struct task_struct *owner,
 			      const struct cred *cred)
 {
-	return uid_eq(cred->uid, cred->euid) && uid_eq(cred->uid, cred->suid) &&
-	       gid_eq(cred->gid, cred->egid) && gid_eq(cred->gid, cred->sgid) &&
-	       pksm_readable(mm, owner);
+	if (!uid_eq(cred->uid, cred->euid) || !uid_eq(cred->uid, cred->suid) ||
+	    !gid_eq(cred->gid, cred->egid) || !gid_eq(cred->gid, cred->sgid))
+		return false;
+	/* Pairs with the one in commit_creds(), as for ptrace(). */
+	smp_rmb();
+	return pksm_readable(mm, owner);
 }
 
 static u64 pksm_user_domain(struct mm_struct *mm, struct task_struct *owner)
@@ -116,7 +119,9 @@ static u64 pksm_user_domain(struct mm_struct *mm, struct task_struct *owner)
 		return PKSM_NO_DOMAIN;
 	if (!pksm_is_users_own(mm, owner, cred))
 		return pksm_mix(mm->pksm_id | PKSM_PROCESS_ID);
-	return pksm_mix(__kuid_val(cred->uid) + 1ULL);
+	/* ptrace() wants both to be the same. */
+	return pksm_mix(pksm_mix(__kuid_val(cred->uid) + 1ULL) ^
+			__kgid_val(cred->gid));
 }
 
 static u64 pksm_owner_domain(struct mm_struct *mm, struct task_struct *owner)

@@ -498,6 +498,7 @@ extern unsigned int pksm_max_cpu;
 extern u64 pksm_cpu_nsecs;
 
 void pksm_pace_start(void);
+void pksm_pace_slept(void);
 void pksm_pace_work(void);
 u64 pksm_pace_done(void);
 

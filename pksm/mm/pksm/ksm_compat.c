@@ -449,12 +449,13 @@ static u64 pksm_sum_until;	/* in nanoseconds of ktime_get_ns() */
 static void pksm_count_chain(struct pksm_stable_node *node)
 {
 	struct pksm_stable_node *other = NULL;
+	u64 hash = READ_ONCE(node->hash);
 	unsigned long nr = 0;
 
-	/* The page is gone, and @hash with it. */
+	/* The page is gone, and @hash with it: then this was something else. */
 	if (!pksm_node_alive(node))
 		return;
-	while ((other = pksm_stable_next(node->hash, other))) {
+	while ((other = pksm_stable_next(hash, other))) {
 		if (!pksm_node_alive(other))
 			continue;
 		/* The first of them counts for all. */

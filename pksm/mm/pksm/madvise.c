@@ -248,7 +248,9 @@ int ksm_disable(struct mm_struct *mm)
  */
 int ksm_disable_merge_any(struct mm_struct *mm)
 {
-	bool wanted = pksm_mm_wanted(mm);
+	/* Where all is merged unasked it says no to what was asked for as well. */
+	bool wanted = pksm_mm_merge_any(mm) ||
+		      READ_ONCE(pksm_scope) == PKSM_SCOPE_ALL;
 	int err = 0;
 
 	mmap_assert_write_locked(mm);
@@ -295,8 +297,8 @@ static int pksm_widen_mm(struct mm_struct *mm)
 {
 	struct vm_area_struct *vma;
 
-	if (mmap_write_lock_killable(mm))
-		return -EINTR;
+	/* Not to be killed halfway, when nothing could be done about the other half. */
+	mmap_write_lock(mm);
 	VMA_ITERATOR(vmi, mm, 0);
 	for_each_vma(vmi, vma) {
 		if (!READ_ONCE(mm->pksm_opted_out) && !(vma->vm_flags & VM_MERGE_ADVISED))
@@ -328,9 +330,9 @@ static int pksm_narrow_mm(struct mm_struct *mm)
  * passed already; so all are visited again until there is nothing to do.
  *
  * Context: Process context, pksm_mutex held. May sleep.
- * Return: 0; -EINTR on a signal; -EBUSY when processes were forked faster than they
- * could be visited; or another error of pksm_unmerge_range(). Then a part of the
- * processes was visited.
+ * Return: 0, and nothing else with PKSM_SCOPE_ALL; -EINTR on a signal; -EBUSY when
+ * processes were forked faster than they could be visited; or another error of
+ * pksm_unmerge_range(). Then a part of the processes was visited.
  */
 int pksm_scope_apply(enum pksm_scope scope)
 {

@@ -37,6 +37,28 @@ void pksm_pace_start(void)
 	pksm_window_used = 0;
 }
 
+/* How much time the work of this window is worth, in nanoseconds. */
+static u64 pksm_pace_worth(unsigned int max)
+{
+	return div_u64(pksm_window_used * 100, max);
+}
+
+/**
+ * pksm_pace_slept - pksmd has slept, since there was nothing to do
+ *
+ * A new window begins, unless what was done in this one is worth more time than has
+ * passed: little bits of work with little sleeps in between are no way around the limit.
+ *
+ * Context: pksmd.
+ */
+void pksm_pace_slept(void)
+{
+	u64 worth = pksm_pace_worth(READ_ONCE(pksm_max_cpu));
+
+	if (ktime_get_ns() - pksm_window_begin >= worth)
+		pksm_pace_start();
+}
+
 /**
  * pksm_pace_work - work begins
  *
@@ -51,8 +73,7 @@ void pksm_pace_work(void)
  * pksm_pace_done - work ends: is it time to sleep?
  *
  * Context: pksmd.
- * Return: How long, in nanoseconds; 0 for not at all. After a sleep that was not for
- * this, a new window has to be begun.
+ * Return: How long, in nanoseconds; 0 for not at all.
  */
 u64 pksm_pace_done(void)
 {
@@ -62,11 +83,12 @@ u64 pksm_pace_done(void)
 
 	WRITE_ONCE(pksm_cpu_nsecs, pksm_cpu_nsecs + used);
 	pksm_window_used += used;
-	worth = div_u64(pksm_window_used * 100, max);
-	if (max >= 100 || worth < PKSM_WINDOW_NSECS)
+	worth = pksm_pace_worth(max);
+	if (worth < PKSM_WINDOW_NSECS)
 		return 0;
 	passed = ktime_get_ns() - pksm_window_begin;
-	if (worth > passed)
+	/* What was allowed is not paid for when less is. */
+	if (worth > passed && max < 100)
 		return worth - passed;
 	pksm_pace_start();
 	return 0;

@@ -26,6 +26,13 @@
 
 #define PKSM_SWEEP_PASSES	4U
 
+/* What a page frame that is not there says of those behind it, in page frames. */
+#ifdef CONFIG_SPARSEMEM
+#define PKSM_SWEEP_HOLE		min(pageblock_nr_pages, PAGES_PER_SUBSECTION)
+#else
+#define PKSM_SWEEP_HOLE		pageblock_nr_pages
+#endif
+
 static unsigned long pksm_sweep_pfn;
 static unsigned int pksm_sweep_passes;	/* how many may still follow */
 static unsigned long pksm_sweep_missed;
@@ -130,7 +137,7 @@ void pksm_sweep(void)
 		page = pfn_to_online_page(pksm_sweep_pfn);
 		if (!page) {
 			pksm_sweep_pfn = ALIGN(pksm_sweep_pfn + 1,
-					       pageblock_nr_pages);
+					       PKSM_SWEEP_HOLE);
 			continue;
 		}
 		if (!pksm_sweep_page(page))

@@ -504,6 +504,11 @@ static int do_user(uid_t id)
 	return setresuid(id, id, id) || prctl(PR_SET_DUMPABLE, 1) ? -errno : 0;
 }
 
+static int do_group(gid_t id)
+{
+	return setresgid(id, id, id) || prctl(PR_SET_DUMPABLE, 1) ? -errno : 0;
+}
+
 void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 {
 	switch ((enum op)o->op) {
@@ -584,6 +589,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_USER:
 		r->status = do_user((uid_t)o->value);
+		break;
+	case OP_GROUP:
+		r->status = do_group((gid_t)o->value);
 		break;
 	case OP_CPU:
 		r->status = run_on_cpu((int)o->value);

@@ -99,6 +99,17 @@ void pksm_test_pace_none(struct kunit *test)
 	/* With the whole CPU there is nothing to pay. */
 	pksm_test_window(100, 100 * second, second);
 	KUNIT_EXPECT_EQ(test, pksm_pace_done(), 0);
+	/* Nor later, when less is allowed. */
+	WRITE_ONCE(pksm_max_cpu, 1);
+	KUNIT_EXPECT_EQ(test, pksm_pace_done(), 0);
+
+	/* A sleep ends a window only when it was long enough for what was done. */
+	pksm_test_window(1, second, second);
+	pksm_pace_slept();
+	KUNIT_EXPECT_EQ(test, pksm_window_used, second);
+	pksm_test_window(1, second, 101 * second);
+	pksm_pace_slept();
+	KUNIT_EXPECT_EQ(test, pksm_window_used, 0);
 
 	/* Not for a little bit, unless that is worth a lot. */
 	pksm_test_window(50, 0, 0);
