@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from . import kernel, rmap
+from collections.abc import Iterator
+
+from . import kernel, rmap, tasks
 from .memory import Page
 
 NAMES = {
@@ -58,6 +60,28 @@ def unmix(mixed: int) -> int:
     return number ^ number >> 33
 
 
+def _user(uid: int, gid: int) -> int:
+    return mix(mix(uid + 1) ^ gid)
+
+
+def _groups() -> Iterator[int]:
+    """Return the group ids that there are, that of root first; some more than once."""
+    yield 0
+    for task in tasks.tasks():
+        cred = kernel.member(task.address, "struct task_struct", "real_cred")
+        if cred:
+            yield kernel.member(cred, "struct cred", "gid.val", 4)
+
+
+def _user_of(mixed: int) -> tuple[int, int] | None:
+    """Return the user and the group whose domain *mixed* is, if it is that of any."""
+    for gid in _groups():
+        uid = unmix(unmix(mixed) ^ gid) - 1
+        if 0 <= uid < 1 << 32:
+            return uid, gid
+    return None
+
+
 def _process(mm: int) -> int:
     return mix(kernel.member(mm, "struct mm_struct", "pksm_id") | PROCESS_ID)
 
@@ -95,7 +119,8 @@ def of_mm(mm: int) -> int:
         if not cred:
             return NOBODY
         if _is_users_own(mm, owner, cred):
-            return mix(kernel.member(cred, "struct cred", "uid.val", 4) + 1)
+            name = "struct cred"
+            return _user(*(kernel.member(cred, name, each, 4) for each in ("uid.val", "gid.val")))
     if what == "memcg":
         groups = kernel.member(owner, task, "cgroups")
         slot = kernel.enum("cgroup_subsys_id")["memory_cgrp_id"] * kernel.WORD
@@ -114,11 +139,16 @@ def plausible(mixed: int) -> bool:
     """Return whether *mixed* can be a domain.
 
     A process may have changed its user or cgroup since its page was merged, so
-    what it belongs to now does not decide.
+    what it belongs to now does not decide; only a group has to be one that there is.
     """
     if kind() == "global":
         return mixed == 0
-    return 0 < unmix(mixed) & ~PROCESS_ID <= 1 << 32
+    if kind() == "user" and _user_of(mixed) is not None:
+        return True
+    number = unmix(mixed)
+    if kind() == "user" and not number & PROCESS_ID:
+        return False
+    return 0 < number & ~PROCESS_ID <= 1 << 32
 
 
 def name(mixed: int) -> str:
@@ -126,7 +156,9 @@ def name(mixed: int) -> str:
     number = unmix(mixed)
     if kind() == "global":
         return "of all"
+    user = _user_of(mixed) if kind() == "user" else None
+    if user is not None:
+        return f"of user {user[0]}, group {user[1]}"
     if number & PROCESS_ID:
         return f"of the address space {number & ~PROCESS_ID}"
-    what = "user" if kind() == "user" else "the memory cgroup with serial number"
-    return f"of {what} {number - 1}"
+    return f"of the memory cgroup with serial number {number - 1}"
