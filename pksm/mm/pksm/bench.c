@@ -247,15 +247,23 @@ static int pksm_bench_ptes(struct pksm_bench *bench, unsigned long start,
 static int pksm_bench_pte(struct pksm_bench *bench)
 {
 	unsigned long bytes = min(bench->nr / 2, PKSM_BENCH_MAX_PTES) << PAGE_SHIFT;
+	struct vm_area_struct *vma;
 	unsigned long start;
 	int err;
 
 	if (!current->mm)
 		return -ESRCH;
 	start = vm_mmap(NULL, 0, bytes, PROT_READ | PROT_WRITE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, 0);
+			MAP_PRIVATE | MAP_ANONYMOUS, 0);
 	if (IS_ERR_VALUE(start))
 		return start;
+	/* A huge page has no PTEs. */
+	mmap_write_lock(current->mm);
+	vma = find_vma(current->mm, start);
+	if (vma)
+		vm_flags_set(vma, VM_NOHUGEPAGE);
+	mmap_write_unlock(current->mm);
+	mm_populate(start, bytes);
 	mmap_read_lock(current->mm);
 	err = pksm_bench_ptes(bench, start, start + bytes);
 	mmap_read_unlock(current->mm);

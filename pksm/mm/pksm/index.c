@@ -593,6 +593,34 @@ void pksm_stable_visit_stale(void (*fn)(struct pksm_stable_node *node))
 }
 
 /**
+ * pksm_stable_for_some - do something with the stable nodes of some buckets
+ * @bucket: the first bucket; the one to go on with is written back
+ * @budget: how many buckets
+ * @fn: called with each node, which it may take out and free
+ *
+ * Context: Process context, pksm_mutex held. May sleep.
+ * Return: true as long as there are more buckets.
+ */
+bool pksm_stable_for_some(unsigned long *bucket, unsigned int budget,
+			  void (*fn)(struct pksm_stable_node *node))
+{
+	struct pksm_stable_node *node;
+	struct hlist_node *next;
+
+	lockdep_assert_held(&pksm_mutex);
+	if (!pksm_stable)
+		return false;
+	for (; budget && *bucket < 1UL << pksm_stable_bits; budget--, ++*bucket) {
+		hlist_for_each_entry_safe(node, next, &pksm_stable[*bucket], link) {
+			fn(node);
+			cond_resched();
+		}
+		cond_resched();
+	}
+	return *bucket < 1UL << pksm_stable_bits;
+}
+
+/**
  * pksm_stable_for_each - do something with every stable node
  * @fn: called with each node, which it may take out and free
  *
@@ -600,16 +628,7 @@ void pksm_stable_visit_stale(void (*fn)(struct pksm_stable_node *node))
  */
 void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node))
 {
-	struct pksm_stable_node *node;
-	struct hlist_node *next;
-	unsigned long i;
+	unsigned long bucket = 0;
 
-	lockdep_assert_held(&pksm_mutex);
-	if (!pksm_stable)
-		return;
-	for (i = 0; i < 1UL << pksm_stable_bits; i++) {
-		hlist_for_each_entry_safe(node, next, &pksm_stable[i], link)
-			fn(node);
-		cond_resched();
-	}
+	pksm_stable_for_some(&bucket, UINT_MAX, fn);
 }

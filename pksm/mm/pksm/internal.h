@@ -395,6 +395,8 @@ void pksm_stable_insert(struct pksm_stable_node *node);
 void pksm_stable_remove(struct pksm_stable_node *node);
 struct pksm_stable_node *pksm_stable_next(u64 hash,
 					  struct pksm_stable_node *node);
+bool pksm_stable_for_some(unsigned long *bucket, unsigned int budget,
+			  void (*fn)(struct pksm_stable_node *node));
 void pksm_stable_for_each(void (*fn)(struct pksm_stable_node *node));
 bool pksm_stable_note_stale(struct pksm_stable_node *node);
 bool pksm_stable_stale(void);

@@ -438,10 +438,15 @@ KSM_COUNTER_ATTR(pages_skipped, "%u", 0);
  * neighbours in the index here, and nobody counts them but for these two files:
  * which costs a walk over the index, and only if there ever were any. Everybody may
  * read them. So that nobody can keep pksmd from its work by it, what was counted is
- * good for nine times as long as it took to count.
- *
- * All of it is guarded by pksm_mutex.
+ * good for nine times as long as it took to count, and pksm_mutex is released now and
+ * then meanwhile.
  */
+#define PKSM_SUM_BUCKETS	1024U
+
+/* Taken before pksm_mutex. */
+static DEFINE_MUTEX(pksm_sum_mutex);
+
+/* Guarded by pksm_sum_mutex. */
 static unsigned long pksm_sum_chains;
 static unsigned long pksm_sum_dups;
 static u64 pksm_sum_until;	/* in nanoseconds of ktime_get_ns() */
@@ -468,32 +473,44 @@ static void pksm_count_chain(struct pksm_stable_node *node)
 	}
 }
 
-static void pksm_sum_up(void)
+static int pksm_sum_up(void)
 {
 	u64 begin = ktime_get_ns(), end;
+	unsigned long bucket = 0;
+	bool more = true;
 
 	if (begin < pksm_sum_until)
-		return;
+		return 0;
+	pksm_sum_until = 0;
 	pksm_sum_chains = 0;
 	pksm_sum_dups = 0;
-	pksm_stable_for_each(pksm_count_chain);
+	while (more) {
+		if (mutex_lock_interruptible(&pksm_mutex))
+			return -EINTR;
+		more = pksm_stable_for_some(&bucket, PKSM_SUM_BUCKETS,
+					    pksm_count_chain);
+		mutex_unlock(&pksm_mutex);
+	}
 	end = ktime_get_ns();
 	pksm_sum_until = end + 9 * (end - begin);
+	return 0;
 }
 
 static int pksm_count_chains(unsigned long *chains, unsigned long *dups)
 {
+	int err;
+
 	*chains = 0;
 	*dups = 0;
 	if (!READ_ONCE(pksm_stable_repeats))
 		return 0;
-	if (mutex_lock_interruptible(&pksm_mutex))
+	if (mutex_lock_interruptible(&pksm_sum_mutex))
 		return -EINTR;
-	pksm_sum_up();
+	err = pksm_sum_up();
 	*chains = pksm_sum_chains;
 	*dups = pksm_sum_dups;
-	mutex_unlock(&pksm_mutex);
-	return 0;
+	mutex_unlock(&pksm_sum_mutex);
+	return err;
 }
 
 static ssize_t stable_node_chains_show(struct kobject *kobj,
