@@ -160,15 +160,18 @@ static uint64_t pksm_patience_ms(void)
 static bool pksm_settle(uint64_t end)
 {
 	uint64_t patience = pksm_patience_ms(), since = 0;
-	int64_t fresh, changed;
+	int64_t fresh, changed, nodes, shared;
 	unsigned int looks = 0;
 	int quiet = 0;
 
 	for (;;) {
 		if (!counter_read("pages_new", &fresh) ||
-		    !counter_read("pages_volatile", &changed))
+		    !counter_read("pages_volatile", &changed) ||
+		    !counter_read("stable_nodes", &nodes) ||
+		    !counter_read("pages_shared", &shared))
 			return false;
-		quiet = fresh || changed ? 0 : quiet + 1;
+		/* The nodes of pages that are gone are still to be freed. */
+		quiet = fresh || changed || nodes > shared ? 0 : quiet + 1;
 		if (fresh || !since)
 			since = now_ms();
 		if (quiet == 2 || now_ms() >= since + patience)
