@@ -21,7 +21,11 @@ u64 pksm_cpu_nsecs;
 /* Not to sleep after each little bit of work, nor to work for long on end. */
 #define PKSM_WINDOW_NSECS	(50 * NSEC_PER_MSEC)
 
+/* Who has slept off a debt may wake up by so much too late, and not lose it. */
+#define PKSM_LATE_NSECS		(PKSM_WINDOW_NSECS / 5)
+
 /* Of pksmd alone. */
+static bool pksm_window_paid;	/* it has slept off what was used in this window */
 static u64 pksm_window_begin;
 static u64 pksm_window_used;
 static u64 pksm_work_begin;
@@ -35,6 +39,7 @@ void pksm_pace_start(void)
 {
 	pksm_window_begin = ktime_get_ns();
 	pksm_window_used = 0;
+	pksm_window_paid = false;
 }
 
 /* How much time the work of this window is worth, in nanoseconds. */
@@ -79,6 +84,7 @@ u64 pksm_pace_done(void)
 {
 	u64 used = pksm_cpu_clock() - pksm_work_begin;
 	unsigned int max = READ_ONCE(pksm_max_cpu);
+	bool paid = pksm_window_paid;
 	u64 passed, worth;
 
 	WRITE_ONCE(pksm_cpu_nsecs, pksm_cpu_nsecs + used);
@@ -88,9 +94,13 @@ u64 pksm_pace_done(void)
 		return 0;
 	passed = ktime_get_ns() - pksm_window_begin;
 	/* What was allowed is not paid for when less is. */
-	if (worth > passed && max < 100)
+	if (worth > passed && max < 100) {
+		pksm_window_paid = true;
 		return worth - passed;
+	}
 	pksm_pace_start();
+	if (paid && passed >= worth && passed - worth < PKSM_LATE_NSECS)
+		pksm_window_begin -= passed - worth;
 	return 0;
 }
 
