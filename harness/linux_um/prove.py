@@ -89,7 +89,8 @@ def parts(directory: Path) -> list[Part]:
     security = ("test", *_tests(*attacks))
     bad = ("test", *_tests("unit_host", "workload_usage", "machine", "run_control", "boot_param"))
     meetings = _tests("smp", "churn", "moments", "pins", "fork", "cow")
-    smp = ("--kernel", "7.3", "--profile", "smp", "-n", "1")
+    # Guests with two CPUs wait for each other most of the time.
+    smp = ("--kernel", "7.3", "--profile", "smp", "-n", "4")
     return [
         Part("suite", "every promise, in the default profile", ("test",), ("test",)),
         Part("control", "what applies to stock KSM, on stock KSM", ("test", "--profile", "ksm")),
