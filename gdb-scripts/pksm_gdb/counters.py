@@ -23,7 +23,7 @@ EVENTS = {"pages_scanned": "SCANNED", "pages_merged": "MERGED", "pages_broken": 
 # The order of sysfs.c.
 NAMES = (
     *CONTROLS, *CLASS_COUNTERS, "pages_sharing", "zero_pages", *EVENTS, "full_scans",
-    "rmap_items", "stable_nodes", "stable_items", "general_profit", "cpu_usecs",
+    "folios_split", "rmap_items", "stable_nodes", "stable_items", "general_profit", "cpu_usecs",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def shown() -> dict[str, int]:
     sharers = kernel.variable("pksm_nr_sharers")
     nodes = kernel.variable("pksm_nr_nodes")
     values = {
-        **{name: kernel.variable(f"pksm_{name}") for name in (*CONTROLS, "full_scans")},
+        **{name: kernel.variable(f"pksm_{name}") for name in (*CONTROLS, "full_scans", "folios_split")},
         "pages_sharing": sharing,
         "zero_pages": zero,
         "rmap_items": sharers,

@@ -43,7 +43,10 @@ SAVED = Kind("saved", ("pages_sharing", "zero_pages", "ksm_zero_pages"), unit=PA
 PROFIT = Kind("profit", ("general_profit",), unit=1)
 EVENTS = Kind(
     "events",
-    ("pages_scanned", "pages_merged", "pages_broken", "pages_skipped", "full_scans"),
+    (
+        "pages_scanned", "pages_merged", "pages_broken", "pages_skipped",
+        "full_scans", "folios_split",
+    ),  # fmt: skip
     events=True,
 )
 RECORDS = Kind(

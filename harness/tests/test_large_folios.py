@@ -54,6 +54,7 @@ def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
     assert report["merged"]["merged_ptes"] == 2 * PAGES
     assert report["merged"].sharing == PAGES
     assert vmstat(huge, "thp_split_page") - split >= 2 * PAGES // HUGE
+    assert huge.pksm("folios_split") >= 2 * PAGES // HUGE
     assert baseline(settle(huge)) == before
 
 

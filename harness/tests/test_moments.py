@@ -80,7 +80,7 @@ def interrupted(guest: Guest, moment: str, who: int, acts: tuple[str, ...]) -> R
 @pytest.mark.regression("R22")
 @pytest.mark.regression("R46")
 @pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("moment", ["hashed", "found", "frozen"])
+@pytest.mark.parametrize("moment", ["hashed", "lookup", "found", "frozen"])
 def test_whatever_a_process_does_meanwhile(still: Guest, moment: str, who: int) -> None:
     """R20 to R22, R46: every byte is right, and what is equal in the end is merged."""
     before = baseline(settle(still))

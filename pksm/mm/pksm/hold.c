@@ -12,7 +12,9 @@
  *	echo off > hold			let it go, and hold nobody
  *	cat hold			what is armed, and who waits, with what
  *
- * There is one moment at a time that is armed, and one task that waits.
+ * There is one moment at a time that is armed, and one task that waits. At a moment
+ * at which it must not sleep it spins, and goes on by itself after a second: whoever is
+ * to act meanwhile needs another CPU.
  *
  * A task that waits keeps its locks: pksm_mutex for one, so that most files of the
  * engine cannot be written to. This file takes no lock but its own.
@@ -20,6 +22,7 @@
 #define pr_fmt(fmt) "pksm: " fmt
 
 #include <linux/debugfs.h>
+#include <linux/delay.h>
 #include <linux/kernel.h>
 #include <linux/mutex.h>
 #include <linux/sched.h>
@@ -37,18 +40,23 @@ DEFINE_STATIC_KEY_FALSE(pksm_hold_key);
 static const char *const pksm_point_names[PKSM_NR_POINTS] = {
 	[PKSM_AT_NONE]		= "off",
 	[PKSM_AT_HASHED]	= "hashed",
+	[PKSM_AT_LOOKUP]	= "lookup",
 	[PKSM_AT_FOUND]		= "found",
 	[PKSM_AT_FROZEN]	= "frozen",
+	[PKSM_AT_CLEARED]	= "cleared",
 	[PKSM_AT_VISIT]		= "visit",
 	[PKSM_AT_MIGRATE]	= "migrate",
 	[PKSM_AT_LARGE]		= "large",
 	[PKSM_AT_UNFLUSHED]	= "unflushed",
 };
 
+/* For how long a task that must not sleep is held, in milliseconds. */
+#define PKSM_SPIN_MSECS		1000U
+
 /* Those who write to the file, one at a time. Taken before pksm_hold_lock. */
 static DEFINE_MUTEX(pksm_arm_mutex);
 
-/* Guards all that follow. Under it are taken the queue's own lock, and task_lock(). */
+/* Guards all that follow. Under it is taken the queue's own lock. */
 static DEFINE_SPINLOCK(pksm_hold_lock);
 static DECLARE_WAIT_QUEUE_HEAD(pksm_hold_queue);
 static enum pksm_point pksm_hold_point;
@@ -58,6 +66,35 @@ static bool pksm_held;
 static unsigned long pksm_held_value;
 static pid_t pksm_held_pid;
 static char pksm_held_comm[TASK_COMM_LEN];
+
+/* Returns whether the task is to wait, until the turn is not @turn any more. */
+static bool pksm_hold_begin(enum pksm_point point, unsigned long value,
+			    unsigned long *turn)
+{
+	bool held;
+
+	spin_lock(&pksm_hold_lock);
+	held = pksm_hold_point == point && !pksm_held &&
+	       (!pksm_hold_value || pksm_hold_value == value);
+	if (held) {
+		pksm_held = true;
+		pksm_held_value = value;
+		pksm_held_pid = task_pid_nr(current);
+		strscpy(pksm_held_comm, current->comm, sizeof(pksm_held_comm));
+		*turn = pksm_hold_turn;
+	}
+	spin_unlock(&pksm_hold_lock);
+	return held;
+}
+
+static void pksm_hold_end(unsigned long turn)
+{
+	spin_lock(&pksm_hold_lock);
+	/* Killed, or the time is up: nobody has let it go. */
+	if (pksm_hold_turn == turn)
+		pksm_held = false;
+	spin_unlock(&pksm_hold_lock);
+}
 
 /**
  * __pksm_hold - see pksm_hold()
@@ -72,26 +109,30 @@ void __pksm_hold(enum pksm_point point, unsigned long value)
 	unsigned long turn;
 
 	might_sleep();
-	spin_lock(&pksm_hold_lock);
-	if (pksm_hold_point != point || pksm_held ||
-	    (pksm_hold_value && pksm_hold_value != value)) {
-		spin_unlock(&pksm_hold_lock);
+	if (!pksm_hold_begin(point, value, &turn))
 		return;
-	}
-	pksm_held = true;
-	pksm_held_value = value;
-	pksm_held_pid = task_pid_nr(current);
-	get_task_comm(pksm_held_comm, current);
-	turn = pksm_hold_turn;
-	spin_unlock(&pksm_hold_lock);
-
 	wait_event_killable(pksm_hold_queue, READ_ONCE(pksm_hold_turn) != turn);
+	pksm_hold_end(turn);
+}
 
-	/* Killed: nobody has let it go. */
-	spin_lock(&pksm_hold_lock);
-	if (pksm_hold_turn == turn)
-		pksm_held = false;
-	spin_unlock(&pksm_hold_lock);
+/**
+ * __pksm_hold_spinning - see pksm_hold_spinning()
+ * @point: where the task has come to
+ * @value: what with; see enum pksm_point
+ *
+ * Context: Any but interrupts: pksm_hold_lock is taken with them enabled. Spins for
+ * PKSM_SPIN_MSECS at most.
+ */
+void __pksm_hold_spinning(enum pksm_point point, unsigned long value)
+{
+	unsigned int left = PKSM_SPIN_MSECS;
+	unsigned long turn;
+
+	if (!pksm_hold_begin(point, value, &turn))
+		return;
+	while (left-- && READ_ONCE(pksm_hold_turn) == turn)
+		mdelay(1);
+	pksm_hold_end(turn);
 }
 
 static void pksm_let_go(void)

@@ -11,10 +11,14 @@
  * enum pksm_point - a moment
  * @PKSM_AT_NONE: none
  * @PKSM_AT_HASHED: a page was read, and is locked (its page frame number)
+ * @PKSM_AT_LOOKUP: a page or a stable page of the same hash is in the index; it may be
+ *	freed, and another page in its place (its page frame number)
  * @PKSM_AT_FOUND: a page or a stable page of the same hash was found, and a reference
  *	on it taken; it is not locked yet (its page frame number)
  * @PKSM_AT_FROZEN: the PTEs of a page that is to become stable are write-protected, and
  *	it was not compared yet; both pages are locked (its page frame number)
+ * @PKSM_AT_CLEARED: a PTE of a page is cleared, and its TLB entry flushed; its page table
+ *	and the page are locked: for a second at most (its page frame number)
  * @PKSM_AT_VISIT: an address space is about to be visited, as by run=2 (the number of
  *	its process)
  * @PKSM_AT_MIGRATE: a stable page moves, and migration entries stand for it; it is
@@ -28,8 +32,10 @@
 enum pksm_point {
 	PKSM_AT_NONE,
 	PKSM_AT_HASHED,
+	PKSM_AT_LOOKUP,
 	PKSM_AT_FOUND,
 	PKSM_AT_FROZEN,
+	PKSM_AT_CLEARED,
 	PKSM_AT_VISIT,
 	PKSM_AT_MIGRATE,
 	PKSM_AT_LARGE,
@@ -42,6 +48,7 @@ DECLARE_STATIC_KEY_FALSE(pksm_hold_key);
 extern const struct file_operations pksm_hold_fops;
 
 void __pksm_hold(enum pksm_point point, unsigned long value);
+void __pksm_hold_spinning(enum pksm_point point, unsigned long value);
 
 /**
  * pksm_hold - a task has come to a moment at which it may be held
@@ -55,8 +62,27 @@ static inline void pksm_hold(enum pksm_point point, unsigned long value)
 	if (static_branch_unlikely(&pksm_hold_key))
 		__pksm_hold(point, value);
 }
+
+/**
+ * pksm_hold_spinning - a task that must not sleep has come to such a moment
+ * @point: which
+ * @value: what with; see enum pksm_point
+ *
+ * Context: Any but interrupts. Spins for a second at most.
+ */
+static inline void pksm_hold_spinning(enum pksm_point point,
+				      unsigned long value)
+{
+	if (static_branch_unlikely(&pksm_hold_key))
+		__pksm_hold_spinning(point, value);
+}
 #else
 static inline void pksm_hold(enum pksm_point point, unsigned long value)
+{
+}
+
+static inline void pksm_hold_spinning(enum pksm_point point,
+				      unsigned long value)
 {
 }
 #endif

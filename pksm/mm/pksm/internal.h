@@ -563,7 +563,10 @@ int pksm_unmerge_range(struct vm_area_struct *vma, unsigned long start,
 		       unsigned long end, bool lock_vma);
 int pksm_unmerge_all(void);
 
-/* sysfs.c: the files that are the same in /sys/kernel/mm/ksm */
+/* sysfs.c */
+extern unsigned long pksm_folios_split;
+
+/* The files that are the same in /sys/kernel/mm/ksm. */
 extern struct kobj_attribute pksm_run_attr;
 extern struct kobj_attribute pksm_pages_scanned_attr;
 extern struct kobj_attribute pksm_pages_shared_attr;

@@ -284,6 +284,8 @@ static bool pksm_large_split(struct folio *folio, unsigned int matched)
 
 	err = pksm_should_fail(PKSM_FAIL_SPLIT) ? -ENOMEM : split_folio(folio);
 	trace_pksm_split(pfn, nr, matched, err);
+	if (!err)
+		WRITE_ONCE(pksm_folios_split, pksm_folios_split + 1);
 	return !err;
 }
 

@@ -79,8 +79,10 @@ static enum pksm_result pksm_try_stable(struct folio *folio,
 	unsigned int full = 0;
 
 	while ((node = pksm_stable_next(key->hash, node))) {
-		struct folio *kfolio = pksm_node_get_folio(node);
+		struct folio *kfolio;
 
+		pksm_hold(PKSM_AT_LOOKUP, READ_ONCE(node->pfn));
+		kfolio = pksm_node_get_folio(node);
 		if (!kfolio)
 			continue;
 		pksm_hold(PKSM_AT_FOUND, folio_pfn(kfolio));
@@ -235,12 +237,14 @@ static enum pksm_result pksm_try_unstable(struct folio *folio,
 	for (pfn = pksm_unstable_next(key->hash, PKSM_END);
 	     pfn != PKSM_END && tries; pfn = next, tries--) {
 		struct pksm_rmap_item *kitem = pksm_item(pfn);
-		struct folio *kfolio = pksm_get_tracked(pfn);
 		enum pksm_result one = PKSM_BUSY;
+		struct folio *kfolio;
 
 		cond_resched();
 		/* Look ahead: this record may leave the bucket. */
 		next = pksm_unstable_next(key->hash, pfn);
+		pksm_hold(PKSM_AT_LOOKUP, pfn);
+		kfolio = pksm_get_tracked(pfn);
 		if (!kfolio)
 			continue;
 		pksm_hold(PKSM_AT_FOUND, pfn);

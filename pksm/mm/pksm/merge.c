@@ -166,6 +166,7 @@ static bool pksm_freeze_pte(struct page_vma_mapped_walk *pvmw,
 
 	flush_cache_page(vma, addr, page_to_pfn(page));
 	pte = ptep_clear_flush(vma, addr, pvmw->pte);
+	pksm_hold_spinning(PKSM_AT_CLEARED, page_to_pfn(page));
 	if (!pksm_no_foreign_reference(folio) ||
 	    (exclusive && folio_try_share_anon_rmap_pte(folio, page))) {
 		set_pte_at(vma->vm_mm, addr, pvmw->pte, pte);
@@ -320,6 +321,7 @@ static bool pksm_merge_pte(struct page_vma_mapped_walk *pvmw,
 
 	flush_cache_page(vma, addr, page_to_pfn(page));
 	pte = ptep_clear_flush(vma, addr, pvmw->pte);
+	pksm_hold_spinning(PKSM_AT_CLEARED, page_to_pfn(page));
 	if (!pksm_no_foreign_reference(folio))
 		goto restore;
 	if (!merge->equal) {

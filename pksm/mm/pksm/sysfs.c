@@ -275,6 +275,16 @@ static ssize_t full_scans_show(struct kobject *kobj,
 }
 PKSM_ATTR_RO(full_scans);
 
+/* Large folios that were split for their pages' equals; written under pksm_mutex. */
+unsigned long pksm_folios_split;
+
+static ssize_t folios_split_show(struct kobject *kobj,
+				 struct kobj_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%lu\n", READ_ONCE(pksm_folios_split));
+}
+PKSM_ATTR_RO(folios_split);
+
 static ssize_t stable_items_show(struct kobject *kobj,
 				 struct kobj_attribute *attr, char *buf)
 {
@@ -329,6 +339,7 @@ static struct attribute *pksm_attrs[] = {
 	&pages_merged_attr.attr,
 	&pages_broken_attr.attr,
 	&full_scans_attr.attr,
+	&folios_split_attr.attr,
 	&rmap_items_attr.attr,
 	&stable_nodes_attr.attr,
 	&stable_items_attr.attr,

@@ -162,8 +162,8 @@ void test_counters_obey_their_laws(void)
 	static const char * const counters[] = {
 		"pages_new", "pages_unshared", "pages_volatile", "pages_shared",
 		"pages_sharing", "zero_pages", "pages_scanned", "pages_merged",
-		"pages_broken", "full_scans", "rmap_items", "stable_nodes",
-		"stable_items", "cpu_usecs",
+		"pages_broken", "full_scans", "folios_split", "rmap_items",
+		"stable_nodes", "stable_items", "cpu_usecs",
 	};
 	long long absorbed = read_number("pages_merged"), peak[2];
 	struct pair pair = make_pair();
