@@ -181,8 +181,8 @@ bool condition_wait(const struct condition *c, size_t n, uint64_t timeout_ms);
 
 /*
  * Operations of the small languages that no worker carries out: settle,
- * wait=CONDITION, set=CONTROL:VALUE, sleep=MS, compact, drain. @arg is written to; a
- * wait ends after @settle_s seconds. False if @name is none of them.
+ * wait=CONDITION, set=CONTROL:VALUE, sleep=MS, compact, drain, hold=POINT, held. @arg
+ * is written to; a wait ends after @settle_s seconds. False if @name is none of them.
  */
 bool script_op(const char *name, char *arg, uint64_t settle_s);
 
@@ -199,6 +199,8 @@ void lru_drain(void);
 void hold_set(const char *text);
 /* Waits until a task has come there; false after @timeout_ms. */
 bool hold_wait(uint64_t timeout_ms);
+/* What with: mostly a page frame number; false when nobody is held. */
+bool hold_held(uint64_t *value);
 
 /* ---- the page map --------------------------------------------------- */
 
@@ -243,6 +245,12 @@ int pagestat_add(pid_t pid, uint64_t start, uint64_t end, struct pagestat *st);
 /* Works out what needs all PTEs. */
 void pagestat_finish(struct pagestat *st);
 void pagestat_free(struct pagestat *st);
+/*
+ * The page frame of the first page in [@start, @end) of process @pid, or whether @pfn is
+ * that of any of them. False when there is none.
+ */
+bool pfn_first(pid_t pid, uint64_t start, uint64_t end, uint64_t *pfn);
+bool pfn_among(pid_t pid, uint64_t start, uint64_t end, uint64_t pfn);
 
 /* ---- reclaim --------------------------------------------------------- */
 
@@ -272,6 +280,12 @@ struct pin {
 int pin_page(struct pin *pin, void *page, const struct content *c);
 /* The same by a child, which has the page as well, and has gone when this returns. */
 int pin_page_by_child(struct pin *pin, void *page, const struct content *c);
+/*
+ * The same by a child that does so when the engine is held, at the latest after
+ * @timeout_ms. Whether it came to that, pin_check() sees.
+ */
+int pin_page_when_held(struct pin *pin, void *page, const struct content *c,
+		       uint64_t timeout_ms);
 /*
  * Takes the page out of its pipe, which ends the reference. Returns the number
  * of wrong pages: it must hold @expected, or what it held first if that is NULL.
@@ -369,5 +383,7 @@ void worker_send(struct worker *w, const struct order *o);
 void worker_receive(struct worker *w);
 uint64_t worker_all(struct worker *w, unsigned int n, const struct order *o);
 void worker_end(struct worker *w);
+/* Waits until it has ended, by whatever; false after @timeout_ms. */
+bool worker_gone(struct worker *w, uint64_t timeout_ms, int *status);
 
 #endif /* WORKLOADS_COMMON_H */

@@ -630,6 +630,7 @@ static void __noreturn usage(void)
 		"  process_vm_writev(), as a debugger, and by /proc/PID/mem)\n"
 		"and, in no process:\n"
 		"  settle  stat=NAME  set=CONTROL:VALUE  wait=CONDITION  sleep=MS  compact  drain\n"
+		"  hold=POINT (of the engine)  held  hold=step|off\n"
 		"  evict=GROUP (reclaim from a memory cgroup until nothing is left in memory)\n"
 		"  reclaim=GROUP (the same, and something may be left)\n"
 		"\n"

@@ -13,7 +13,7 @@ enum op {
 	OP_MADVISE, OP_MLOCK, OP_MUNLOCK, OP_MREMAP, OP_MPROTECT, OP_FORK,
 	OP_RANGE, OP_MERGE, OP_PIN, OP_UNPIN, OP_SELF, OP_BEAR, OP_BURY,
 	OP_RECEIVE, OP_UFFD_WP, OP_CPU, OP_BIND, OP_MOVE, OP_MIGRATE, OP_LOOK,
-	OP_DEVICE, OP_USER, OP_STALE, OP_UFFD_RWP, OP_GROUP,
+	OP_DEVICE, OP_USER, OP_STALE, OP_UFFD_RWP, OP_GROUP, OP_EXEC, OP_BEAT,
 };
 
 /* Set before the first worker is started. */
@@ -24,6 +24,14 @@ struct ops_options {
 };
 
 extern struct ops_options ops;
+
+/* Of a worker that writes all the time, for all to see. */
+struct beat {
+	uint64_t strokes;	/* so often it has written */
+	bool stop;		/* that it has to end */
+};
+
+extern volatile struct beat *ops_beats;
 
 /*
  * A worker's function: carries out @o, with what belongs to it in its fields.

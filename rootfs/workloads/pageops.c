@@ -12,6 +12,7 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,8 @@
 
 #define MAX_PROCS	64
 #define VMSTAT_BYTES	16384
+#define END_MS		30000U	/* so long a process may take to end */
+#define BEAT_MS		20U	/* and so long it is looked whether one writes */
 
 static struct {
 	unsigned int procs;
@@ -115,7 +118,12 @@ static void settle_pinned(unsigned int ms)
 	sleep_ms(ms);
 }
 
-/* POINT, POINT:NUMBER, or POINT:@K for the number of process K. */
+static uint64_t end_of(unsigned int i)
+{
+	return bases[i] + ops.pages * PAGE_BYTES;
+}
+
+/* POINT, POINT:NUMBER, POINT:@K for the number of process K, POINT:#K for its first page. */
 static void hold(const char *arg)
 {
 	const char *value = strchr(arg, ':');
@@ -125,7 +133,14 @@ static void hold(const char *arg)
 		hold_set(arg);
 		return;
 	}
-	if (value[1] == '@')
+	if (value[1] == '#') {
+		unsigned int i = (unsigned int)parse_number("hold", value + 2, 0, opt.procs - 1);
+		uint64_t pfn;
+
+		if (!pfn_first(workers[i].pid, bases[i], end_of(i), &pfn))
+			die(EXIT_ENV, "process %u has no page", i);
+		snprintf(text, sizeof(text), "%.*s 0x%" PRIx64, (int)(value - arg), arg, pfn);
+	} else if (value[1] == '@')
 		snprintf(text, sizeof(text), "%.*s %d", (int)(value - arg), arg,
 			 workers[parse_number("hold", value + 2, 0, opt.procs - 1)].pid);
 	else
@@ -153,6 +168,88 @@ static void join(unsigned int i)
 	background[i] = NULL;
 	if (word)
 		hear(i, word);
+}
+
+/*
+ * By what it is told ("exit", "exec"), by SIGKILL from here ("kill") or from the kernel
+ * ("killed"): a process ends, and nothing that is held may keep it from that.
+ */
+static void end_process(unsigned int i, const char *how)
+{
+	const struct order o = { .op = OP_EXEC };
+	bool by_signal = *how == 'k';
+	int status = 0;
+
+	if (by_signal)
+		background[i] = NULL;
+	else
+		join(i);
+	if (!strcmp(how, "exec"))
+		worker_send(&workers[i], &o);
+	if (!strcmp(how, "kill") && kill(workers[i].pid, SIGKILL))
+		die(EXIT_ENV, "kill: %s", strerror(errno));
+	if (!worker_gone(&workers[i], END_MS, &status))
+		die(EXIT_WRONG, "process %u does not end", i);
+	if (status != (by_signal ? SIGKILL : 0))
+		die(EXIT_WRONG, "process %u ended badly: wait status 0x%x", i, status);
+	bases[i] = 0;
+}
+
+/* The page that the engine is held with is one of this process: has it come to that? */
+static void reborn(unsigned int i, const char *name __unused)
+{
+	uint64_t pfn;
+
+	if (!hold_held(&pfn))
+		die(EXIT_ENV, "nobody is held");
+	if (!pfn_among(workers[i].pid, bases[i], end_of(i), pfn))
+		die(EXIT_ENV, "page frame 0x%" PRIx64 " is none of process %u's: the test tested nothing",
+		    pfn, i);
+}
+
+/* A process that has written all the time must not be able to just now. */
+static void kept(unsigned int i, const char *name __unused)
+{
+	uint64_t before = ops_beats[i].strokes, unused, after;
+
+	sleep_ms(BEAT_MS);
+	after = ops_beats[i].strokes;
+	if (!hold_held(&unused))
+		die(EXIT_ENV, "nobody is held any more: the test tested nothing");
+	ops_beats[i].stop = true;
+	if (!before)
+		die(EXIT_ENV, "process %u has not written: the test tested nothing", i);
+	/* The last one may not have been counted yet. */
+	if (after > before + 1) {
+		fprintf(stderr, "%s: process %u wrote %" PRIu64 " times to a page it has no PTE for\n",
+			prog_name, i, after - before);
+		total_wrong++;
+	}
+}
+
+static const struct {
+	const char *name;
+	void (*run)(unsigned int i, const char *name);
+} process_ops[] = {
+	{ "exit", end_process }, { "exec", end_process }, { "kill", end_process },
+	{ "killed", end_process }, { "reborn", reborn }, { "kept", kept },
+};
+
+/* Operations that the parent carries out for processes; false if @name is none of them. */
+static bool process_op(unsigned int only, const char *name)
+{
+	unsigned int i;
+	size_t k;
+
+	for (k = 0; k < ARRAY_SIZE(process_ops); k++)
+		if (!strcmp(process_ops[k].name, name))
+			break;
+	if (k == ARRAY_SIZE(process_ops))
+		return false;
+	for (i = 0; i < opt.procs; i++)
+		if (workers[i].pid && (only == MAX_PROCS || i == only))
+			process_ops[k].run(i, name);
+	return true;
 }
 
 /* Operations that the parent carries out; false if @name is none of them. */
@@ -240,7 +337,7 @@ static const struct {
 	{ "migrate", OP_MIGRATE, false }, { "user", OP_USER, true },
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 	{ "stale", OP_STALE, true }, { "uffd_rwp", OP_UFFD_RWP, false },
-	{ "group", OP_GROUP, true },
+	{ "group", OP_GROUP, true }, { "beat", OP_BEAT, false },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -316,7 +413,7 @@ static void run_failing(const char *arg, const char *word)
 
 static void run_op(const char *word)
 {
-	unsigned int only = MAX_PROCS, i;
+	unsigned int only = MAX_PROCS;
 	const char *body = word;
 	char name[64], *arg;
 
@@ -345,17 +442,8 @@ static void run_op(const char *word)
 		*arg++ = 0;
 	body = strchr(body, '=') ? strchr(body, '=') + 1 : "";
 
-	if (!strcmp(name, "exit")) {
-		for (i = 0; i < opt.procs; i++) {
-			if (workers[i].pid && (only == MAX_PROCS || i == only)) {
-				join(i);
-				worker_end(&workers[i]);
-				bases[i] = 0;
-			}
-		}
-	} else if (!parent_op(name, body)) {
+	if (!process_op(only, name) && !parent_op(name, body))
 		worker_op(only, name, body, word);
-	}
 }
 
 static void __noreturn usage(void)
@@ -368,11 +456,13 @@ static void __noreturn usage(void)
 		"  fill=dup[:N] same[:N] zero unique near[:BYTE] nearzero[:BYTE]\n"
 		"  write=PERCENT   poke=BYTE   receive=BYTE (by read(2))   touch=read|write   verify\n"
 		"  range=FIRST-END|all\n"
-		"  map[=hugetlb|hugetlb-shared]  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]  exit\n"
+		"  map[=hugetlb|hugetlb-shared]  unmap  mlock  munlock  mremap  mprotect=none|ro|rw  fork[=write]\n"
+		"  exit  exec (and ends)  kill  killed (waits until the kernel has done it)\n"
 		"  merge=0|1 (the prctl)   user=ID, group=ID (becomes a process of that)\n"
 		"  self=PATH:TEXT (writes to a file that means the writer)\n"
 		"  bear (a child that stays, with a lower number than all)   bury (it verifies)\n"
-		"  pin[=child] (by a pipe; of a child that goes)\n"
+		"  pin[=child|held] (by a pipe; of a child that goes; of one that stays, when the\n"
+		"           engine is held)\n"
 		"  unpin[=old] (and see that what is written, or was there, comes out)\n"
 		"  madvise=dontneed|free|pageout|cold|mergeable|unmergeable|willneed|\n"
 		"          populate_read|populate_write|hugepage|nohugepage|collapse|soft_offline\n"
@@ -385,7 +475,9 @@ static void __noreturn usage(void)
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
 		"  file=PATH:TEXT   fails=ERROR:OPERATION   stay (locks the parent in memory)\n"
 		"  stale=SECONDS (makes it all read-only when the engine is held, and writes on)\n"
-		"  hold=POINT[:NUMBER|:@K] (of the engine)   held   hold=step|off\n"
+		"  hold=POINT[:NUMBER|:@K|:#K] (of the engine; #K: the first page of process K)\n"
+		"  held   hold=step|off   @K:reborn (what it is held with is a page of K's)\n"
+		"  @K:beat (writes to its first page until)  @K:kept (it must not be able to)\n"
 		"\n"
 		"&@K:OPERATION or &OPERATION is not waited for but by the next of that process, or\n"
 		"by join.\n"
@@ -450,6 +542,7 @@ int main(int argc, char **argv)
 	workers = xcalloc(opt.procs, sizeof(*workers));
 	bases = xcalloc(opt.procs, sizeof(*bases));
 	background = xcalloc(opt.procs, sizeof(*background));
+	ops_beats = untracked_alloc(opt.procs * sizeof(*ops_beats));
 	for (i = 0; i < opt.procs; i++)
 		worker_start(workers, i, ops_order, NULL);
 	run_op("map");

@@ -18,10 +18,12 @@
 #define REPLACE_WRONG	99	/* a forked child's way to say: wrong byte */
 #define COLLAPSE_TRIES	50
 #define COLLAPSE_PAUSE_MS 20
+#define HELD_SOON_MS	120000U
 
 enum { S_DUP = 1, S_UNIQUE, S_WRITE };
 
 struct ops_options ops = { .pages = 64, .seed = 1 };
+volatile struct beat *ops_beats;
 
 /* A worker's own state; a copy in each process. */
 static struct {
@@ -340,6 +342,29 @@ static void do_look(uint64_t ms)
 	} while (now_ms() < end);
 }
 
+/*
+ * Writes to the first page of the range what it holds, over and over, and makes no
+ * system call meanwhile: its CPU has no reason to look at the page table again.
+ */
+static void do_beat(void)
+{
+	volatile uint64_t *word = (uint64_t *)at(me.first), value = *word;
+	volatile struct beat *beat = &ops_beats[me.index];
+
+	beat->stop = false;
+	while (!beat->stop) {
+		*word = value;
+		beat->strokes++;
+	}
+}
+
+/* Returns only if it fails: who has asked waits for the end of this process. */
+static int do_exec(void)
+{
+	execl("/bin/true", "true", (char *)NULL);
+	return -errno;
+}
+
 static int do_mremap(void)
 {
 	size_t size = ops.pages * PAGE_BYTES;
@@ -375,13 +400,18 @@ static int do_pin(const char *how)
 	size_t i;
 	int err = 0;
 
-	if (*how && strcmp(how, "child"))
+	if (*how && strcmp(how, "child") && strcmp(how, "held"))
 		return -EINVAL;
 	if (!me.pins)
 		me.pins = untracked_alloc(ops.pages * sizeof(*me.pins));
-	for (i = me.first; i < me.last && !err; i++)
-		err = (*how ? pin_page_by_child : pin_page)(&me.pins[i], at(i),
-							    &me.shadow[i]);
+	for (i = me.first; i < me.last && !err; i++) {
+		if (*how == 'h')
+			err = pin_page_when_held(&me.pins[i], at(i), &me.shadow[i],
+						 HELD_SOON_MS);
+		else
+			err = (*how ? pin_page_by_child : pin_page)(&me.pins[i], at(i),
+								    &me.shadow[i]);
+	}
 	return err;
 }
 
@@ -607,6 +637,12 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_LOOK:
 		do_look(o->value);
+		break;
+	case OP_BEAT:
+		do_beat();
+		break;
+	case OP_EXEC:
+		r->status = do_exec();
 		break;
 	case OP_BEAR:
 		r->status = do_bear();

@@ -193,6 +193,33 @@ static void pageset_free(struct pageset *s)
 		munmap(s->pfn, s->room * sizeof(*s->pfn));
 }
 
+/* Returns whether there is one that is @pfn, or any if that is 0; which is @found then. */
+static bool pfn_look(pid_t pid, uint64_t start, uint64_t end, uint64_t pfn, uint64_t *found)
+{
+	struct pagestat st = { 0 };
+	bool there = false;
+	size_t i;
+
+	if (!pagestat_add(pid, start, end, &st)) {
+		for (i = 0; i < st.pfns.n && !there; i++) {
+			there = !pfn || st.pfns.pfn[i] == pfn;
+			*found = st.pfns.pfn[i];
+		}
+	}
+	pagestat_free(&st);
+	return there;
+}
+
+bool pfn_first(pid_t pid, uint64_t start, uint64_t end, uint64_t *pfn)
+{
+	return pfn_look(pid, start, end, 0, pfn);
+}
+
+bool pfn_among(pid_t pid, uint64_t start, uint64_t end, uint64_t pfn)
+{
+	return pfn_look(pid, start, end, pfn, &pfn);
+}
+
 void pagestat_free(struct pagestat *st)
 {
 	pageset_free(&st->pfns);

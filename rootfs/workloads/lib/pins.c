@@ -2,7 +2,9 @@
 /* Pages that a pipe holds a reference to; see common.h. */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -46,6 +48,24 @@ static int give_by_child(int fd, void *page)
 	return WIFEXITED(status) ? -WEXITSTATUS(status) : -EIO;
 }
 
+/* For how long the child that is born now waits for the engine to be held. */
+static uint64_t patience_ms;
+
+/* The child stays as long as its parent, which does not wait for it. */
+static int give_when_held(int fd, void *page)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return pid < 0 ? -errno : 0;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (!hold_wait(patience_ms) || give(fd, page))
+		_exit(EXIT_ENV);
+	close(fd);
+	for (;;)
+		sigwaitinfo(&(sigset_t){ 0 }, NULL);
+}
+
 static int pin_by(int (*how)(int fd, void *page), struct pin *pin, void *page,
 		  const struct content *c)
 {
@@ -76,6 +96,13 @@ int pin_page(struct pin *pin, void *page, const struct content *c)
 int pin_page_by_child(struct pin *pin, void *page, const struct content *c)
 {
 	return pin_by(give_by_child, pin, page, c);
+}
+
+int pin_page_when_held(struct pin *pin, void *page, const struct content *c,
+		       uint64_t timeout_ms)
+{
+	patience_ms = timeout_ms;
+	return pin_by(give_when_held, pin, page, c);
 }
 
 uint64_t pin_check(struct pin *pin, const struct content *expected)

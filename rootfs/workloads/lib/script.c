@@ -71,6 +71,11 @@ bool script_op(const char *name, char *arg, uint64_t settle_s)
 		compact();
 	} else if (!strcmp(name, "drain")) {
 		lru_drain();
+	} else if (!strcmp(name, "hold")) {
+		hold_set(arg);
+	} else if (!strcmp(name, "held")) {
+		if (!hold_wait(settle_s * 1000))
+			die(EXIT_ENV, "nobody came to where the engine is to be held");
 	} else {
 		return false;
 	}

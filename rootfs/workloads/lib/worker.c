@@ -107,6 +107,24 @@ uint64_t worker_all(struct worker *w, unsigned int n, const struct order *o)
 	return wrong;
 }
 
+bool worker_gone(struct worker *w, uint64_t timeout_ms, int *status)
+{
+	uint64_t end = now_ms() + timeout_ms;
+	pid_t pid;
+
+	close(w->order_fd);
+	close(w->reply_fd);
+	for (;;) {
+		pid = waitpid(w->pid, status, WNOHANG);
+		if (pid || now_ms() >= end)
+			break;
+		sleep_ms(1);
+	}
+	if (pid == w->pid)
+		w->pid = 0;
+	return !w->pid;
+}
+
 void worker_end(struct worker *w)
 {
 	int status = 0;
