@@ -19,6 +19,7 @@ from lab import (
     counters,
     group,
     hold_memdup,
+    pageops,
     parse_report,
     ram_swap,
     settle,
@@ -27,6 +28,7 @@ from lab import (
 )
 from linux_um import kconfig
 from linux_um.guest import Guest, Process
+from test_migrate import FILLER, ISLANDS
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -35,6 +37,9 @@ PAGES = 64
 POISON = "slub_debug=FZPU,mm_struct,vm_area_struct"
 # Wall-clock seconds for what hangs when it goes wrong.
 SOON = 120.0
+RUN = "/sys/kernel/mm/pksm/run"
+# How a process ends, of its own accord or not; the third by becoming another program.
+ENDS = ("exit", "kill", "exec")
 
 
 def hold_orphan(guest: Guest, *options: str) -> Process:
@@ -94,6 +99,61 @@ def test_r1_an_address_space_without_a_process_is_no_trap(
     poisoned.set_pksm("domain", "user")
 
 
+@pytest.mark.regression("R1")
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("moment", ["hashed", "lookup", "found", "frozen"])
+def test_r1_a_process_whose_page_is_looked_at_ends(poisoned: Guest, moment: str, who: int) -> None:
+    """R1: in the hands of the engine are the page and what it knows of it, and no address space."""
+    poisoned.set_pksm("scope", "madvise")
+    for end in ENDS:
+        report = pageops(
+            poisoned, "madvise=mergeable", "@0:fill=dup", "settle", f"hold={moment}", "@1:fill=dup",
+            "held", f"@{who}:{end}", "hold=off", "settle", "stat=after", "verify",
+            procs=2, pages=4, timeout=SOON,
+        )  # fmt: skip
+        # At "frozen" the other may go on alone with the page that was kept still for it.
+        assert report["after"].sharing == 0, end
+
+
+@pytest.mark.regression("R2")
+@pytest.mark.regression("R3")
+@pytest.mark.parametrize("act", [*ENDS, "unmap"])
+def test_r2_r3_the_visitor_is_the_last_to_have_the_address_space(
+    poisoned: Guest, act: str
+) -> None:
+    """R2, R3: run=2 is about to visit a process, which ends; or what it has is unmapped."""
+    report = pageops(
+        poisoned, "fill=dup", "settle", "stat=merged", "hold=visit:@1", f"&@3:self={RUN}:2", "held",
+        f"@1:{act}", "hold=off", "join", "stat=unmerged", "@0:verify", "@2:verify",
+        procs=4, pages=PAGES, timeout=SOON,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 4 * PAGES
+    left = report["unmerged"].counters
+    assert (left["pages_shared"], left["pages_sharing"]) == (0, 0)
+    poisoned.set_pksm("run", 1)
+
+
+@pytest.mark.regression("R3")
+def test_r3_a_process_is_killed_while_the_visitor_waits_in_the_middle_of_it(
+    poisoned: Guest,
+) -> None:
+    """R3: for a page on the move: which of the four has it is chance, so all are killed."""
+    report = pageops(
+        poisoned,
+        # Who is to end the hold is not to wait for a page that is moved together with those.
+        "stay", "file=/proc/sys/vm/compact_unevictable_allowed:0",
+        *ISLANDS, "settle", "stat=merged", "@0:exit", "hold=migrate",
+        "&@5:self=/proc/sys/vm/compact_memory:1", "held", f"&@6:self={RUN}:2", "sleep=100",
+        *(f"@{process}:kill" for process in (1, 2, 3, 4)), "hold=off", "join", "stat=unmerged",
+        "verify",
+        procs=7, pages=FILLER, timeout=SOON,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] > 0
+    left = report["unmerged"].counters
+    assert (left["pages_shared"], left["pages_sharing"]) == (0, 0)
+    poisoned.set_pksm("run", 1)
+
+
 @pytest.mark.regression("R2")
 @pytest.mark.regression("R3")
 @pytest.mark.real_time
@@ -102,6 +162,47 @@ def test_r2_r3_a_process_killed_while_it_is_unmerged_goes_in_peace(poisoned: Gue
     rounds = 10
     report = race(poisoned, "kill", "--rounds", str(rounds), "--pages", "4096", timeout=SOON)
     assert report.raw["met"] >= rounds // 4, "none was killed in time: the test tested nothing"
+
+
+@pytest.mark.regression("R4")
+@pytest.mark.parametrize("moment", ["visit:@0", "hashed", "lookup", "found", "frozen"])
+def test_r4_processes_end_while_the_engine_stands_still(guest: Guest, moment: str) -> None:
+    """R4: it keeps its mutex, and two pages of those who end: each is gone before it goes on.
+
+    Process 3 has nothing to do with that, 0 to 2 have what the engine is about.
+    """
+    before = baseline(settle(guest))
+    guest.set_pksm("scope", "madvise")
+    visit = moment.startswith("visit")
+    for end in ENDS:
+        pageops(
+            guest, "madvise=mergeable", "@3:fill=unique", "@0:fill=dup", "@1:fill=dup:1", "settle",
+            f"hold={moment}", *([f"&@4:self={RUN}:2"] if visit else ["@2:fill=dup"]), "held",
+            f"@3:{end}", f"@0:{end}", f"@1:{end}", f"@2:{end}", "hold=off", "join",
+            *(["set=run:1"] if visit else []), "settle", "verify",
+            procs=5, pages=4, timeout=SOON,
+        )  # fmt: skip
+    guest.set_pksm("scope", "all")
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R4")
+@pytest.mark.parametrize("moment", ["found", "frozen"])
+def test_r4_who_is_killed_for_memory_need_not_wait_for_the_engine(
+    boot_fresh: BootFresh, moment: str
+) -> None:
+    """R4: it stands still with its mutex; nobody waits for that but who would free memory."""
+    guest = boot_fresh(mem="96M")
+    guest.set_pksm("scope", "madvise")
+    before = baseline(settle(guest))
+    pageops(
+        guest, "stay", "range=0-4", "madvise=mergeable", "@0:fill=dup", "settle", f"hold={moment}",
+        "@1:fill=dup", "held", "@2:range=all", "&@2:fill=unique", "@2:killed", "hold=off",
+        "settle", "verify",
+        procs=3, pages=25600, timeout=SOON,
+    )  # fmt: skip
+    assert vmstat(guest, "oom_kill") > 0
+    assert baseline(settle(guest)) == before
 
 
 @pytest.mark.regression("R4")
@@ -189,6 +290,28 @@ def test_r9_pages_that_come_back_from_swap_are_unmerged_too(boot_fresh: BootFres
     command = 'echo $$ > "$0/cgroup.procs"; exec mmrace --group "$0" --rounds 4 refault'
     report = workload(guest, ["sh", "-c", command, GROUP])
     assert report.raw["met"] >= 4 * 3000, "little was swapped out: the test tested nothing"
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R9")
+def test_r9_pages_that_come_back_behind_the_back_of_the_visitor_are_copies(
+    boot_fresh: BootFresh,
+) -> None:
+    """R9: it has been with their process, and is about to visit the next."""
+    guest = boot_fresh()
+    ram_swap(guest, 16)
+    guest.set_pksm("scope", "madvise")
+    before = baseline(settle(guest))
+    report = pageops(
+        guest, "madvise=mergeable", "@0:fill=dup", "@3:fill=dup", "@1:fill=dup:1", "@2:fill=dup:1",
+        "settle", "@3:write=100", "settle", "@0:madvise=pageout", "stat=out", "hold=visit:@1",
+        f"&@4:self={RUN}:2", "held", "@0:touch=read", "hold=off", "join", "stat=unmerged",
+        "verify", "set=run:1",
+        procs=5, pages=PAGES, timeout=SOON,
+    )  # fmt: skip
+    assert report["out"]["swapped"] == PAGES
+    assert report["unmerged"]["merged_ptes"] == 0
+    assert report["unmerged"].counters["pages_shared"] == 0
     assert baseline(settle(guest)) == before
 
 
