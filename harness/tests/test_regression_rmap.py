@@ -113,6 +113,34 @@ def test_r12_a_sharer_that_has_gone_is_no_harm(evicted: Kin) -> None:
     assert report["merged"]["merged_ptes"] == 2 * PAGES
 
 
+@pytest.mark.regression("R12")
+def test_r12_the_page_that_was_found_loses_all_who_brought_it(evicted: Kin) -> None:
+    """R12: the first owner, its child and a sharer end, the grandchild stays, and e comes in.
+
+    The engine has a reference on the page, and goes by what its node says. f gets the memory
+    of what the others had.
+    """
+    report = evicted(
+        "a:new", "a:fill=dup", "a:fork=b", "b:fork=c", "d:new", "d:fill=dup", "settle",
+        "stat=all", "hold=found", "e:new", "e:fill=dup", "held", "a:exit", "b:exit", "d:exit",
+        "f:new", "f:fill=dup", "hold=off",
+    )  # fmt: skip
+    assert report["all"]["merged_ptes"] == 4 * PAGES
+    assert report["merged"]["merged_ptes"] == 3 * PAGES
+
+
+@pytest.mark.regression("R12")
+def test_r12_the_page_that_is_to_become_merged_loses_its_owner(evicted: Kin) -> None:
+    """R12: nothing but the engine has its anon_vma then, and the next may get that memory."""
+    report = evicted(
+        "a:new", "a:fill=dup", "settle", "hold=frozen", "b:new", "b:fill=dup", "held", "a:exit",
+        "c:new", "c:fill=unique", "c:fork=d", "hold=off", "settle", "stat=alone", "e:new",
+        "e:fill=dup",
+    )  # fmt: skip
+    assert report["alone"]["merged_ptes"] <= 1
+    assert report["merged"].sharing == PAGES
+
+
 @pytest.mark.regression("R16")
 def test_r16_pages_at_addresses_of_every_kind_are_found(evicted: Kin) -> None:
     """R16: low and high, odd and even page numbers, and those that differ in one bit only."""
@@ -138,6 +166,24 @@ def test_r17_sharers_that_come_and_go_take_nobody_with_them(evicted: Kin) -> Non
     assert report["turned"]["merged_pages"] == 32
     # Pruned: not one for each time that b came.
     assert report["turned"].counters["rmap_items"] < 32 * 20
+
+
+@pytest.mark.regression("R17")
+@pytest.mark.parametrize("moment", ["lookup", "found"])
+@pytest.mark.parametrize(
+    "act", ["b:exit", "b:unmap", "b:fill=unique", "b:move", "b:fork=e"]
+)
+def test_r17_who_shares_the_page_changes_while_another_comes_in(
+    evicted: Kin, moment: str, act: str
+) -> None:
+    """R17: its list names a place where it is no more, or is not the only one in."""
+    report = evicted(
+        "a:new", "b:new", "c:new", "fill=dup", "settle", f"hold={moment}", "d:new", "d:fill=dup",
+        "held", act, "hold=off", *(["b:exit"] if act == "b:unmap" else []), pages=16,
+    )  # fmt: skip
+    stays = act in ("b:move", "b:fork=e")
+    assert report["merged"]["merged_ptes"] == (3 + stays + (act == "b:fork=e")) * 16
+    assert report["merged"]["merged_pages"] == 16
 
 
 @pytest.mark.regression("R24")

@@ -109,6 +109,37 @@ def test_r14_pages_of_the_same_content_come_and_go(boot_fresh: BootFresh) -> Non
 
 @pytest.mark.needs_pksm
 @pytest.mark.regression("R14")
+@pytest.mark.parametrize("moment", ["lookup", "found"])
+@pytest.mark.parametrize("leave", ["exit", "advise=dontneed", "fill=unique"])
+def test_r14_the_page_that_was_found_goes_and_the_search_goes_on(
+    boot_fresh: BootFresh, moment: str, leave: str
+) -> None:
+    """R14: two merged pages of a content, each of two mappings; the engine has come to one.
+
+    All who have it leave, or all but e, who is about to be let in.
+    """
+    guest = boot_fresh(append=[POISON])
+    need_bound(guest)
+    guest.set_pksm("scope", "madvise")
+    guest.set_pksm("max_page_sharing", 2)
+    before = baseline(settle(guest))
+    report = kin(
+        guest, *(f"{name}:new" for name in "abcde"), "advise=mergeable",
+        *(f"{name}:fill=dup" for name in "abcd"), "settle", "drain", "stat=four", f"hold={moment}",
+        "e:fill=dup", "held", *(f"{name}:{leave}" for name in "abcd"), "hold=off", "settle",
+        "stat=end", "f:new", "f:advise=mergeable", "f:fill=dup", "settle", "stat=two", "verify",
+        pages=4,
+    )  # fmt: skip
+    assert report["four"]["merged_ptes"] == 4 * 4
+    assert report["four"]["merged_pages"] == 2 * 4
+    assert report["end"].sharing == 0
+    assert report["two"].sharing == 4
+    guest.run(["pksmwait", "--until", "stable_nodes==0"])
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.regression("R14")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_r14_random_work_under_a_tight_bound(boot_fresh: BootFresh, seed: int) -> None:
     """R14: each content has several merged pages, and no byte is ever wrong."""

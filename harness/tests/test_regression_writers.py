@@ -126,6 +126,29 @@ def test_r23_each_of_those_half_merged_may_write_and_go(swapping: Guest, leaver:
     )  # fmt: skip
 
 
+@pytest.mark.regression("R23")
+@pytest.mark.parametrize("moment", ["found", "frozen"])
+@pytest.mark.parametrize("unwilling", ["a", "b"])
+def test_r23_who_forbids_it_in_the_middle_of_a_merge_leaves_it_half_done(
+    swapping: Guest, unwilling: str, moment: str
+) -> None:
+    """R23: parent and child have the page; one of them says no when its equal is there.
+
+    That is a merged page when it is found, and another process' own when it is frozen.
+    """
+    others = ("c:new", "d:new") if moment == "found" else ("c:new",)
+    report = kin(
+        swapping, *others, "fill=dup", "settle", "set=run:0", "a:new", "a:fill=dup", "a:fork=b",
+        f"hold={moment}", "set=run:1", "held", f"{unwilling}:advise=unmergeable", "hold=off", "settle",
+        "stat=half", "verify", EVICT, "stat=out", "verify", pages=PAGES,
+    )  # fmt: skip
+    willing = "b" if unwilling == "a" else "a"
+    half = report["half"].raw
+    assert half[unwilling]["merged_ptes"] == 0
+    assert half[willing]["merged_ptes"] == PAGES, "nothing was merged: the test tested nothing"
+    assert report["out"]["present"] == 0
+
+
 def half_merged(guest: Guest, unwilling: str, *operations: str) -> Report:
     """Run kin with a family a, b of which one is unwilling, and two strangers c, d."""
     return kin(
