@@ -100,6 +100,29 @@ def test_r45_the_anon_vma_of_those_who_have_gone_is_still_there(guest: Guest) ->
     assert baseline(settle(guest)) == baseline(before)
 
 
+@pytest.mark.regression("R45")
+def test_r45_the_anon_vma_goes_while_its_page_is_frozen(guest: Guest) -> None:
+    """R45: its only owner ends then; others take what memory of anon_vmas is free.
+
+    Compaction and reclaim go by the anon_vma of the page that has become a merged one.
+    """
+    ram_swap(guest)
+    group(guest)
+    before = settle(guest)
+    reuse = ("@3:fork=write", "@3:unmap", "@3:map", "@3:fill=unique")
+    reclaim = (f"file={GROUP}/memory.reclaim:16M", "sleep=2500") * 3
+    report = pageops(
+        guest, f"self={GROUP}/cgroup.procs:0", "@0:fill=dup", "settle", "hold=frozen",
+        "@1:fill=dup", "held", "@0:exit", *reuse, "hold=off", "settle", "@2:fill=dup", "settle",
+        "stat=two", *reuse, "file=/proc/sys/vm/compact_memory:1", "@1:verify", "@2:verify",
+        *reclaim, "stat=out", "verify", "poke=1", "verify", "settle", "verify",
+        procs=4, pages=256,
+    )  # fmt: skip
+    assert report["two"].sharing == 256
+    assert report["out"]["swapped"] > 256, "reclaim does not find the mappings"
+    assert baseline(settle(guest)) == baseline(before)
+
+
 def anon_vmas_once(guest: Guest, ready: Callable[[], bool]) -> int:
     """Return how many anon_vmas there are when the guest is ready, and nothing is pruned any more.
 
@@ -215,3 +238,45 @@ def test_r46_a_hash_does_not_outlive_its_page(guest: Guest) -> None:
     assert report["reborn"].counters["pages_new"] >= 2 * 512
     assert report["end"]["merged_ptes"] == 2 * 512
     assert baseline(settle(guest)) == baseline(before)
+
+
+@pytest.mark.regression("R46")
+@pytest.mark.parametrize(
+    ("refill", "merged"),
+    [
+        # Who has the page frame now, and with what; and how many PTEs of each content are
+        # merged in the end.
+        (("@0:fill=dup:7",), 2),
+        (("@0:fill=dup",), 2),
+        (("@2:user=1000", "@2:fill=dup"), 0),
+        (("@2:madvise=unmergeable", "@2:fill=dup"), 0),
+        ((), 0),
+    ],
+    ids=["another", "its equal", "another user's", "of whom it is forbidden", "free"],
+)
+@pytest.mark.parametrize("stable", [False, True], ids=["in the index", "merged"])
+@pytest.mark.parametrize("pages", [1, 4])
+def test_r46_the_page_is_gone_when_a_reference_is_taken(
+    guest: Guest, refill: tuple[str, ...], merged: int, stable: bool, pages: int
+) -> None:
+    """R46: between the look at the index and the reference another is born in its page frame.
+
+    The new page is read in its turn: process 4 has what one of them holds. Of several page
+    frames each gets the contents of another.
+    """
+    guest.set_pksm("scope", "madvise")
+    before = baseline(settle(guest))
+    sharers = (0, 3) if stable else (0,)
+    last = refill[-1].partition(":")[0] if refill else ""
+    report = pageops(
+        guest, "madvise=mergeable", *(f"@{who}:fill=dup" for who in sharers), "settle", "drain",
+        *refill[:-1], "stat=there", "hold=lookup", "@1:fill=dup", "held",
+        *(f"@{who}:madvise=dontneed" for who in sharers), *refill[-1:],
+        *([f"{last}:reborn"] if refill else []), "hold=off", "@4:fill=dup:7", "settle",
+        "stat=after", "verify", "poke=9", "verify",
+        procs=5, pages=pages,
+    )  # fmt: skip
+    assert report["there"]["merged_ptes"] == (2 * pages if stable else 0)
+    assert report["after"]["merged_ptes"] == merged * pages
+    guest.run(["pksmwait", "--until", "stable_nodes==0"])
+    assert baseline(settle(guest)) == before
