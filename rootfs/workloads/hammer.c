@@ -7,6 +7,9 @@
  * nothing else, and changes it back. A write that goes to a page that was merged
  * meanwhile is lost, or is seen by others: that a PTE was write-protected must have
  * reached every CPU before the page is compared. One line of JSON.
+ *
+ * They may also take each other's pages from each other while they write, or have their
+ * own put together to huge ones and split again: what holds for merging holds for that.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -14,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,16 +26,21 @@
 
 #define MAX_PROCS	64
 #define WORDS		(PAGE_BYTES / sizeof(uint64_t))
+#define EVICT_EVERY	64	/* writes */
+#define RESHAPE_EVERY	512
 
 static struct {
 	uint64_t procs, pages, seconds, seed;
-	bool receive;
+	bool receive, evict, huge;
 } opt = { .procs = 4, .pages = 8, .seconds = 10, .seed = 1 };
 
 /* Of each process, for all to see. */
 struct tally {
 	uint64_t writes;
 	uint64_t wrong;		/* pages that did not hold what they had to */
+	uint64_t evictions;	/* calls that took pages from others */
+	uint64_t collapses, splits;
+	pid_t pid;		/* 0 until it has begun */
 };
 
 static struct tally *tallies;
@@ -57,11 +67,53 @@ static void put(volatile uint64_t *to, uint64_t value, const int *ends)
 		die(EXIT_ENV, "pipe: %s", strerror(errno));
 }
 
+/* Another process loses some pages, to swap; whether it had them is no matter. */
+static void evict_other(unsigned int me, volatile uint64_t *region, uint64_t random)
+{
+	unsigned int other = (me + 1 + random % (opt.procs - 1)) % opt.procs;
+	struct iovec pages = { (void *)region, opt.pages * PAGE_BYTES };
+	static int pidfds[MAX_PROCS];
+
+	if (!pidfds[other] && tallies[other].pid)
+		pidfds[other] = (int)syscall(SYS_pidfd_open, tallies[other].pid, 0);
+	if (pidfds[other] <= 0)
+		return;		/* it has not begun, or has ended */
+	if (syscall(SYS_process_madvise, pidfds[other], &pages, 1, MADV_PAGEOUT, 0) >= 0)
+		tallies[me].evictions++;
+	else if (errno != ESRCH && errno != EAGAIN)
+		die(EXIT_ENV, "process_madvise: %s", strerror(errno));
+}
+
+/* The region becomes a huge page again, or is split at one of its pages. */
+static void reshape(unsigned int me, volatile uint64_t *region, uint64_t random,
+		    const uint64_t *base)
+{
+	char *page = (char *)region + random / 8 % opt.pages * PAGE_BYTES;
+
+	switch (random % 4) {
+	case 0:
+		tallies[me].collapses += !madvise((void *)region, opt.pages * PAGE_BYTES,
+						  MADV_COLLAPSE);
+		return;
+	case 1:
+		if (mprotect(page, PAGE_BYTES, PROT_READ) ||
+		    mprotect(page, PAGE_BYTES, PROT_READ | PROT_WRITE))
+			die(EXIT_ENV, "mprotect: %s", strerror(errno));
+		break;
+	default:
+		if (madvise(page, PAGE_BYTES, MADV_DONTNEED))
+			die(EXIT_ENV, "MADV_DONTNEED: %s", strerror(errno));
+		memcpy(page, base, PAGE_BYTES);
+	}
+	tallies[me].splits++;
+}
+
 static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const uint64_t *base)
 {
 	uint64_t end = now_ms() + opt.seconds * 1000, random = mix64(opt.seed + me), n;
 	int ends[2];
 
+	tallies[me].pid = getpid();
 	if (pipe(ends))
 		die(EXIT_ENV, "pipe: %s", strerror(errno));
 	for (n = 0; n % 256 || now_ms() < end; n++) {
@@ -70,6 +122,10 @@ static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const 
 		uint64_t value;
 
 		random = mix64(random);
+		if (opt.evict && !(n % EVICT_EVERY))
+			evict_other(me, region, random);
+		if (opt.huge && !(n % RESHAPE_EVERY))
+			reshape(me, region, random, base);
 		page = region + random % opt.pages * WORDS;
 		word = random / opt.pages % WORDS;
 		value = random | 1;
@@ -87,13 +143,31 @@ static void __noreturn hammer(unsigned int me, volatile uint64_t *region, const 
 	_exit(0);
 }
 
+/* At the same address in each process, where it begins at a multiple of @align. */
+static uint64_t *place(size_t align)
+{
+	size_t size = opt.pages * PAGE_BYTES;
+	char *start = mmap(NULL, size + align, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (start == MAP_FAILED)
+		die(EXIT_ENV, "mmap: %s", strerror(errno));
+	if (align)
+		start += -(uintptr_t)start % align;
+	if (align && madvise(start, size, MADV_HUGEPAGE))
+		die(EXIT_ENV, "MADV_HUGEPAGE: %s", strerror(errno));
+	return (uint64_t *)start;
+}
+
 static void __noreturn usage(void)
 {
 	printf("usage: hammer [--procs N] [--pages N] [--seconds S] [--seed S] [--receive]\n"
+		"              [--evict] [--huge]\n"
 		"\n"
 		"N processes (4) with N equal pages each (8) change a word of a page and change\n"
 		"it back, for S seconds (10), and see each time that nothing else has changed.\n"
-		"--receive: the word is changed by read(2).\n"
+		"--receive: the word is changed by read(2). --evict: they page each other out all the\n"
+		"time. --huge: in huge pages, which they split, and have put together again.\n"
 		"\n"
 		"Exit status: 0, 1 a wrong byte, 2 usage, 3 not possible here.\n");
 	exit(0);
@@ -107,10 +181,13 @@ int main(int argc, char **argv)
 		{ "seconds", required_argument, NULL, 's' },
 		{ "seed", required_argument, NULL, 'S' },
 		{ "receive", no_argument, NULL, 'r' },
+		{ "evict", no_argument, NULL, 'e' },
+		{ "huge", no_argument, NULL, 'H' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
-	uint64_t writes = 0, wrong = 0, *region, base[WORDS];
+	uint64_t writes = 0, wrong = 0, evictions = 0, collapses = 0, splits = 0, *region;
+	uint64_t base[WORDS];
 	pid_t pids[MAX_PROCS];
 	unsigned int i;
 	size_t n;
@@ -128,12 +205,18 @@ int main(int argc, char **argv)
 			opt.seed = parse_number("--seed", optarg, 0, UINT64_MAX);
 		else if (c == 'r')
 			opt.receive = true;
+		else if (c == 'e')
+			opt.evict = true;
+		else if (c == 'H')
+			opt.huge = true;
 		else if (c == 'h')
 			usage();
 		else
 			bad_option();
 	}
 	no_more_arguments(optind, argc, argv);
+	if (opt.evict && opt.procs < 2)
+		bad_usage("--evict needs two processes");
 	for (n = 0; n < WORDS; n++)
 		base[n] = mix64(opt.seed + n);
 	tallies = untracked_alloc(opt.procs * sizeof(*tallies));
@@ -144,10 +227,7 @@ int main(int argc, char **argv)
 			die(EXIT_ENV, "fork: %s", strerror(errno));
 		if (pids[i])
 			continue;
-		region = mmap(NULL, opt.pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (region == MAP_FAILED)
-			die(EXIT_ENV, "mmap: %s", strerror(errno));
+		region = place(opt.huge ? HUGE_BYTES : 0);
 		/* Where there is an engine at all. */
 		if (madvise(region, opt.pages * PAGE_BYTES, MADV_MERGEABLE) &&
 		    engine_kind() != ENGINE_NONE)
@@ -163,10 +243,14 @@ int main(int argc, char **argv)
 			die(EXIT_WRONG, "process %u ended badly: wait status 0x%x", i, status);
 		writes += tallies[i].writes;
 		wrong += tallies[i].wrong;
+		evictions += tallies[i].evictions;
+		collapses += tallies[i].collapses;
+		splits += tallies[i].splits;
 	}
 	printf("{\"tool\": \"hammer\", \"engine\": \"%s\", \"ok\": %s, \"writes\": %" PRIu64
-	       ", \"wrong\": %" PRIu64 ", \"counters\": ",
-	       engine_name(), wrong ? "false" : "true", writes, wrong);
+	       ", \"wrong\": %" PRIu64 ", \"evictions\": %" PRIu64 ", \"collapses\": %" PRIu64
+	       ", \"splits\": %" PRIu64 ", \"counters\": ",
+	       engine_name(), wrong ? "false" : "true", writes, wrong, evictions, collapses, splits);
 	json_counters(stdout);
 	puts("}");
 	return wrong ? EXIT_WRONG : 0;
