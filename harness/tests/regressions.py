@@ -9,6 +9,8 @@ least, that the files named here are those where the marked tests are, that a
 mutant puts the bug back, and that a kernel for which the reason is to stand
 really lacks these symbols.
 
+RACES says of those bugs that are races how the two parties are made to meet.
+
 As a plug-in of pytest (``-p regressions``) this prints which markers the
 collected tests have.
 """
@@ -90,12 +92,14 @@ REGRESSIONS = (
     tested("R19", "batched TLB flush race", "smp"),
     tested(
         "R20", "write-protection against O_DIRECT and GUP",
-        "moments", "pins", "regression_writers",
+        "moments", "pins", "regression_writers", "smp",
     ),
-    tested("R21", "a page with FOLL_PIN is merged", "moments", "pins", "regression_writers"),
+    tested(
+        "R21", "a page with FOLL_PIN is merged", "moments", "pins", "regression_writers", "smp",
+    ),
     tested(
         "R22", "failure after write-protection leaves a page half merged",
-        "moments", "regression_writers",
+        "moments", "regression_writers", "smp",
     ),
     tested(
         "R23", "a merge aborted midway leaves some PTEs merged, unrecorded",
@@ -166,6 +170,63 @@ REGRESSIONS = (
         "R52", "counters updated without a lock drift",
         "churn", "counters", "intake", "kernel_counters",
     ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Race:
+    """A bug that needs two who do something at the same time.
+
+    The engine is held at each of ``moments``, which are those of mm/pksm/hold.c, while
+    the other party acts; ``how`` says who that is, or what brings the two together
+    where the moment is not one of the engine's.
+    """
+
+    number: str
+    moments: tuple[str, ...]
+    how: str
+
+
+RACES = (
+    Race(
+        "R1", ("hashed", "lookup", "found", "frozen"),
+        "the process of either page ends, is killed, executes another program; and one that "
+        "has gone leaves its address space to a reader whom userfaultfd keeps waiting",
+    ),
+    Race("R2", ("visit",), "who is about to be visited ends: the visitor is the last"),
+    Race("R3", ("visit", "migrate"), "it unmaps, or is killed while the visitor waits in a fault"),
+    Race(
+        "R4", ("visit", "hashed", "lookup", "found", "frozen"),
+        "processes end, and one is killed for memory, before the engine goes on",
+    ),
+    Race("R9", ("visit",), "a process that was visited is forked, or swaps in"),
+    Race("R10", ("migrate",), "migration entries stand for the page that is unmerged"),
+    Race("R12", ("found", "frozen"), "all who brought the page end, and others get their memory"),
+    Race("R14", ("lookup", "found"), "all mappings of one of several merged pages go"),
+    Race("R17", ("lookup", "found"), "a sharer ends, unmaps, writes, moves, forks"),
+    Race("R18", ("visit",), "a child is born that has a lower number"),
+    Race(
+        "R19", ("cleared", "unflushed"),
+        "another CPU writes to the page; and writers never stop, while their pages are merged, "
+        "swapped out, moved, split and collapsed: that this has happened is asserted",
+    ),
+    Race(
+        "R20", ("hashed", "lookup", "found", "frozen", "cleared"),
+        "whatever a process can do to the page, and a reference by a PTE of a child's",
+    ),
+    Race("R21", ("hashed", "lookup", "found", "frozen", "cleared"), "the page is given to a pipe"),
+    Race("R22", ("hashed", "lookup", "found", "frozen", "cleared"), "so that the merge fails then"),
+    Race("R23", ("found", "frozen"), "one of those who have the page forbids merging"),
+    Race(
+        "R33", (),
+        "nothing of a page is left but its copy in the swap device when its owner ends: a "
+        "state, and no moment",
+    ),
+    Race("R44", (), "faults sleep for memory side by side: that some have lost is asserted"),
+    Race("R45", ("frozen",), "the page's only owner ends, and others get its anon_vma's memory"),
+    Race("R46", ("lookup",), "the page is freed, and its frame is another's: asserted"),
+    Race("R47", (), "the device holds back writes whose memory goes: that it has is asserted"),
+    Race("R52", (), "pages are freed by interrupts while pksmd works: the same"),
 )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from regressions import COLLECTED, REGRESSIONS, Regression
+from regressions import COLLECTED, RACES, REGRESSIONS, Race, Regression
 from linux_um import build, mutants
+from linux_um.paths import repo_root
 from linux_um.source import default_kernel
 from linux_um.term import Term
 
@@ -70,6 +71,19 @@ def test_each_tested_bug_can_be_put_back(row: Regression) -> None:
         for killer in mutant.killers
     }
     assert killers & {f"test_{file}.py" for file in row.files}, killers
+
+
+@pytest.mark.parametrize("race", RACES, ids=[race.number for race in RACES])
+def test_each_race_is_provoked_at_a_moment_of_the_engine(race: Race) -> None:
+    """Its tests name the moments, and the engine has them; or it is said what is done instead."""
+    source = (repo_root() / "pksm" / "mm" / "pksm" / "hold.c").read_text()
+    known = set(re.findall(r'\[PKSM_AT_\w+\]\s*= "(\w+)"', source)) - {"off"}
+    (row,) = (row for row in REGRESSIONS if row.number == race.number)
+    text = "".join((HERE / f"test_{file}.py").read_text() for file in row.files)
+    assert race.how
+    assert set(race.moments) <= known
+    for moment in race.moments:
+        assert re.search(rf'"{moment}"|[=":]{moment}[":]', text), moment
 
 
 @pytest.mark.parametrize("row", IMPOSSIBLE, ids=[row.number for row in IMPOSSIBLE])
