@@ -18,6 +18,7 @@ from lab import (
     baseline,
     counters,
     group,
+    one_cpu,
     pageops,
     parse_report,
     ram_swap,
@@ -264,6 +265,8 @@ def test_r46_the_page_is_gone_when_a_reference_is_taken(
     The new page is read in its turn: process 4 has what one of them holds. Of several page
     frames each gets the contents of another.
     """
+    # What one process frees another gets, of the same CPU.
+    one_cpu(guest)
     guest.set_pksm("scope", "madvise")
     before = baseline(settle(guest))
     sharers = (0, 3) if stable else (0,)

@@ -139,8 +139,8 @@ def test_r23_who_forbids_it_in_the_middle_of_a_merge_leaves_it_half_done(
     others = ("c:new", "d:new") if moment == "found" else ("c:new",)
     report = kin(
         swapping, *others, "fill=dup", "settle", "set=run:0", "a:new", "a:fill=dup", "a:fork=b",
-        f"hold={moment}", "set=run:1", "held", f"{unwilling}:advise=unmergeable", "hold=off", "settle",
-        "stat=half", "verify", EVICT, "stat=out", "verify", pages=PAGES,
+        "set=run:1", f"hold={moment}", "held", f"{unwilling}:advise=unmergeable", "hold=off",
+        "settle", "stat=half", "verify", EVICT, "stat=out", "verify", pages=PAGES,
     )  # fmt: skip
     willing = "b" if unwilling == "a" else "a"
     half = report["half"].raw

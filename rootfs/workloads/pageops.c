@@ -338,6 +338,7 @@ static const struct {
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 	{ "stale", OP_STALE, true }, { "uffd_rwp", OP_UFFD_RWP, false },
 	{ "group", OP_GROUP, true }, { "beat", OP_BEAT, false },
+	{ "stay", OP_STAY, false },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
@@ -442,7 +443,10 @@ static void run_op(const char *word)
 		*arg++ = 0;
 	body = strchr(body, '=') ? strchr(body, '=') + 1 : "";
 
-	if (!process_op(only, name) && !parent_op(name, body))
+	if (process_op(only, name))
+		return;
+	/* All of them stay: who waits for a page on the move can do nothing. */
+	if (!parent_op(name, body) || !strcmp(name, "stay"))
 		worker_op(only, name, body, word);
 }
 
@@ -473,7 +477,7 @@ static void __noreturn usage(void)
 		"  device[=exclusive] (gives it to the kernel's test_hmm, until it is touched)\n"
 		"and, in the parent:\n"
 		"  settle[=MS]   stat=NAME   set=CONTROL:VALUE   wait=CONDITION   sleep=MS   drain\n"
-		"  file=PATH:TEXT   fails=ERROR:OPERATION   stay (locks the parent in memory)\n"
+		"  file=PATH:TEXT   fails=ERROR:OPERATION   stay (all but regions, in memory)\n"
 		"  stale=SECONDS (makes it all read-only when the engine is held, and writes on)\n"
 		"  hold=POINT[:NUMBER|:@K|:#K] (of the engine; #K: the first page of process K)\n"
 		"  held   hold=step|off   @K:reborn (what it is held with is a page of K's)\n"

@@ -358,6 +358,15 @@ static void do_beat(void)
 	}
 }
 
+/* What is not of the region, a stack for one, is not moved or swapped out any more. */
+static int do_stay(void)
+{
+	if (mlockall(MCL_CURRENT | MCL_ONFAULT) ||
+	    munlock(me.base, ops.pages * PAGE_BYTES))
+		return -errno;
+	return 0;
+}
+
 /* Returns only if it fails: who has asked waits for the end of this process. */
 static int do_exec(void)
 {
@@ -637,6 +646,9 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		break;
 	case OP_LOOK:
 		do_look(o->value);
+		break;
+	case OP_STAY:
+		r->status = do_stay();
 		break;
 	case OP_BEAT:
 		do_beat();
