@@ -10,6 +10,7 @@ what matters of the kernel's log and its path are added to the report.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -25,10 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lab  # noqa: E402
 from lab import BootFresh  # noqa: E402
-from linux_um import kconfig  # noqa: E402
+from linux_um import build, kconfig  # noqa: E402
+from linux_um.errors import LinuxUmError  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.options import default_arch, parse_size  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
+from linux_um.source import default_kernel  # noqa: E402
+from linux_um.term import Term  # noqa: E402
 
 # How the names of properties begin that are shown at the end of a run.
 FIGURE = "figure: "
@@ -84,38 +88,68 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
 
 
+class Offer:
+    """What the kernel and the guests of a profile and a machine have, for tests to ask for."""
+
+    def __init__(self, profile: str, arch: str) -> None:
+        self._profile, self._arch = profile, arch
+        self._wishes = kconfig.wishes_of(profile, arch)
+
+    def lacks(self, item: pytest.Item) -> str:
+        """Return why *item* cannot run here, or nothing when it can.
+
+        That the guests' clock is the host's comes last: no test would run for another one
+        where something else is missing as well.
+        """
+        of_gdb = item.path.name.startswith("test_gdb_")
+        of_gdb = of_gdb or item.get_closest_marker("needs_debug_info") is not None
+        if item.get_closest_marker("needs_pksm") and self._wishes.get("CONFIG_PKSM") != "y":
+            return f"profile {self._profile} has stock KSM in place of PKSM"
+        if self._arch != kconfig.UM and item.get_closest_marker("um_only"):
+            return "it is about User-Mode Linux itself"
+        if self._arch != kconfig.UM and of_gdb:
+            return "gdb looks at a process that is User-Mode Linux"
+        # What all tests of a file need comes before what one of them needs.
+        for marker in reversed(list(item.iter_markers("needs_config"))):
+            for symbol in marker.args:
+                if not self._has(symbol):
+                    return f"the kernel of profile {self._profile}, {self._arch}, has no {symbol}"
+        if of_gdb and not kconfig.for_debugger(self._wishes):
+            return f"the kernel of profile {self._profile} has no debug info"
+        if item.get_closest_marker("needs_smp") and kconfig.cpus_of(self._profile, self._arch) == 1:
+            return f"guests of profile {self._profile} have one CPU"
+        travels = kconfig.time_travels(self._profile, self._arch)
+        if item.get_closest_marker("time_travel") and not travels:
+            return f"guests of profile {self._profile} cannot travel in time"
+        return ""
+
+    def _has(self, symbol: str) -> bool:
+        """Return whether the kernel has *symbol*: as the profile wishes, or by Kconfig's choice."""
+        if symbol in self._wishes:
+            return self._wishes[symbol] == "y"
+        return self._finished.get(symbol) == "y"
+
+    @functools.cached_property
+    def _finished(self) -> dict[str, str]:
+        """The configuration of the finished kernel, which is made when it is not there."""
+        try:
+            image = build.ensure_image(
+                self._profile, default_kernel(), term=Term(), arch=self._arch
+            )
+            return kconfig.parse(image.config.read_text())
+        except LinuxUmError as error:
+            raise pytest.UsageError(error.line()) from error
+
+
+# Last: only what is left to be run may ask for a kernel.
+@pytest.hookimpl(trylast=True)  # type: ignore[misc]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the chosen profile or machine cannot run."""
-    profile, arch = config.getoption("--profile"), config.getoption("--arch")
-    wishes = kconfig.wishes_of(profile, arch)
-    no_pksm = pytest.mark.skip(reason=f"profile {profile} has stock KSM in place of PKSM")
-    no_symbols = pytest.mark.skip(reason=f"the kernel of profile {profile} has no debug info")
-    no_travel = pytest.mark.skip(reason=f"guests of profile {profile} cannot travel in time")
-    symbols = kconfig.for_debugger(wishes)
-    travels = kconfig.time_travels(profile, arch)
-    no_smp = pytest.mark.skip(reason=f"guests of profile {profile} have one CPU")
-    smp = kconfig.cpus_of(profile, arch) > 1
-    of_um = pytest.mark.skip(reason="it is about User-Mode Linux itself")
-    no_gdb = pytest.mark.skip(reason="gdb looks at a process that is User-Mode Linux")
+    offer = Offer(config.getoption("--profile"), config.getoption("--arch"))
     for item in items:
-        if wishes.get("CONFIG_PKSM") != "y" and item.get_closest_marker("needs_pksm"):
-            item.add_marker(no_pksm)
-        if not smp and item.get_closest_marker("needs_smp"):
-            item.add_marker(no_smp)
-        if not travels and item.get_closest_marker("time_travel"):
-            item.add_marker(no_travel)
-        for marker in item.iter_markers("needs_config"):
-            for symbol in marker.args:
-                if wishes.get(symbol) != "y":
-                    reason = f"the kernel of profile {profile}, {arch}, has no {symbol}"
-                    item.add_marker(pytest.mark.skip(reason=reason))
-        of_gdb = item.path.name.startswith("test_gdb_")
-        if not symbols and (of_gdb or item.get_closest_marker("needs_debug_info")):
-            item.add_marker(no_symbols)
-        if arch != kconfig.UM and item.get_closest_marker("um_only"):
-            item.add_marker(of_um)
-        elif arch != kconfig.UM and (of_gdb or item.get_closest_marker("needs_debug_info")):
-            item.add_marker(no_gdb)
+        reason = offer.lacks(item)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(hookwrapper=True)  # type: ignore[misc]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The table of which test ran where, and by what QEMU runs."""
+"""Which test runs where, the table of which ran where, and by what QEMU runs."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,31 @@ from linux_um.accel import Trial  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
+HERE = Path(__file__).resolve().parent
+# A plug-in of pytest that says of each test why it would be skipped, and runs none. What
+# $KERNEL_CONFIG names stands for the configuration of a finished kernel.
+SKIPS = """
+import json, os, types
+from pathlib import Path
+import pytest
+from linux_um import build
+
+def ensure_image(*_words, **_options):
+    return types.SimpleNamespace(config=Path(os.environ["KERNEL_CONFIG"]))
+
+build.ensure_image = ensure_image
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    skips = {
+        f"{item.path.name}::{item.name}": next(
+            (mark.kwargs["reason"] for mark in item.iter_markers("skip")), ""
+        )
+        for item in session.items
+    }
+    print("skips:" + json.dumps(skips))
+    return True
+"""
 JUNIT = """\
 <testsuites><testsuite>
 <testcase classname="harness.tests.test_a" name="one"/>
@@ -26,6 +52,79 @@ JUNIT = """\
 <testcase classname="harness.tests.test_b" name="three"><skipped message="no CPU"/></testcase>
 </testsuite></testsuites>
 """
+
+
+def skips(
+    directory: Path, profile: str, arch: str, *words: str, kernel: str = "6.12", config: str = ""
+) -> dict[str, str]:
+    """Return why each test would be skipped, empty when it would not, by its file and name.
+
+    *words* are files of tests and other arguments of pytest, *config* is the text of the
+    kernel's configuration where there is such a kernel.
+    """
+    (directory / "skips.py").write_text(SKIPS)
+    (directory / "config").unlink(missing_ok=True)
+    if config:
+        (directory / "config").write_text(config)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(map(str, (directory, HERE, repo_root() / "harness"))),
+        "LINUX_UM_KERNEL": kernel,
+        "KERNEL_CONFIG": str(directory / "config"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "skips", "-p", "no:cacheprovider",
+         "--profile", profile, "--arch", arch, *words],
+        cwd=HERE, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("skips:")] or [""]
+    assert line, done.stdout[-2000:] + done.stderr
+    return dict(json.loads(line.removeprefix("skips:")))
+
+
+RWP = (
+    "test_pte_bits.py::test_merged_pages_that_nobody_may_touch_are_unmerged",
+    "test_large_folios.py::test_merged_pages_that_are_read_only_can_be_collapsed",
+)
+HAS_RWP = "CONFIG_USERFAULTFD_RWP=y\nCONFIG_TRANSPARENT_HUGEPAGE=y\n"
+HAS_NONE = "# CONFIG_UNRELATED is not set\n"
+
+
+@pytest.mark.parametrize(
+    ("profile", "arch", "config", "lacks"),
+    [
+        ("fast", "x86_64", HAS_RWP, ["", ""]),
+        ("fast", "x86_64", HAS_NONE, ["CONFIG_USERFAULTFD_RWP"] * 2),
+        ("fast", "um", HAS_NONE, ["CONFIG_USERFAULTFD_RWP", "CONFIG_TRANSPARENT_HUGEPAGE"]),
+        ("smp", "um", HAS_NONE, ["CONFIG_USERFAULTFD_RWP", "CONFIG_TRANSPARENT_HUGEPAGE"]),
+    ],
+    ids=["7.3 on a PC", "6.12 on a PC", "UML", "UML, two CPUs"],
+)
+def test_what_kconfig_has_chosen_is_read_from_the_finished_kernel(
+    tmp_path: Path, profile: str, arch: str, config: str, lacks: list[str]
+) -> None:
+    """No fragment wishes for USERFAULTFD_RWP: Linux 7.3 has it on a PC, and 6.12 has not."""
+    files = [name.partition("::")[0] for name in RWP]
+    seen = skips(tmp_path, profile, arch, *files, kernel="7.3", config=config)
+    said = f"the kernel of profile {profile}, {arch}, has no "
+    assert [seen[name] for name in RWP] == [each and said + each for each in lacks]
+
+
+def test_nothing_is_asked_of_a_kernel_that_no_test_to_be_run_needs(tmp_path: Path) -> None:
+    """There is none: to list tests, or run those of the harness, must not build one."""
+    files = [name.partition("::")[0] for name in RWP]
+    seen = skips(tmp_path, "fast", "x86_64", *files, "-k", "split or dirty")
+    assert seen and not set(RWP) & set(seen)
+
+
+def test_what_a_kernel_lacks_is_said_before_that_its_clock_is_the_hosts(tmp_path: Path) -> None:
+    for profile, arch, file, reason in (
+        ("smp", "um", "test_hugetlb.py", "the kernel of profile smp, um, has no CONFIG_HUGETLBFS"),
+        ("smp", "um", "test_numa.py", "the kernel of profile smp, um, has no CONFIG_NUMA"),
+        ("kcsan", "x86_64", "test_gdb_session.py", "gdb looks at a process that is User-Mode Linux"),
+    ):
+        seen = skips(tmp_path, profile, arch, file, kernel="7.3", config=HAS_NONE)
+        assert set(seen.values()) == {reason}
 
 
 def table(*arguments: str) -> subprocess.CompletedProcess[str]:
