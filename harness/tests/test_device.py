@@ -62,6 +62,7 @@ def test_zero_pages_in_whose_place_a_device_has_its_own_are_counted_no_more(gues
     assert baseline(settle(guest)) == before
 
 
+@pytest.mark.time_travel
 @pytest.mark.regression("R26")
 def test_r26_what_a_device_has_for_itself_is_not_merged(guest: Guest) -> None:
     """R26: the page is where it was, and no PTE is present; that says not that it has no owner."""

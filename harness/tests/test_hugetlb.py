@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import pytest
 from lab import BootFresh, Counters, baseline, meminfo, pageops, settle, tracked
+from linux_um import kconfig
 from linux_um.guest import Guest
 
-pytestmark = [
-    pytest.mark.needs_pksm,
-    pytest.mark.needs_config("CONFIG_HUGETLBFS"),
-    pytest.mark.time_travel,
-]
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_HUGETLBFS")]
 
 # Pages of a huge page.
 HUGE = 512
@@ -33,6 +30,16 @@ def pool(boot_fresh: BootFresh) -> Guest:
     return guest
 
 
+@pytest.fixture
+def pause(request: pytest.FixtureRequest) -> str:
+    """Return the step that waits until whoever found no partner has been read again.
+
+    Where waiting takes its time, a few seconds: what is taken in at all is so by then.
+    """
+    profile, arch = (request.config.getoption(name) for name in ("--profile", "--arch"))
+    return f"sleep={60_000 if kconfig.time_travels(profile, arch) else 5_000}"
+
+
 def all_back(guest: Guest, before: Counters) -> None:
     """Check that nobody holds a huge page any more, and that the engine is as it was."""
     assert meminfo(guest, "HugePages_Free") == POOL
@@ -42,13 +49,15 @@ def all_back(guest: Guest, before: Counters) -> None:
 
 @pytest.mark.parametrize("fill", ["dup", "same", "zero"])
 @pytest.mark.parametrize("kind", ["hugetlb", "hugetlb-shared"])
-def test_equal_pages_of_hugetlb_are_left_alone(pool: Guest, kind: str, fill: str) -> None:
+def test_equal_pages_of_hugetlb_are_left_alone(
+    pool: Guest, pause: str, kind: str, fill: str
+) -> None:
     """Also when their processes ask for a merge: nobody reads, nor counts them."""
     before = settle(pool)
     report = pageops(
         pool, "unmap", "merge=1", f"map={kind}", "madvise=mergeable", "settle", "stat=mapped",
-        "fill=unique", f"fill={fill}", "stat=filled", "settle", "sleep=120000", "settle",
-        "stat=later", "verify", procs=3, pages=HUGE,
+        "fill=unique", f"fill={fill}", "stat=filled", "settle", pause, pause,
+        "settle", "stat=later", "verify", procs=3, pages=HUGE,
     )  # fmt: skip
     mapped, filled, later = report["mapped"], report["filled"], report["later"]
     for stage in (filled, later):
@@ -59,12 +68,12 @@ def test_equal_pages_of_hugetlb_are_left_alone(pool: Guest, kind: str, fill: str
     all_back(pool, baseline(before))
 
 
-def test_ordinary_duplicates_merge_around_them(pool: Guest) -> None:
+def test_ordinary_duplicates_merge_around_them(pool: Guest, pause: str) -> None:
     """Among each other: a page of hugetlb with the same bytes is no partner."""
     before = settle(pool)
     report = pageops(
         pool, "@0:unmap", "@0:map=hugetlb", "@1:unmap", "@1:map=hugetlb-shared", "fill=dup",
-        "settle", "sleep=60000", "settle", "stat=merged", "verify", "@0:poke=7", "@2:poke=9",
+        "settle", pause, "settle", "stat=merged", "verify", "@0:poke=7", "@2:poke=9",
         "verify", "@1:poke=11", "settle", "stat=broken", "verify", procs=4, pages=HUGE,
     )  # fmt: skip
     merged = report["merged"]
@@ -74,23 +83,23 @@ def test_ordinary_duplicates_merge_around_them(pool: Guest) -> None:
     all_back(pool, baseline(before))
 
 
-def test_one_ordinary_page_is_not_merged_with_those_of_hugetlb(pool: Guest) -> None:
+def test_one_ordinary_page_is_not_merged_with_those_of_hugetlb(pool: Guest, pause: str) -> None:
     report = pageops(
         pool, "@0:unmap", "@0:map=hugetlb", "@1:unmap", "@1:map=hugetlb", "fill=dup", "settle",
-        "sleep=60000", "settle", "stat=settled", "verify", procs=3, pages=HUGE,
+        pause, "settle", "stat=settled", "verify", procs=3, pages=HUGE,
     )  # fmt: skip
     assert report["settled"]["present"] == 3 * HUGE
     assert report["settled"]["merged_ptes"] == 0
 
 
 @pytest.mark.parametrize("kind", ["hugetlb", "hugetlb-shared"])
-def test_fork_and_copies_of_pages_of_hugetlb(pool: Guest, kind: str) -> None:
+def test_fork_and_copies_of_pages_of_hugetlb(pool: Guest, pause: str, kind: str) -> None:
     """What a child writes to private ones is a copy, which is not taken in either."""
     before = settle(pool)
     write = ["fork=write", "verify"] if kind == "hugetlb" else []
     report = pageops(
         pool, "unmap", f"map={kind}", "fill=dup", "settle", "stat=filled", "fork", *write,
-        "@0:poke=3", "fork", *write, "settle", "sleep=60000", "stat=later", "verify",
+        "@0:poke=3", "fork", *write, "settle", pause, "stat=later", "verify",
         procs=2, pages=HUGE,
     )  # fmt: skip
     filled, later = report["filled"], report["later"]
@@ -101,6 +110,7 @@ def test_fork_and_copies_of_pages_of_hugetlb(pool: Guest, kind: str) -> None:
     all_back(pool, baseline(before))
 
 
+@pytest.mark.time_travel
 def test_reserved_pages_are_there_when_they_are_needed(pool: Guest) -> None:
     """All of the pool: nobody has taken one while ordinary pages were merged."""
     before = settle(pool)
@@ -117,12 +127,12 @@ def test_reserved_pages_are_there_when_they_are_needed(pool: Guest) -> None:
 
 
 @pytest.mark.needs_config("CONFIG_NUMA")
-def test_pages_of_hugetlb_that_are_moved_do_not_enter(pool: Guest) -> None:
+def test_pages_of_hugetlb_that_are_moved_do_not_enter(pool: Guest, pause: str) -> None:
     """From one node to the other: an ordinary page that moves is born anew."""
     before = settle(pool)
     report = pageops(
         pool, "unmap", "map=hugetlb", "madvise=mergeable", "bind=0", "fill=dup", "settle",
-        "stat=filled", "move=1", "stat=moved", "settle", "sleep=60000", "settle", "stat=later",
+        "stat=filled", "move=1", "stat=moved", "settle", pause, "settle", "stat=later",
         "verify", "poke=5", "verify", procs=2, pages=HUGE,
     )  # fmt: skip
     filled, moved, later = report["filled"], report["moved"], report["later"]

@@ -10,11 +10,7 @@ import pytest
 from lab import BootFresh, baseline, cost_of_time, pageops, parse_report, ram_swap, settle, vmstat
 from linux_um.guest import Guest
 
-pytestmark = [
-    pytest.mark.needs_pksm,
-    pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE"),
-    pytest.mark.time_travel,
-]
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")]
 
 THP = "/sys/kernel/mm/transparent_hugepage"
 # Pages of a huge page, and of each process' region.
@@ -42,6 +38,7 @@ def khugepaged(guest: Guest, sleep_ms: int) -> None:
     guest.write_file(f"{THP}/khugepaged/scan_sleep_millisecs", str(sleep_ms))
 
 
+@pytest.mark.time_travel
 def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
     before = baseline(settle(huge))
     split = vmstat(huge, "thp_split_page")
@@ -58,6 +55,7 @@ def test_large_folios_that_are_equal_are_split_and_merged(huge: Guest) -> None:
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.time_travel
 @pytest.mark.regression("R31")
 def test_r31_equal_pages_of_one_large_folio_are_merged(huge: Guest) -> None:
     """With each other, which takes it apart first."""
@@ -72,6 +70,7 @@ def test_r31_equal_pages_of_one_large_folio_are_merged(huge: Guest) -> None:
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.time_travel
 @pytest.mark.regression("R32")
 @pytest.mark.parametrize("watched", [False, True])
 def test_r32_a_split_that_maps_the_zero_page_is_noticed(huge: Guest, watched: bool) -> None:
@@ -95,6 +94,7 @@ def test_r32_a_split_that_maps_the_zero_page_is_noticed(huge: Guest, watched: bo
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.time_travel
 def test_a_large_folio_of_zeroes_becomes_the_zero_page(huge: Guest) -> None:
     report = pageops(
         huge, "--huge", "fill=unique", "fill=zero", "stat=filled", "settle", "sleep=60000",
@@ -104,6 +104,7 @@ def test_a_large_folio_of_zeroes_becomes_the_zero_page(huge: Guest) -> None:
     assert report["merged"]["zero"] == PAGES
 
 
+@pytest.mark.time_travel
 @pytest.mark.parametrize(("equal", "whole"), [(96, True), (416, False)])
 def test_a_large_folio_is_split_for_more_than_half_of_its_pages(
     huge: Guest, equal: int, whole: bool
@@ -121,6 +122,7 @@ def test_a_large_folio_is_split_for_more_than_half_of_its_pages(
         assert report["after"].sharing == equal
 
 
+@pytest.mark.time_travel
 def test_small_pages_split_the_large_folio_that_they_are_equal_to(huge: Guest) -> None:
     """Which was read, and watched, before they came."""
     report = pageops(
@@ -132,6 +134,7 @@ def test_small_pages_split_the_large_folio_that_they_are_equal_to(huge: Guest) -
     assert report["merged"].sharing == PAGES
 
 
+@pytest.mark.time_travel
 def test_a_large_folio_that_is_not_written_to_costs_nothing(huge: Guest) -> None:
     """It is watched like any other page: nobody reads it again, nor wakes up for it."""
     short, long = cost_of_time(
@@ -145,6 +148,7 @@ def test_a_large_folio_that_is_not_written_to_costs_nothing(huge: Guest) -> None
     assert long[1] <= short[1] + 4
 
 
+@pytest.mark.time_travel
 @pytest.mark.parametrize("way", ["write=100", "poke=7", "fill=dup"])
 def test_a_write_to_a_watched_large_folio_is_told(huge: Guest, way: str) -> None:
     """By the fault of a PMD, or it would not be read again."""
@@ -163,6 +167,7 @@ def test_a_write_to_a_watched_large_folio_is_told(huge: Guest, way: str) -> None
     assert later - told < HUGE // 2
 
 
+@pytest.mark.time_travel
 @pytest.mark.parametrize(
     "steps",
     [
@@ -188,6 +193,7 @@ def test_large_folios_that_become_equal_late_are_found(
     assert report["merged"].sharing == HUGE
 
 
+@pytest.mark.time_travel
 def test_a_large_folio_that_is_written_to_while_it_is_read_is_split_once(huge: Guest) -> None:
     """Its first page waits in a queue then, as all that are written to; and in one only."""
     report = pageops(
@@ -199,6 +205,7 @@ def test_a_large_folio_that_is_written_to_while_it_is_read_is_split_once(huge: G
     assert report["merged"]["merged_ptes"] >= HUGE - 2
 
 
+@pytest.mark.time_travel
 def test_equal_large_folios_of_khugepaged_leave_each_other_alone(huge: Guest) -> None:
     """They are not split for each other, and so they need not be read again either."""
     # A tenth of what is usual, so that the longest time to wait is 164 s.
@@ -214,6 +221,7 @@ def test_equal_large_folios_of_khugepaged_leave_each_other_alone(huge: Guest) ->
     assert long[1] <= short[1] + 4
 
 
+@pytest.mark.time_travel
 def test_a_large_folio_that_is_held_is_not_read_again_and_again(huge: Guest) -> None:
     huge.set_pksm("settle_millisecs", 20)
     report = pageops(
@@ -230,6 +238,7 @@ def test_a_large_folio_that_is_held_is_not_read_again_and_again(huge: Guest) -> 
     assert free - later >= HUGE
 
 
+@pytest.mark.time_travel
 def test_pages_that_are_watched_can_be_collapsed(huge: Guest) -> None:
     """None of them is mapped writable; that says nothing of what their owner does."""
     report = pageops(
@@ -268,6 +277,7 @@ def test_merged_pages_that_are_read_only_can_be_collapsed(huge: Guest) -> None:
     assert (report["collapsed"]["large"], report["collapsed"]["merged_ptes"]) == (2 * HUGE, 0)
 
 
+@pytest.mark.time_travel
 def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
     """At khugepaged's own pace: it has nothing to collapse that PKSM would split again."""
     khugepaged(huge, 10_000)
@@ -282,6 +292,7 @@ def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
     assert vmstat(huge, "thp_collapse_alloc") == before
 
 
+@pytest.mark.time_travel
 def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     """Not even where it is faster than pages settle: it may win, but nobody begins anew."""
     khugepaged(huge, 100)
@@ -302,6 +313,7 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
     assert parse_report(job.stdout)["filled"]["large"] == 2 * PAGES
 
 
+@pytest.mark.time_travel
 def test_large_folios_come_and_go(huge: Guest) -> None:
     """Collapsed, reclaimed, freed in parts: no wrong byte, and nothing is left."""
     before = baseline(settle(huge))
@@ -315,6 +327,7 @@ def test_large_folios_come_and_go(huge: Guest) -> None:
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.time_travel
 def test_large_folios_are_swapped(huge: Guest) -> None:
     ram_swap(huge, 64)
     before = baseline(settle(huge))
@@ -328,6 +341,7 @@ def test_large_folios_are_swapped(huge: Guest) -> None:
     assert baseline(settle(huge)) == before
 
 
+@pytest.mark.time_travel
 @pytest.mark.parametrize("size", [16, 64, 256])
 def test_folios_of_other_sizes_are_split_as_well(huge: Guest, size: int) -> None:
     """*size* in KiB."""

@@ -10,11 +10,7 @@ import pytest
 from lab import BootFresh, Stage, baseline, pageops, settle
 from linux_um.guest import Guest
 
-pytestmark = [
-    pytest.mark.needs_pksm,
-    pytest.mark.needs_config("CONFIG_NUMA"),
-    pytest.mark.time_travel,
-]
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_NUMA")]
 
 ACROSS = "/sys/kernel/mm/ksm/merge_across_nodes"
 PAGES = 64
@@ -172,6 +168,7 @@ def test_a_process_moves_its_own_pages_and_not_those_that_others_have_as_well(
     assert moved["merged_pfn_sum"] == merged["merged_pfn_sum"]
 
 
+@pytest.mark.time_travel
 def test_pages_are_moved_over_and_over_while_they_are_merged_and_written_to(guest: Guest) -> None:
     before = baseline(settle(guest))
     guest.set_pksm("settle_millisecs", 0)
@@ -227,6 +224,7 @@ def test_merged_pages_stay_where_they_are_whoever_looks_at_them(balanced: Guest)
     assert moved["numa_pages_migrated"] - looked["numa_pages_migrated"] >= 64
 
 
+@pytest.mark.time_travel
 @pytest.mark.regression("R25")
 def test_a_watched_page_that_is_hinted_at_still_tells(balanced: Guest) -> None:
     """A fault that is to find out who uses a page does not make it writable.
@@ -246,6 +244,7 @@ def test_a_watched_page_that_is_hinted_at_still_tells(balanced: Guest) -> None:
     assert report["merged"].sharing == PAGES
 
 
+@pytest.mark.time_travel
 @pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")
 def test_a_watched_large_folio_follows_its_process_whole(balanced: Guest) -> None:
     """And is split and merged when it has become equal to another."""

@@ -54,6 +54,7 @@ def test_a_page_of_ones_own_that_goes_bad_is_lost_to_nobody_else(
     assert baseline(settle(guest)) == before
 
 
+@pytest.mark.time_travel
 def test_what_has_gone_bad_is_not_counted_for_ever(guest: Guest) -> None:
     """The page is never freed: whoever found that out tells the engine."""
     once = "poison --unique --procs 1 --pages 8 --page 1 >/dev/null"

@@ -127,6 +127,34 @@ def test_what_a_kernel_lacks_is_said_before_that_its_clock_is_the_hosts(tmp_path
         assert set(seen.values()) == {reason}
 
 
+def test_who_does_not_wait_long_runs_where_no_clock_leaps(tmp_path: Path) -> None:
+    """On a PC under KCSAN, for which large folios, nodes and huge pages are news."""
+    files = [f"test_{name}.py" for name in ("large_folios", "numa", "hugetlb", "device", "poison")]
+    seen = skips(tmp_path, "kcsan", "x86_64", *files, config=HAS_RWP)
+    runs = {name.partition("[")[0] for name, reason in seen.items() if not reason}
+    assert runs >= {
+        "test_large_folios.py::test_pages_that_are_merged_with_each_other_can_be_collapsed",
+        RWP[1],
+        "test_numa.py::test_merged_pages_are_moved_to_another_node",
+        "test_numa.py::test_no_byte_is_wrong_while_pages_follow_their_processes",
+        "test_hugetlb.py::test_fork_and_copies_of_pages_of_hugetlb",
+    }
+    long = {
+        "test_large_folios.py::test_what_was_split_and_merged_stays_so",
+        "test_hugetlb.py::test_reserved_pages_are_there_when_they_are_needed",
+        "test_device.py::test_r26_what_a_device_has_for_itself_is_not_merged",
+        "test_poison.py::test_what_has_gone_bad_is_not_counted_for_ever",
+    }
+    reason = "guests of profile kcsan cannot travel in time"
+    assert {seen[name] for name in long} == {reason}
+
+
+def test_who_runs_in_real_time_needs_no_travel(tmp_path: Path) -> None:
+    seen = skips(tmp_path, "kcsan", "x86_64", "-m", "real_time", config=HAS_RWP)
+    assert len(seen) > 20
+    assert not [name for name, reason in seen.items() if "travel" in reason]
+
+
 def table(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run where_table.py."""
     command = [sys.executable, str(repo_root() / "harness" / "where_table.py"), *arguments]

@@ -46,6 +46,7 @@ def text_of(guest: Guest, pid: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.time_travel
 def test_pages_with_breakpoints_are_merged_and_given_back(guest: Guest) -> None:
     """Two processes of one program, with the same breakpoint, until it is taken out."""
     guest.sh(f"mkdir -p {PROGRAM.rpartition('/')[0]} && cp $(readlink -f /bin/sh) {PROGRAM}")
