@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from . import races
 from .errors import BootError, GuestHang, GuestPanic, GuestTimeout, HostError, LinuxUmError
 from .paths import repo_root
 
@@ -134,18 +135,24 @@ _FRAME = re.compile(r"^ (\w+)(?:\.\w+)*\+0x")
 def scan(console: str) -> list[Finding]:
     """Return what in a kernel's log counts as an oops, a WARN or a panic.
 
-    A data race counts when the engine has a part in it: the kernel has some of its own, also
-    below functions that the engine calls.
+    A data race counts unless it is known to be the kernel's with itself, see races.py; and
+    then, too, when the engine has a part in it. What a hook has had inlined into a function
+    of mm has no name of its own.
     """
     found = []
     lines = [_STAMP.sub("", raw.rstrip("\r")) for raw in console.splitlines()]
     for number, text in enumerate(lines, 1):
         for kind, pattern in _KINDS:
             if pattern.search(text):
-                if kind != "KCSAN" or _of_the_engine(_race(lines[number - 1 :])):
+                if kind != "KCSAN" or _race_counts(lines[number - 1 :]):
                     found.append(Finding(kind, number, text))
                 break
     return found
+
+
+def _race_counts(lines: list[str]) -> bool:
+    """Return whether the report of KCSAN that begins *lines* is of a race that is not known."""
+    return races.pair_of(lines[0]) not in races.known() or of_the_engine(_race(lines))
 
 
 def _race(lines: list[str]) -> set[str]:
@@ -165,7 +172,7 @@ def _race(lines: list[str]) -> set[str]:
     return found
 
 
-def _of_the_engine(functions: set[str]) -> bool:
+def of_the_engine(functions: set[str]) -> bool:
     """Return whether one of *functions* is the engine's, or of what stands behind ksm.h."""
     return any("ksm" in name for name in functions) or not functions.isdisjoint(_attributes())
 
