@@ -88,9 +88,14 @@ def parts(directory: Path) -> list[Part]:
     attacks = ("side_channel", "security", "domain", "regression_storm", "content")
     security = ("test", *_tests(*attacks))
     bad = ("test", *_tests("unit_host", "workload_usage", "machine", "run_control", "boot_param"))
-    meetings = _tests("smp", "churn", "moments", "pins", "fork", "cow")
+    meetings = _tests(
+        "smp", "churn", "moments", "pins", "fork", "cow", "swap", "migrate", "intake",
+        "regression_mm", "run_control",
+    )  # fmt: skip
+    newest = ("--kernel", "7.3")
     # Guests with two CPUs wait for each other most of the time.
-    smp = ("--kernel", "7.3", "--profile", "smp", "-n", "4")
+    smp = (*newest, "--profile", "smp", "-n", "4")
+    smp_ksm = (*newest, "--profile", "smp-ksm")
     return [
         Part("suite", "every promise, in the default profile", ("test",), ("test",)),
         Part("control", "what applies to stock KSM, on stock KSM", ("test", "--profile", "ksm")),
@@ -115,14 +120,23 @@ def parts(directory: Path) -> list[Part]:
         Part("coverage", "what of the engine the suite executes", coverage),
         Part("smp", "two CPUs, Linux 7.3", ("test", *smp),
              ("test", *smp, *_tests("smp", "kunit", "cow", "counters"))),
+        Part("newest", "Linux 7.3, in the default profile", ("test", *newest)),
+        Part("smp-ksm", "stock KSM loses no byte on two CPUs, with the patches to arch/um",
+             ("test", *smp_ksm, *_tests("smp"))),
+        Part("smp-mutants", "each of these patches that is broken is found out",
+             ("test", *newest, "--mutants", "smp-*")),
+        Part("ksm-mutants", "without the first of them stock KSM loses bytes as well",
+             ("test", *smp_ksm, "--mutants", "smp-no-shootdown")),
         Part("pc", "x86_64 under QEMU: large folios, NUMA, poison, hotplug",
              ("test", "--arch", "x86_64")),
+        Part("pc-newest", "x86_64 under QEMU, Linux 7.3",
+             ("test", "--arch", "x86_64", *newest, *_tests("pte_bits", "large_folios", "smp"))),
         Part("pc-mutants", "each engine broken on x86_64 is found out",
              ("test", "--arch", "x86_64", "--mutants")),
         Part("races", "two CPUs under KCSAN",
              ("test", "--arch", "x86_64", "--profile", "kcsan", *meetings)),
         Part("smp-debug", "two CPUs under KASAN and lockdep, Linux 7.3",
-             ("test", "--kernel", "7.3", "--profile", "smp-debug", "-n", "1", *meetings)),
+             ("test", *newest, "--profile", "smp-debug", "-n", "1", *meetings)),
     ]  # fmt: skip
 
 

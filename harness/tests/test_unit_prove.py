@@ -14,6 +14,7 @@ from linux_um.errors import UsageError
 from linux_um.paths import repo_root
 from linux_um.prove import Part, State
 from linux_um.term import Term
+from skiplab import skips
 
 GOOD = Part("good", "that help is given", ("doctor", "--help"), ("top", "--help"))
 BAD = Part("bad", "that nonsense fails", ("doctor", "--nonsense"))
@@ -41,6 +42,43 @@ def test_every_part_is_a_command_and_every_test_is_there(tmp_path: Path) -> None
                 if word.startswith("harness/"):
                     assert (repo_root() / word).is_file(), f"{part.name}: {word}"
     assert len(set(names)) == len(names)
+
+
+def test_no_file_that_a_part_names_would_be_skipped_whole(tmp_path: Path) -> None:
+    """That would be a part that shows nothing."""
+    idle = []
+    for part in prove.parts(tmp_path):
+        words = cli.build_parser().parse_known_args(list(part.words))[0]
+        files = [Path(word).name for word in part.words if word.startswith("harness/tests/")]
+        if not files:
+            continue
+        seen = skips(
+            tmp_path, words.profile, words.arch, *files, kernel=words.kernel, config="CONFIG_X=y\n"
+        )
+        runs = {name.partition("::")[0] for name, reason in seen.items() if not reason}
+        idle += [f"{part.name}: {file}" for file in files if file not in runs]
+    assert not idle
+
+
+def test_linux_7_3_is_proven_where_it_differs(tmp_path: Path) -> None:
+    said = {prove.command_of(part.words) for part in prove.parts(tmp_path)}
+    tests = "harness/tests/test_"
+    assert said >= {
+        "./linux-um test --kernel 7.3",
+        f"./linux-um test --kernel 7.3 --profile smp-ksm {tests}smp.py",
+        "./linux-um test --kernel 7.3 --mutants 'smp-*'",
+        "./linux-um test --kernel 7.3 --profile smp-ksm --mutants smp-no-shootdown",
+        "./linux-um test --arch x86_64 --kernel 7.3 "
+        f"{tests}pte_bits.py {tests}large_folios.py {tests}smp.py",
+    }
+
+
+def test_races_are_looked_for_where_cpus_meet(tmp_path: Path) -> None:
+    """By KCSAN, and by the checkers with two CPUs."""
+    found = {part.name: part.words for part in prove.parts(tmp_path)}
+    for name in ("swap", "migrate", "intake", "regression_mm", "run_control", "moments"):
+        assert f"harness/tests/test_{name}.py" in found["races"]
+        assert f"harness/tests/test_{name}.py" in found["smp-debug"]
 
 
 @pytest.mark.usefixtures("two_parts")

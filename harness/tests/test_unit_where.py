@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from skiplab import skips
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,31 +20,6 @@ from linux_um.accel import Trial  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
-# A plug-in of pytest that says of each test why it would be skipped, and runs none. What
-# $KERNEL_CONFIG names stands for the configuration of a finished kernel.
-SKIPS = """
-import json, os, types
-from pathlib import Path
-import pytest
-from linux_um import build
-
-def ensure_image(*_words, **_options):
-    return types.SimpleNamespace(config=Path(os.environ["KERNEL_CONFIG"]))
-
-build.ensure_image = ensure_image
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session):
-    skips = {
-        f"{item.path.name}::{item.name}": next(
-            (mark.kwargs["reason"] for mark in item.iter_markers("skip")), ""
-        )
-        for item in session.items
-    }
-    print("skips:" + json.dumps(skips))
-    return True
-"""
 JUNIT = """\
 <testsuites><testsuite>
 <testcase classname="harness.tests.test_a" name="one"/>
@@ -52,34 +27,6 @@ JUNIT = """\
 <testcase classname="harness.tests.test_b" name="three"><skipped message="no CPU"/></testcase>
 </testsuite></testsuites>
 """
-
-
-def skips(
-    directory: Path, profile: str, arch: str, *words: str, kernel: str = "6.12", config: str = ""
-) -> dict[str, str]:
-    """Return why each test would be skipped, empty when it would not, by its file and name.
-
-    *words* are files of tests and other arguments of pytest, *config* is the text of the
-    kernel's configuration where there is such a kernel.
-    """
-    (directory / "skips.py").write_text(SKIPS)
-    (directory / "config").unlink(missing_ok=True)
-    if config:
-        (directory / "config").write_text(config)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(map(str, (directory, HERE, repo_root() / "harness"))),
-        "LINUX_UM_KERNEL": kernel,
-        "KERNEL_CONFIG": str(directory / "config"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "skips", "-p", "no:cacheprovider",
-         "--profile", profile, "--arch", arch, *words],
-        cwd=HERE, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("skips:")] or [""]
-    assert line, done.stdout[-2000:] + done.stderr
-    return dict(json.loads(line.removeprefix("skips:")))
 
 
 RWP = (
