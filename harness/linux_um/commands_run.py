@@ -49,7 +49,9 @@ describes itself by: {sys.executable} -m pytest --help
                      run the tests against the broken kernels of
                      harness/tests/mutants instead (those for that kernel
                      and machine): they have to fail;
-                     all, or those whose names match, as in 'no-*';
+                     all, or those whose names match, as in 'no-*'; those of
+                     --kernel 7.3 whose names begin with smp- get two CPUs
+                     (profile smp; with --profile ksm: smp-ksm);
                      NUMBER at the same time (default 2), where there are many;
                      --share=K/N: the Kth and each Nth from there
   -k EXPRESSION      (pytest) only tests whose names match

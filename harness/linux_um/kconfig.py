@@ -25,7 +25,7 @@ from .errors import ConfigError, UsageError
 # The profile of `test --mutants`, which is not for anything else.
 MUTANT_PROFILE = "mutant"
 # The profile with SMP of a profile without.
-WITH_SMP = {"fast": "smp", "ksm": "smp-ksm", "debug": "smp-debug"}
+WITH_SMP = {"fast": "smp", "ksm": "smp-ksm", "debug": "smp-debug", MUTANT_PROFILE: "smp"}
 REQUEST_NAME = "requested.config"
 
 # The machines there are: a process of the host, which is the default, and QEMU's.

@@ -9,11 +9,14 @@ notice::
     Killed-by: test_content.py test_cow.py::test_name
 
 Those in a directory of the name of a series, such as ``7.3``, are tried with
-``--kernel 7.3``, in the profile that is given; those in one of the name of a
-machine, such as ``x86_64``, with ``--arch x86_64``.
+``--kernel 7.3``; those in one of the name of a machine, such as ``x86_64``, with
+``--arch x86_64``. One whose name begins with ``smp-`` is tried with two CPUs: in
+the profile smp, or in the one with SMP that belongs to the profile that is given
+(``ksm``: smp-ksm).
 
 The mutant is killed when one of those tests fails in a kernel built with it,
-and survives when all pass. The first failure is enough.
+and survives when all pass. The first failure is enough. Where all were skipped
+it has not been tried.
 
 Mutants are built one after the other in one build directory, from a copy of
 the repository that always lies at the same place, so that each costs the
@@ -45,6 +48,8 @@ from .term import Term
 
 # What mutants of the default profile are built as.
 MUTANT_PROFILE = kconfig.MUTANT_PROFILE
+# How the names of mutants begin that one CPU cannot tell from a sound kernel.
+SMP_PREFIX = "smp-"
 # The directory of the cache that belongs to this module.
 PLACE = "mutant"
 # What of the repository a kernel is built from and tested by.
@@ -120,6 +125,13 @@ def select(mutants: list[Mutant], patterns: list[str]) -> list[Mutant]:
             raise UsageError(f"no mutant {pattern!r}", f"there are: {' '.join(known)}")
         chosen.update((name, known[name]) for name in names)
     return list(chosen.values()) if patterns else mutants
+
+
+def profile_of(mutant: Mutant, profile: str, arch: str) -> str:
+    """Return the profile that *mutant* is built as where *profile* is asked for."""
+    if mutant.name.startswith(SMP_PREFIX):
+        return kconfig.with_cpus(profile, 2, arch)
+    return profile
 
 
 def jobs_of(words: Sequence[str]) -> tuple[int, list[str]]:
@@ -290,7 +302,8 @@ class Crew:
         tests = [str(copy / "harness" / "tests" / killer) for killer in mutant.killers]
         # With several workers it is they that use the CPUs.
         guests = ["-n", "0"] if self._jobs > 1 else []
-        command = [str(copy / "linux-um"), "test", "--profile", self.profile, "--kernel",
+        profile = profile_of(mutant, self.profile, self.arch)
+        command = [str(copy / "linux-um"), "test", "--profile", profile, "--kernel",
                    self.kernel, "--arch", self.arch, "-q", "-x", "--tb=no", "--no-header",
                    f"--junitxml={junit}", "-p", "no:cacheprovider", *guests, *tests]  # fmt: skip
         environment = {
@@ -340,12 +353,15 @@ def verdict_of(name: str, status: int, junit: str, said: str) -> str:
 
     A test that has passed and whose guest was found unwell afterwards has
     failed; one that could not begin has not. Raises MutantError when none
-    failed and yet ``linux-um test`` did.
+    failed and yet ``linux-um test`` did, or when all were skipped.
     """
     failed = first_failure(junit) if junit else ""
     if failed:
         return failed
     if status == 0:
+        why = why_skipped(junit) if junit else ""
+        if why:
+            raise MutantError(f"mutant {name}: its tests were skipped: {why}", "see their needs")
         return ""
     lines = [line for line in said.splitlines() if line.strip()]
     raise MutantError(
@@ -368,6 +384,13 @@ def first_failure(junit: str) -> str:
             module = case.get("classname", "").rpartition(".")[2]
             return f"{module}.py::{case.get('name')}"
     return ""
+
+
+def why_skipped(junit: str) -> str:
+    """Return why the first of the tests was skipped; empty unless all of them were."""
+    cases = list(ElementTree.fromstring(junit).iter("testcase"))
+    reasons = [found.get("message", "") for case in cases if (found := case.find("skipped")) is not None]
+    return reasons[0] if reasons and len(reasons) == len(cases) else ""
 
 
 def _is_kill(result: ElementTree.Element) -> bool:

@@ -153,6 +153,14 @@ def test_a_guest_that_does_not_boot_kills_nothing(tmp_path: Path, chosen: str) -
         mutants.verdict_of("x", status, junit, "1 failed\n")
 
 
+def test_a_mutant_whose_tests_are_all_skipped_was_not_tried(tmp_path: Path) -> None:
+    """It has not survived either: nobody has looked."""
+    status, junit = pytest_results(tmp_path, "-k", "skips")
+    assert status == 0
+    with pytest.raises(mutants.MutantError, match="mutant x: its tests were skipped: no need"):
+        mutants.verdict_of("x", status, junit, "1 skipped\n")
+
+
 def test_without_results_the_last_words_say_why() -> None:
     with pytest.raises(mutants.MutantError, match="125.*: linux-um: x does not fit; see that"):
         mutants.verdict_of("x", 125, "", "something\nlinux-um: x does not fit\n\n")
@@ -218,6 +226,52 @@ def test_a_mutant_is_built_and_tested_for_its_machine(
     words = (tmp_path / "asked").read_text().split()
     assert words[words.index("--arch") + 1] == arch
     assert words[-1].endswith(each.killers[-1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernel", "arch", "name", "profile"),
+    [
+        ("mutant", "7.3", "um", "smp-no-shootdown", "smp"),
+        ("ksm", "7.3", "um", "smp-no-shootdown", "smp-ksm"),
+        ("smp-ksm", "7.3", "um", "smp-no-shootdown", "smp-ksm"),
+        ("debug", "7.3", "um", "smp-user-memory-unlocked", "smp-debug"),
+        ("mutant", DEFAULT_KERNEL, "um", "no-memcmp", "mutant"),
+        # A PC has two CPUs in each profile.
+        ("mutant", DEFAULT_KERNEL, "x86_64", "smp-of-a-pc", "mutant"),
+    ],
+)
+def test_what_takes_two_cpus_to_be_found_gets_them(
+    asked: str, kernel: str, arch: str, name: str, profile: str
+) -> None:
+    found = mutants.profile_of(mutant(name), asked, arch)
+    assert found == profile
+    if name.startswith(mutants.SMP_PREFIX):
+        assert kconfig.cpus_of(found, arch) > 1
+        assert kconfig.texts_of(found, kernel, arch)
+
+
+def test_the_mutants_of_two_cpus_are_named_so() -> None:
+    """All of a series that has SMP, whose tests need it."""
+    for each in mutants.load(HERE / "mutants" / "7.3"):
+        needs = [killer for killer in each.killers if killer.startswith("test_smp.py")]
+        assert bool(needs) is each.name.startswith(mutants.SMP_PREFIX)
+
+
+def test_a_mutant_of_two_cpus_is_tested_in_their_profile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the command is typed, without any profile."""
+    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path / "cache"))
+
+    def copy_repository(_source: Path, copy: Path) -> None:
+        (copy / "linux-patches" / "7.3").mkdir(parents=True, exist_ok=True)
+        (copy / "linux-um").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n')
+        (copy / "linux-um").chmod(0o755)
+
+    monkeypatch.setattr(mutants, "copy_repository", copy_repository)
+    mutants.run(["smp-*"], "fast", "7.3", term=Term(quiet=True))
+    lines = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [words[words.index("--profile") + 1] for words in lines] == ["smp", "smp"]
 
 
 @pytest.fixture
