@@ -10,6 +10,7 @@ Each run of `./linux-um test` leaves the results of its tests in junit.xml, or w
 
 from __future__ import annotations
 
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -23,6 +24,8 @@ Made by `harness/where_table.py` from the results of these runs. A cell says how
 tests of a file passed; in parentheses, how many were skipped. Empty: it was not run.
 
 """
+_CELL = re.compile(r"(\d+)?(?: ?\((\d+)\))?(?: \*\*(\d+) failed\*\*)?")
+_TOTAL = "**all**"
 
 
 @dataclass
@@ -75,12 +78,45 @@ def table(runs: list[Run]) -> str:
     lines.append("|---" * (len(runs) + 1) + "|")
     for name in sorted({name for run in runs for name in run.files}):
         lines.append(f"| {name} | " + " | ".join(run.cell(name) for run in runs) + " |")
-    lines.append("| **all** | " + " | ".join(run.total() for run in runs) + " |")
+    lines.append(f"| {_TOTAL} | " + " | ".join(run.total() for run in runs) + " |")
     for run in runs:
         if run.reasons:
             lines += ["", f"Skipped, {run.title}:", ""]
             lines += [f"- {number}: {reason}" for reason, number in run.reasons.most_common()]
     return "\n".join(lines) + "\n"
+
+
+def parse(text: str) -> list[Run]:
+    """Return the runs that a table was made from, without its totals.
+
+    Raises ValueError for a text that is no such table.
+    """
+    rows = [line[2:-2].split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    if not rows or rows[0][0] != "tests":
+        raise ValueError("there is no table")
+    runs = [Run(title) for title in rows[0][1:]]
+    for name, *cells in rows[1:]:
+        if name == _TOTAL:
+            continue
+        if len(cells) != len(runs):
+            raise ValueError(f"{name}: {len(cells)} cells, and {len(runs)} runs")
+        for run, cell in zip(runs, cells, strict=True):
+            found = _CELL.fullmatch(cell.strip())
+            if found is None:
+                raise ValueError(f"{name}: {cell!r} is no cell")
+            if cell.strip():
+                counts = zip(("passed", "skipped", "failed"), found.groups(), strict=True)
+                run.files[name] = Counter({what: int(number or 0) for what, number in counts})
+    titled = {run.title: run for run in runs}
+    reasons: Counter[str] = Counter()
+    for line in text.splitlines():
+        if begins := re.fullmatch(r"Skipped, (.*):", line):
+            if begins[1] not in titled:
+                raise ValueError(f"{line!r}: there is no such run")
+            reasons = titled[begins[1]].reasons
+        elif reason := re.fullmatch(r"- (\d+): (.*)", line):
+            reasons[reason[2]] = int(reason[1])
+    return runs
 
 
 def main(arguments: list[str]) -> int:

@@ -15,11 +15,13 @@ from skiplab import skips
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import where_table  # noqa: E402
 from linux_um import accel, errors, paths  # noqa: E402
 from linux_um.accel import Trial  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
+HERE = Path(__file__).resolve().parent
 JUNIT = """\
 <testsuites><testsuite>
 <testcase classname="harness.tests.test_a" name="one"/>
@@ -128,6 +130,65 @@ def test_what_is_no_result_of_a_run_is_one_line(tmp_path: Path) -> None:
         assert done.returncode == 125
         assert len(done.stderr.splitlines()) == 1 and argument in done.stderr
     assert table().returncode == 125
+
+
+HOW = (
+    "harness/tests/where.md: {}; run ./linux-um test --junitxml=NAME.xml for each title and then "
+    "harness/where_table.py TITLE=NAME.xml... > harness/tests/where.md"
+)
+
+
+def stale(text: str, names: set[str]) -> str:
+    """Return what of a table is out of date, and how to make it anew, or nothing.
+
+    *names* are those of the files of tests.
+    """
+    try:
+        runs = where_table.parse(text)
+    except ValueError as error:
+        return HOW.format(error)
+    rows = {name for run in runs for name in run.files}
+    if rows != names:
+        odd = [f"no row of {name}" for name in sorted(names - rows)]
+        odd += [f"{name} is there no more" for name in sorted(rows - names)]
+        return HOW.format(", ".join(odd))
+    for run in runs:
+        skipped = sum(counts["skipped"] for counts in run.files.values())
+        said = sum(run.reasons.values())
+        if skipped != said:
+            return HOW.format(f"{run.title}: {skipped} skipped, and reasons for {said}")
+    if text != where_table.HEAD + where_table.table(runs):
+        return HOW.format("the totals, or the order, are not those of its rows")
+    return ""
+
+
+def test_the_table_of_the_repository_has_each_file_and_adds_up() -> None:
+    names = {path.stem for path in HERE.glob("test_*.py")}
+    found = stale((HERE / "where.md").read_text(), names)
+    if found:
+        pytest.fail(found, pytrace=False)
+
+
+def test_a_table_that_is_stale_says_how_to_make_it_anew(tmp_path: Path) -> None:
+    (tmp_path / "one.xml").write_text(JUNIT)
+    (tmp_path / "two.xml").write_text(JUNIT.replace("test_a", "test_c"))
+    text = table(f"here={tmp_path}/one.xml", f"there={tmp_path}/two.xml").stdout
+    names = {"test_a", "test_b", "test_c"}
+    assert stale(text, names) == ""
+    assert "no row of test_d" in stale(text, names | {"test_d"})
+    for old, new, said in (
+        ("test_c", "test_e", "no row of test_c, test_e is there no more"),
+        ("| **all** | 1 (1)", "| **all** | 2 (1)", "the totals"),
+        ("| test_b | (1)", "| test_b | (2)", "here: 2 skipped, and reasons for 1"),
+        ("- 1: no CPU", "- 3: no CPU", "reasons for 3"),
+        ("| test_b | (1)", "| test_b | x", "'x' is no cell"),
+        ("| tests |", "| files |", "there is no table"),
+        ("Skipped, here", "Skipped, elsewhere", "there is no such run"),
+        (" | (1) |\n", " |\n", "test_b: 1 cells, and 2 runs"),
+    ):
+        found = stale(text.replace(old, new), names)
+        assert said in found and "where_table.py TITLE=NAME.xml" in found
+        assert len(found.splitlines()) == 1
 
 
 def not_asked(_linux: Path) -> Trial:
