@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ SUITE = "trixie-backports"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PREFIX = "linux-source-"
 MEND = f"go on-line, or {OTHER_WAYS}"
+# For so long nobody is asked whether there is a series by now for which another stands in.
+REMEMBERED_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -48,39 +51,55 @@ class Package:
         return f"./usr/src/{self.name}.tar.xz"
 
 
-def find(series: str, *, term: Term) -> Package | None:
-    """Return the package of *series*, or else of the nearest newer series there is.
+def search(*, term: Term) -> list[Package]:
+    """Ask the mirror for the source packages that there are now, and return them.
 
-    Asks the mirror. None where there is no apt, no keyring, no mirror of
-    Debian's, or nothing new enough. Raises SourceError when the mirror does not
-    answer, or what it says is not signed by Debian.
+    Raises SourceError where there is no apt, no keyring or no mirror of Debian's, when
+    the mirror does not answer, or when what it says is not signed by Debian.
     """
     mirror = _mirror()
     if mirror is None or not KEYRING.is_file():
-        return None
+        raise SourceError("this is no Debian with a mirror and its keys", OTHER_WAYS)
     _configure(mirror)
     with term.step(f"asking for the kernels of {SUITE}") as step:
         _apt_get(["update"], step.update)
-    package = nearest(_packages(), series)
-    if package is not None:
-        (_root() / f"{series}.json").write_text(json.dumps([package.name, package.version]))
-    return package
+    return _packages()
 
 
-def remembered(series: str) -> Package | None:
-    """Return what find() found the last time, without asking anybody; None if nothing."""
-    try:
-        name, version = json.loads((_root() / f"{series}.json").read_text())
-        return Package(name, version)
-    except (OSError, ValueError):
-        return None
+def listed() -> list[Package]:
+    """Return what search() has found last, without asking anybody; nothing if it never has."""
+    there = (_root() / "apt.conf").is_file() and shutil.which("apt-cache") is not None
+    return _packages() if there else []
+
+
+def exact(found: list[Package], series: str) -> Package | None:
+    """Return the package of *series*, or None."""
+    return next((package for package in found if package.series == series), None)
 
 
 def nearest(found: list[Package], series: str) -> Package | None:
-    """Return the package of *series*, else the one that is next after it, else None."""
+    """Return the package of the series that is next after *series*, or None."""
     wanted = numbers(series)
-    newer = [package for package in found if numbers(package.series) >= wanted]
+    newer = [package for package in found if numbers(package.series) > wanted]
     return min(newer, key=lambda package: numbers(package.series)) if newer else None
+
+
+def remember(series: str, package: Package) -> None:
+    """Note that *package* stands in for *series*, of which there is none."""
+    paths.ensure_dir(_root())
+    (_root() / f"{series}.json").write_text(json.dumps([package.name, package.version]))
+
+
+def remembered(series: str) -> Package | None:
+    """Return what has stood in for *series* since yesterday, or None."""
+    memo = _root() / f"{series}.json"
+    try:
+        if time.time() - memo.stat().st_mtime > REMEMBERED_SECONDS:
+            return None
+        name, version = json.loads(memo.read_text())
+        return Package(name, version)
+    except (OSError, ValueError):
+        return None
 
 
 def fetch(package: Package, *, term: Term) -> Path:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import coverage, kconfig, packages, patches, paths, source
-from .errors import BuildError
+from .errors import BuildError, HostError
 from .make import HEADERS_NAME, Make
 from .term import Term
 
@@ -28,6 +28,8 @@ from .term import Term
 IMAGES_KEPT = 8
 BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
+# What a first build takes of packages.
+FIRST_STAGES = ("source", "tree", "kernel", "rootfs")
 # What the kernel with its symbols is called, where that is not what is started.
 VMLINUX = "vmlinux"
 # In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
@@ -194,11 +196,7 @@ def ensure_image(profile: str, kernel: str, *, term: Term, arch: str = kconfig.U
 
     Raises HostError, SourceError, PatchError, ConfigError or BuildError.
     """
-    source_package = source.missing_package(kernel, term=term)
-    if source_package is not None or shutil.which("gcc") is None:
-        # A first set-up: everything at once, so that one command is all to type.
-        extra = [source_package] if source_package is not None else []
-        packages.ensure("source", "tree", "kernel", "rootfs", term=term, extra=extra)
+    _first_packages(kernel, term)
     recipe = read_recipe(profile, kernel, term=term, arch=arch)
     image = find_image(recipe)
     if image is not None:
@@ -211,12 +209,38 @@ def ensure_image(profile: str, kernel: str, *, term: Term, arch: str = kconfig.U
             image = find_image(recipe)
             if image is not None:
                 return image
-            prepare_tree(recipe, term=term)
+            try:
+                prepare_tree(recipe, term=term)
+            except source.PlaceFailed:
+                continue
             _build(recipe, term=term)
 
 
+def _first_packages(kernel: str, term: Term) -> None:
+    """Before a first build: see that all packages are there, so that one command is all to type.
+
+    Raises HostError.
+    """
+    wanted = source.missing_package(kernel, term=term)
+    if shutil.which("gcc") is not None and (wanted is None or not packages.missing(*FIRST_STAGES)):
+        return
+    try:
+        packages.ensure(*FIRST_STAGES, term=term, extra=[wanted] if wanted is not None else [])
+    except HostError as error:
+        if wanted is None:
+            raise
+        # The source may come from elsewhere; nothing else does.
+        try:
+            packages.ensure(*FIRST_STAGES, term=term)
+        except HostError:
+            raise error from None
+
+
 def prepare_tree(recipe: Recipe, *, term: Term) -> list[str]:
-    """Bring the work tree up to date; return the names written. Call with the build lock held."""
+    """Bring the work tree up to date; return the names written. Call with the build lock held.
+
+    Raises PlaceFailed when the recipe has to be read anew, SourceError or PatchError.
+    """
     directory = source.ensure(recipe.source, term=term)
     return patches.synchronise(
         directory, recipe.source.content, recipe.tree, recipe.snapshot, term=term
@@ -226,9 +250,13 @@ def prepare_tree(recipe: Recipe, *, term: Term) -> list[str]:
 def ensure_tree(profile: str, kernel: str, *, term: Term) -> Path:
     """Return the patched work tree, brought up to date. Raises SourceError or PatchError."""
     with paths.lock(BUILD_LOCK, term=term):
-        recipe = read_recipe(profile, kernel, term=term)
-        prepare_tree(recipe, term=term)
-    return recipe.tree
+        while True:
+            recipe = read_recipe(profile, kernel, term=term)
+            try:
+                prepare_tree(recipe, term=term)
+            except source.PlaceFailed:
+                continue
+            return recipe.tree
 
 
 def _build(recipe: Recipe, *, term: Term) -> None:

@@ -30,8 +30,8 @@ from . import (
     prove,
 )
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
-from .options import check_series
 from .outcome import EXIT_GONE, EXIT_TAINT
+from .source import check_series
 from .term import PROGRAM, Term
 
 Handler = Callable[[argparse.Namespace, Term], int]

@@ -157,6 +157,7 @@ def _signed_sums(series: str, term: Term) -> dict[str, str]:
 def _download(address: str, target: Path, step: Step) -> None:
     """Copy *address* to *target*. Raises SourceError on any failure of the network."""
     # Imported here since it takes longer than everything else in a boot's set-up.
+    import http.client
     import urllib.request
 
     try:
@@ -171,7 +172,7 @@ def _download(address: str, target: Path, step: Step) -> None:
                 done += len(chunk)
                 of_total = f" of {total >> 20}" if total else ""
                 step.update(f"{done >> 20}{of_total} MiB")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise SourceError(
             f"cannot fetch {address}: {reason}", f"go on-line, or {OTHER_WAYS}"

@@ -7,9 +7,9 @@ import argparse
 import os
 import re
 
-from . import kconfig, paths
+from . import kconfig
 from .errors import UsageError
-from .source import DEFAULT_KERNEL, default_kernel, series_of
+from .source import DEFAULT_KERNEL, default_kernel
 
 DEFAULT_PROFILE = "fast"
 ENV_ARCH = "LINUX_UM_ARCH"
@@ -56,13 +56,6 @@ def only_um(arguments: argparse.Namespace, what: str) -> None:
     """Raise UsageError when *what* is asked for a machine that is not User-Mode Linux."""
     if arguments.arch != kconfig.UM:
         raise UsageError(f"{what} is for User-Mode Linux", f"leave out --arch {arguments.arch}")
-
-
-def check_series(kernel: str) -> None:
-    """See that there are patches for a kernel version. Raises UsageError with those there are."""
-    if "/" in kernel or not paths.patches_dir(series_of(kernel)).is_dir():
-        present = sorted(path.name for path in paths.patches_dir("").iterdir() if path.is_dir())
-        raise UsageError(f"no patches for kernel {kernel}", f"there are for: {' '.join(present)}")
 
 
 def parse_size(text: str) -> int:

@@ -49,6 +49,12 @@ def patches_dir(series: str) -> Path:
     return repo_root() / "linux-patches" / series
 
 
+def known_series() -> list[str]:
+    """Return the kernel series that there are patches for, the oldest first."""
+    names = [path.name for path in patches_dir("").iterdir() if path.is_dir()]
+    return sorted(names, key=lambda name: [int(number) for number in name.split(".")])
+
+
 def overlay_dir() -> Path:
     """Return the engine, laid out as it lies in a kernel tree."""
     return repo_root() / "pksm"

@@ -89,7 +89,7 @@ def _generator(kernel: str, term: Term) -> Path:
         tree = found.directory
     else:
         with lock("build", term=term):
-            tree = source.ensure(found, term=term)
+            tree = source.obtain(kernel, term=term)
     generator = tree / "usr" / "gen_init_cpio.c"
     if not generator.exists():
         raise RootfsError(f"{generator} is missing", "run: ./linux-um clean --all")
