@@ -13,11 +13,13 @@ import functools
 import json
 import os
 import subprocess
+import tempfile
 from enum import Enum
 from pathlib import Path
 
 from . import paths
 from .errors import UsageError
+from .machine import guard
 from .qemu import PROGRAM
 from .term import Term
 
@@ -28,15 +30,21 @@ ENV_ACCEL = "LINUX_UM_ACCEL"
 TRIAL_SECONDS = 10.0
 # So often it may fail to before it is not tried again.
 TRIALS = 2
+# Wall-clock seconds within which QEMU has to be gone once it is killed.
+END_SECONDS = 2.0
 ANSWER = "accel.json"
 
 
 class Trial(Enum):
-    """How it went: the kernel has booted, or has not in time, or QEMU has no use of KVM."""
+    """How it went: the kernel has booted, or has not in time, or QEMU has no use of KVM.
+
+    Or QEMU does not even end when it is killed, being held fast in the host's kernel.
+    """
 
     BOOTED = "booted"
     FAILED = "failed"
     REFUSED = "refused"
+    STUCK = "stuck"
 
 
 @functools.lru_cache(maxsize=None)
@@ -76,31 +84,52 @@ def _try_kvm(linux: Path) -> str:
         outcome = boots(linux)
         if outcome is Trial.BOOTED:
             return KVM
-        if outcome is Trial.REFUSED:
+        if outcome is not Trial.FAILED:
             break
     return TCG
 
 
 def boots(linux: Path, *, timeout: float = TRIAL_SECONDS) -> Trial:
-    """Try whether *linux* boots by KVM within *timeout* seconds."""
+    """Try whether *linux* boots by KVM within *timeout* seconds.
+
+    QEMU ends with us. One that cannot be killed is left to itself.
+    """
     command = [
-        PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
+        *guard(), PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
         "-accel", KVM, "-cpu", "host", "-m", "256M", "-smp", "2", "-serial", "stdio",
         "-kernel", str(linux), "-append", "console=ttyS0 panic=-1", "-no-reboot",
     ]  # fmt: skip
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
-        )
-    except OSError:
-        return Trial.REFUSED
-    except subprocess.TimeoutExpired:
-        return Trial.FAILED
-    if done.returncode != 0:
-        return Trial.REFUSED
-    # Without an init and without a root the kernel gets so far, and no farther.
-    panicked = b"Kernel panic - not syncing: VFS" in done.stdout
+    with tempfile.TemporaryFile() as log:
+        try:
+            # Not in a with statement, which waits for the end, however long that takes.
+            qemu = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.DEVNULL
+            )
+        except OSError:
+            return Trial.REFUSED
+        try:
+            status = qemu.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return Trial.FAILED if _end(qemu) else Trial.STUCK
+        except BaseException:
+            _end(qemu)
+            raise
+        if status != 0:
+            return Trial.REFUSED
+        log.seek(0)
+        # Without an init and without a root the kernel gets so far, and no farther.
+        panicked = b"Kernel panic - not syncing: VFS" in log.read()
     return Trial.BOOTED if panicked else Trial.FAILED
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """Kill *process*; return whether it is gone soon."""
+    process.kill()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _host() -> str:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -391,6 +393,97 @@ def test_qemu_ends_with_a_launcher_that_is_killed(
             assert time.monotonic() < limit
             time.sleep(0.01)
         launcher.kill()
+    ended, _, _ = select.select([descriptor], [], [], 10.0)
+    os.close(descriptor)
+    assert ended
+
+
+def make_qemu(path: Path, *lines: str) -> Path:
+    """Make a program at *path* that stands in for QEMU, and return it."""
+    path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
+    path.chmod(0o755)
+    return path
+
+
+PANICKED = "echo '[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs'"
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome"),
+    [
+        ((PANICKED,), accel.Trial.BOOTED),
+        (("echo booting",), accel.Trial.FAILED),
+        ((PANICKED, "exec sleep 60"), accel.Trial.FAILED),
+        (("echo no KVM >&2", "exit 1"), accel.Trial.REFUSED),
+    ],
+)
+def test_kvm_is_judged_by_how_a_kernel_boots(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: tuple[str, ...],
+    outcome: accel.Trial,
+) -> None:
+    monkeypatch.setattr(accel, "PROGRAM", str(make_qemu(tmp_path / "qemu", *lines)))
+    assert accel.boots(tmp_path / "linux", timeout=2.0) is outcome
+
+
+def test_a_qemu_that_there_is_not_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accel, "PROGRAM", str(tmp_path / "nosuch"))
+    assert accel.boots(tmp_path / "linux") is accel.Trial.REFUSED
+
+
+def test_a_qemu_that_cannot_be_killed_is_left_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is held fast in the host's kernel. KVM is not tried again by such a host."""
+    tried = tmp_path / "tried"
+    program = make_qemu(tmp_path / "qemu", f"echo $$ >> {tried}", "exec sleep 20")
+    monkeypatch.setattr(accel, "PROGRAM", str(program))
+    monkeypatch.setattr(accel, "boots", functools.partial(accel.boots, timeout=0.5))
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda _process: None)
+    begun = time.monotonic()
+    try:
+        assert accel._try_kvm(tmp_path / "linux") == accel.TCG
+        assert time.monotonic() - begun < 10
+    finally:
+        pids = [int(line) for line in tried.read_text().split()]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert len(pids) == 1
+
+
+# Tries KVM by what $PROGRAM names in place of QEMU.
+TRYING = """
+import os
+from pathlib import Path
+from linux_um import accel
+
+accel.PROGRAM = os.environ["PROGRAM"]
+accel.boots(Path("linux"), timeout=60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_qemu_on_trial_ends_with_the_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Whether that can do something about it or not."""
+    said = tmp_path / "pid"
+    program = make_qemu(tmp_path / "qemu", f"echo $$ > {said}.new", f"mv {said}.new {said}",
+                        "exec sleep 60")  # fmt: skip
+    monkeypatch.setenv("PROGRAM", str(program))
+    monkeypatch.setenv("PYTHONPATH", str(repo_root() / "harness"))
+    command = [sys.executable, "-c", TRYING]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as launcher:
+        limit = time.monotonic() + 10
+        while not said.exists():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        descriptor = os.pidfd_open(int(said.read_text()))
+        launcher.send_signal(number)
     ended, _, _ = select.select([descriptor], [], [], 10.0)
     os.close(descriptor)
     assert ended
