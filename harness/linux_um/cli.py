@@ -30,8 +30,8 @@ from . import (
     prove,
 )
 from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
+from .options import check_kernel_options
 from .outcome import EXIT_GONE, EXIT_TAINT
-from .source import check_series
 from .term import PROGRAM, Term
 
 Handler = Callable[[argparse.Namespace, Term], int]
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
             _flush_stdout()  # of --help
             raise
         if hasattr(arguments, "kernel"):
-            check_series(arguments.kernel)
+            check_kernel_options(arguments)
         if hasattr(arguments, "pytest_arguments"):
             arguments.pytest_arguments = unknown
         elif unknown:

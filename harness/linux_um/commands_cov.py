@@ -16,6 +16,7 @@ from .commands_run import ENV_PROFILE, check_tests, pytest_command, run_pytest
 from .coverage import CoverageError
 from .coverage_report import FileShare, Verdict
 from .errors import UsageError
+from .guest import MACHINES
 from .options import ENV_ARCH, add_kernel_options
 from .source import ENV_KERNEL
 from .term import PROGRAM, Term
@@ -92,9 +93,8 @@ def _run_suite(arguments: argparse.Namespace, counts: Path, term: Term) -> int:
     given = list(arguments.pytest_arguments)
     check_tests(given)
     packages.ensure("test", term=term)
+    packages.ensure(*MACHINES[arguments.arch].stages, term=term)
     build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
-    if arguments.arch == kconfig.X86_64:
-        packages.ensure("qemu", term=term)
     rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
     if not arguments.more:
         shutil.rmtree(counts, ignore_errors=True)

@@ -8,14 +8,23 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from typing import Any
 
 from . import build, kconfig, mutants, packages, rootfs
 from .agent import PKSM_DIR, Guest
 from .errors import LinuxUmError, UsageError
-from .guest import DEFAULT_MEM, REPORT, BootOptions, boot, parse_share, run_arguments
-from .options import ENV_ARCH, add_kernel_options, parse_size
+from .guest import (
+    DEFAULT_MEM,
+    MACHINES,
+    REPORT,
+    BootOptions,
+    boot,
+    parse_share,
+    run_arguments,
+)
+from .options import ENV_ARCH, add_kernel_options, hang, parse_size, profile_lines
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
@@ -34,18 +43,18 @@ ENV_PROFILE = "LINUX_UM_PROFILE"
 _WITH_VALUE = ("-k", "-m", "-n", "-o", "-p", "-c", "-W", "-r")
 # The argument of `test` that runs the suite against broken engines.
 MUTANTS = "--mutants"
-TEST_HELP = f"""usage: linux-um test [--profile PROFILE] [--kernel VERSION] [--arch ARCH]
+TEST_HELP = """usage: linux-um test [--profile PROFILE] [--kernel VERSION] [--arch ARCH]
                      [PYTEST ARGUMENT...]
-       linux-um test [--kernel VERSION] [--arch ARCH] {MUTANTS} [-n NUMBER] [PATTERN...]
+       linux-um test [--kernel VERSION] [--arch ARCH] {mutants} [-n NUMBER] [PATTERN...]
 
 Run the suite in harness/tests. Whatever else is given goes to pytest, which
-describes itself by: {sys.executable} -m pytest --help
+describes itself by: {python} -m pytest --help
 
-  --profile PROFILE  fast (PKSM, the default), debug (fast with the kernel's own
-                     checkers: lockdep, DEBUG_VM, kmemleak, UBSAN) or ksm (stock KSM)
-  --kernel VERSION   kernel version (default {DEFAULT_KERNEL})
+  --profile PROFILE  the kernel's configuration, fast where none is given:
+{profiles}
+  --kernel VERSION   kernel version (default {kernel})
   --arch ARCH        um (User-Mode Linux, the default) or x86_64 (under QEMU)
-  {MUTANTS} [PATTERN...]
+  {mutants} [PATTERN...]
                      run the tests against the broken kernels of
                      harness/tests/mutants instead (those for that kernel
                      and machine): they have to fail;
@@ -119,9 +128,10 @@ def add_machine_options(
     )
     parser.add_argument(
         "--cpus",
-        type=int,
+        type=_cpus,
         metavar="NUMBER",
-        help="how many CPUs (default: the profile's); more than one takes --kernel 7.3",
+        help="how many CPUs (default: the profile's); more than one takes --kernel 7.3, "
+        "or --arch x86_64",
     )
     parser.add_argument("--swap", metavar="SIZE", help="give the guest a swap device, in use")
     parser.add_argument(
@@ -166,12 +176,17 @@ def add_machine_options(
     )
 
 
+def _cpus(text: str) -> int:
+    """Return a number of CPUs. Raises UsageError for what no guest has."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_CPUS:
+        raise UsageError(f"--cpus {text}", f"give a number from 1 to {MAX_CPUS}")
+    return int(text)
+
+
 def boot_options(arguments: argparse.Namespace, name: str, timeout: float) -> BootOptions:
     """Return what the options of add_machine_options() ask for. Raises UsageError."""
     if parse_size(arguments.mem) < MIN_MEM_BYTES:
         raise UsageError(f"--mem {arguments.mem} is too little", "give 32M at least")
-    if arguments.cpus is not None and not 1 <= arguments.cpus <= MAX_CPUS:
-        raise UsageError(f"--cpus {arguments.cpus}", f"give a number from 1 to {MAX_CPUS}")
     profile = kconfig.with_cpus(arguments.profile, arguments.cpus or 1, arguments.arch)
     targets = [target for _, target in map(parse_share, arguments.share)]
     for target in targets:
@@ -293,7 +308,7 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um test``: return pytest's exit status."""
     given = list(arguments.pytest_arguments)
     if {"-h", "--help"} & set(given):
-        print(TEST_HELP)
+        print(_test_help())
         return 0
     if MUTANTS not in given:
         check_tests(given)
@@ -306,9 +321,8 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
             patterns, arguments.profile, arguments.kernel, term=term, arch=arguments.arch,
             jobs=jobs, share=share,
         )  # fmt: skip
+    packages.ensure(*MACHINES[arguments.arch].stages, term=term)
     build.ensure_image(arguments.profile, arguments.kernel, term=term, arch=arguments.arch)
-    if arguments.arch == kconfig.X86_64:
-        packages.ensure("qemu", term=term)
     rootfs.ensure_rootfs(term=term, kernel=arguments.kernel)
     command = pytest_command(given)
     environment = dict(os.environ)
@@ -316,6 +330,14 @@ def test_command(arguments: argparse.Namespace, term: Term) -> int:
     environment[ENV_KERNEL] = arguments.kernel
     environment[ENV_ARCH] = arguments.arch
     return run_pytest(command, environment)
+
+
+def _test_help() -> str:
+    """Return what `test --help` prints."""
+    profiles = textwrap.indent("\n".join(hang(profile_lines(), 64)), " " * 21)
+    return TEST_HELP.format(
+        mutants=MUTANTS, python=sys.executable, profiles=profiles, kernel=DEFAULT_KERNEL
+    )
 
 
 def check_tests(given: list[str]) -> None:

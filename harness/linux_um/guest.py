@@ -38,13 +38,14 @@ from .outcome import (
 )
 from .qemu import QemuMachine
 from .rundir import RunDir
-from .source import DEFAULT_KERNEL, default_kernel
+from .source import DEFAULT_KERNEL, default_kernel, series_meant
 from .term import Term
 from .uml import UmlMachine
 from .watch import Watch
 
 __all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest", "parse_share"]
 
+MACHINES: dict[str, type[Machine]] = {kconfig.UM: UmlMachine, kconfig.X86_64: QemuMachine}
 DEFAULT_MEM = "256M"
 DEFAULT_SHARE = "/share"
 # Wall-clock seconds a guest may take from its start to the agent's greeting.
@@ -131,11 +132,9 @@ def _cpus(options: BootOptions) -> int:
         )
     if options.cpus is None:
         return usual
-    if options.cpus > 1 and usual == 1:
-        raise UsageError(
-            f"guests of profile {options.profile} have one CPU",
-            "use --profile smp, or fast or ksm",
-        )
+    kconfig.check_cpus(
+        options.profile, options.cpus, series_meant(options.kernel), options.arch
+    )
     return options.cpus
 
 
@@ -177,6 +176,10 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     term = term if term is not None else _default_term()
     mem_bytes = parse_size(options.mem)
     cpus = _cpus(options)
+    if options.keep_core and options.arch != kconfig.UM:
+        raise UsageError("--keep-core is for User-Mode Linux", f"leave out --arch {options.arch}")
+    # Before the kernel is built, which takes minutes.
+    packages.ensure(*MACHINES[options.arch].stages, term=term)
     image = finished_image(options.profile, options.kernel, term, options.arch)
     initrd = _initrd(options.kernel, term)
     start = _starter(options, image, mem_bytes, term)
@@ -293,9 +296,6 @@ def _starter(
     Raises HostError when it is not.
     """
     if options.arch == kconfig.X86_64:
-        if options.keep_core:
-            raise UsageError("--keep-core is for User-Mode Linux", "leave out --arch x86_64")
-        packages.ensure("qemu", term=term)
         # QEMU counts instructions only where it executes them itself.
         how = accel.TCG if options.time_travel else accel.choose(image.linux, term)
         return functools.partial(QemuMachine, accel=how)

@@ -96,20 +96,8 @@ def texts_of(profile: str, series: str, arch: str = UM) -> tuple[str, ...]:
 
     Raises UsageError when there is no such profile, or not for that series or machine.
     """
+    check(profile, series, arch)
     texts = [path.read_text() for path in fragments(profile, arch)]
-    for text in texts:
-        only = _ARCH.search(text)
-        if only is not None and only.group(1) != arch:
-            raise UsageError(
-                f"profile {profile} is for {only.group(1)} only", f"add --arch {only.group(1)}"
-            )
-        since = _SINCE.search(text)
-        # What UML has only since then, a PC has had for long.
-        if arch == UM and since is not None and numbers(series) < numbers(since.group(1)):
-            raise UsageError(
-                f"profile {profile} needs a kernel from {since.group(1)} on, and this is {series}",
-                "add --kernel with a newer one",
-            )
     gone = absent(series)
     if not gone:
         return tuple(texts)
@@ -117,6 +105,60 @@ def texts_of(profile: str, series: str, arch: str = UM) -> tuple[str, ...]:
         "".join(line for line in text.splitlines(keepends=True) if not gone & parse(line).keys())
         for text in texts
     )
+
+
+def check(profile: str, series: str, arch: str = UM) -> None:
+    """See that there is *profile* for kernels of *series* and for the machine *arch*.
+
+    Raises UsageError.
+    """
+    only = machine_of(profile)
+    if only not in (None, arch):
+        raise UsageError(f"profile {profile} is for {only} only", f"add --arch {only}")
+    needed = since(profile, arch)
+    if needed is not None and numbers(series) < numbers(needed):
+        raise UsageError(
+            f"profile {profile} needs a kernel from {needed} on, and this is {series}",
+            f"add {newer(needed)}",
+        )
+
+
+def machine_of(profile: str) -> str | None:
+    """Return the machine that *profile* is for, or None when it is for all of them."""
+    found = [_ARCH.search(path.read_text()) for path in fragments(profile)]
+    return next((match.group(1) for match in found if match is not None), None)
+
+
+def since(profile: str, arch: str = UM) -> str | None:
+    """Return the series from which on there is what *profile* asks for, or None for any."""
+    # What UML has only since then, a PC has had for long.
+    if arch != UM:
+        return None
+    found = [_SINCE.search(path.read_text()) for path in fragments(profile, arch)]
+    needed = [match.group(1) for match in found if match is not None]
+    return max(needed, key=numbers) if needed else None
+
+
+def newer(series: str) -> str:
+    """Return the options for a kernel that has what User-Mode Linux has from *series* on."""
+    known = (name for name in paths.known_series() if numbers(name) >= numbers(series))
+    return " or ".join([*(f"--kernel {name}" for name in list(known)[:1]), f"--arch {X86_64}"])
+
+
+def summary(profile: str) -> str:
+    """Return what the fragment of *profile* says of it first, and what it is for, in one line."""
+    words: list[str] = []
+    for line in fragments(profile)[-1].read_text().splitlines():
+        if not line.startswith("#") or _is_wish(line):
+            break
+        text = line.removeprefix("#").strip()
+        if not re.match(r"[\w-]+: \S+$|SPDX-", text):
+            words += text.split()
+    first = re.match(r"(.*?)[.;]?(?:(?<=[.;]) |$)", " ".join(words))
+    limits = [f"--arch {only}" for only in [machine_of(profile)] if only is not None]
+    limits += [f"{UM} from Linux {series} on" for series in [since(profile)] if series is not None]
+    said = first.group(1) if first is not None else ""
+    return f"{said} ({', '.join(limits)})" if limits else said
 
 
 def cpus_of(profile: str, arch: str = UM) -> int:
@@ -130,6 +172,18 @@ def with_cpus(profile: str, cpus: int, arch: str = UM) -> str:
     if cpus == 1 or cpus_of(profile, arch) > 1:
         return profile
     return WITH_SMP.get(profile, profile)
+
+
+def check_cpus(profile: str, cpus: int, series: str, arch: str = UM) -> None:
+    """See that guests of *profile* can have *cpus* CPUs. Raises UsageError."""
+    if cpus == 1 or cpus_of(profile, arch) > 1:
+        return
+    fit = [name for name in profiles() if cpus_of(name, arch) > 1]
+    needed = max((since(name, arch) or series for name in fit), key=numbers)
+    mend = f"use --profile {', '.join(fit[:-1])} or {fit[-1]}"
+    if numbers(series) < numbers(needed):
+        mend += f", with {newer(needed)}"
+    raise UsageError(f"guests of profile {profile} have one CPU", mend)
 
 
 def time_travels(profile: str, arch: str = UM) -> bool:
@@ -178,7 +232,11 @@ def merge(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _is_line(line: str) -> bool:
-    return line.startswith("#") or _SET.match(line) is not None
+    return line.startswith("#") or _is_wish(line)
+
+
+def _is_wish(line: str) -> bool:
+    return _SET.match(line) is not None or _UNSET.match(line) is not None
 
 
 def render(wishes: Mapping[str, str]) -> str:

@@ -57,6 +57,8 @@ class MachineOptions:
 class Machine(ABC):
     """A running machine: a process group of its own, and the agent's line."""
 
+    # The stages of packages.py without which it cannot be started.
+    stages: tuple[str, ...]
     # Under which name the guest has its swap device.
     swap_device: str
 

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
+import textwrap
+from collections.abc import Sequence
 
 from . import kconfig
 from .errors import UsageError
-from .source import DEFAULT_KERNEL, default_kernel
+from .source import DEFAULT_KERNEL, check_series, default_kernel, series_meant
 
 DEFAULT_PROFILE = "fast"
 ENV_ARCH = "LINUX_UM_ARCH"
@@ -28,20 +31,53 @@ def default_arch() -> str:
     return arch
 
 
+def _arch(text: str) -> str:
+    """Return the machine of that name. Raises UsageError when there is none."""
+    if text not in kconfig.ARCHES:
+        raise UsageError(f"--arch {text}: no such machine", f"use {' or '.join(kconfig.ARCHES)}")
+    return text
+
+
+@functools.cache
+def profile_lines() -> tuple[str, ...]:
+    """Return a line for each profile there is: its name, and what it is for."""
+    names = [name for name in kconfig.profiles() if name != kconfig.MUTANT_PROFILE]
+    return tuple(f"{name}: {kconfig.summary(name)}" for name in names)
+
+
+def hang(lines: Sequence[str], width: int) -> list[str]:
+    """Return *lines* with what is beyond *width* columns on further ones, which are indented."""
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+
+
+class _Lines(argparse.HelpFormatter):
+    """Leaves the lines of an option's help as they are, where there is more than one."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        lines = text.splitlines()
+        return hang(lines, width) if len(lines) > 1 else super()._split_lines(text, width)
+
+
+class _RawLines(_Lines, argparse.RawDescriptionHelpFormatter):
+    """The same, for a description that is laid out as well."""
+
+
 def add_kernel_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--profile`` and ``--kernel``: which kernel a command is about."""
+    """Add ``--profile``, ``--arch`` and ``--kernel``: which kernel a command is about."""
+    raw = parser.formatter_class is argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = _RawLines if raw else _Lines
+    lines = "\n".join(profile_lines()).replace("%", "%%")
     parser.add_argument(
         "--profile",
         default=os.environ.get("LINUX_UM_PROFILE", DEFAULT_PROFILE),
         metavar="NAME",
-        help="kernel configuration: fast (PKSM, the default), debug (fast with the kernel's own "
-        "checkers: lockdep, DEBUG_VM, kmemleak, UBSAN), cov (fast, counting lines and branches) "
-        "or ksm (stock KSM)",
+        help=f"kernel configuration (default %(default)s), one of:\n{lines}",
     )
     parser.add_argument(
         "--arch",
-        choices=kconfig.ARCHES,
+        type=_arch,
         default=default_arch(),
+        metavar=f"{{{','.join(kconfig.ARCHES)}}}",
         help="the machine: um (User-Mode Linux, the default) or x86_64 (under QEMU)",
     )
     parser.add_argument(
@@ -50,6 +86,36 @@ def add_kernel_options(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help=f"kernel version (default {DEFAULT_KERNEL}); KERNEL_SRC=DIR uses a tree of your own",
     )
+
+
+def check_kernel_options(arguments: argparse.Namespace) -> None:
+    """See that there can be the kernel that is asked for, before anything is done for it.
+
+    Raises UsageError, or SourceError when $KERNEL_SRC is no kernel tree.
+    """
+    check_series(arguments.kernel)
+    if not hasattr(arguments, "profile"):
+        return
+    series = series_meant(arguments.kernel)
+    cpus = getattr(arguments, "cpus", None) or 1
+    profile = kconfig.with_cpus(arguments.profile, cpus, arguments.arch)
+    if profile != arguments.profile:
+        # What it is called does not matter to who has asked for CPUs.
+        needed = kconfig.since(profile, arguments.arch)
+        if needed is not None and kconfig.numbers(series) < kconfig.numbers(needed):
+            raise UsageError(
+                f"--cpus {cpus}: User-Mode Linux {series} has one CPU",
+                f"add {kconfig.newer(needed)}",
+            )
+        if getattr(arguments, "time_travel", False) and not kconfig.time_travels(
+            profile, arguments.arch
+        ):
+            raise UsageError(
+                f"--cpus {cpus}: User-Mode Linux with more than one CPU cannot travel in time",
+                "leave out --time-travel, or add --arch x86_64",
+            )
+    kconfig.check(profile, series, arguments.arch)
+    kconfig.check_cpus(profile, cpus, series, arguments.arch)
 
 
 def only_um(arguments: argparse.Namespace, what: str) -> None:

@@ -40,6 +40,7 @@ MIN_NODE_BYTES = 128 << 20
 class QemuMachine(Machine):
     """A PC of the kind q35 without what a test of memory does not need."""
 
+    stages = ("qemu",)
     swap_device = "/dev/vda"
 
     def __init__(self, options: MachineOptions, rundir: RunDir, *, accel: str) -> None:

@@ -91,6 +91,15 @@ def series_of(version: str) -> str:
     return match.group(1)
 
 
+def series_meant(kernel: str) -> str:
+    """Return the series of *kernel*, or that of ``$KERNEL_SRC``, which is used in its place.
+
+    Raises SourceError or UsageError.
+    """
+    own = os.environ.get("KERNEL_SRC")
+    return series_of(own_tree.kernel_version(Path(own)) if own else kernel)
+
+
 def check_series(kernel: str, whose: str = "") -> None:
     """See that there are patches for a kernel version. Raises UsageError with those there are.
 

@@ -19,6 +19,7 @@ ANSWER_SECONDS = 5.0
 class UmlMachine(Machine):
     """A UML kernel; the line is a pipe each way, and its management console is asked."""
 
+    stages = ()
     swap_device = "/dev/ubdb"
 
     def __init__(self, options: MachineOptions, rundir: RunDir) -> None:

@@ -17,8 +17,11 @@ import pytest
 
 from linux_um import (
     build,
+    cli,
     doctor,
     errors,
+    kconfig,
+    options,
     packages,
     paths,
 )
@@ -113,6 +116,75 @@ def test_an_unknown_option_is_told_by_the_command_it_was_given_to() -> None:
     assert result.stderr.startswith("usage: linux-um run ")
     last = result.stderr.splitlines()[-1]
     assert last == "linux-um: unrecognized arguments: --nosuch; see linux-um run --help"
+
+
+# What the environment may say otherwise.
+PLAIN = ("--profile", "fast", "--kernel", "6.12", "--arch", "um")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run", "--cpus", "0"], "--cpus 0; give a number from 1 to 8"),
+        (["run", "--cpus", "99"], "--cpus 99; give a number from 1 to 8"),
+        (["boot", "--cpus", "-1"], "--cpus -1; give a number from 1 to 8"),
+        (["fuzz", "--cpus", "two"], "--cpus two; give a number from 1 to 8"),
+        *(([command, *PLAIN, "--cpus", "2"],
+           "--cpus 2: User-Mode Linux 6.12 has one CPU; add --kernel 7.3 or --arch x86_64")
+          for command in ("run", "boot", "fuzz", "soak", "gdb")),
+        (["run", *PLAIN, "--kernel", "7.3", "--cpus", "2", "--time-travel"],
+         "--cpus 2: User-Mode Linux with more than one CPU cannot travel in time; leave out "
+         "--time-travel, or add --arch x86_64"),
+        (["run", *PLAIN, "--profile", "off", "--cpus", "2"],
+         "guests of profile off have one CPU; use --profile smp, smp-debug or smp-ksm, with "
+         "--kernel 7.3 or --arch x86_64"),
+        (["run", *PLAIN, "--profile", "off", "--cpus", "2", "--kernel", "7.3"],
+         "guests of profile off have one CPU; use --profile smp, smp-debug or smp-ksm"),
+        *(([command, *PLAIN, "--profile", "smp"],
+           "profile smp needs a kernel from 7.0 on, and this is 6.12; add --kernel 7.3 or --arch "
+           "x86_64")
+          for command in ("run", "build", "test")),
+        *(([command, "--arch", "arm"], "--arch arm: no such machine; use um or x86_64")
+          for command in ("run", "boot", "test", "build", "fuzz", "bench", "cov")),
+    ],
+)  # fmt: skip
+def test_a_machine_that_there_cannot_be_is_one_line_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], line: str
+) -> None:
+    """Before packages, source or kernel are seen to."""
+    for name in ("KERNEL_SRC", "LINUX_UM_TARBALL"):
+        monkeypatch.delenv(name, raising=False)
+    command = ["--", "true"] if words[0] == "run" else []
+    result = launch(*words, *command, LINUX_UM_CACHE=str(tmp_path))
+    assert result.stderr == f"linux-um: {line}\n"
+    assert result.returncode == errors.EXIT_LAUNCHER
+    assert not list(tmp_path.glob("*.json")) and not (tmp_path / "lock").exists()
+
+
+def test_the_cpus_of_a_tree_of_ones_own_are_by_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever --kernel says."""
+    words = ["--cpus", "2", "--profile", "fast", "--kernel", "6.12", "--arch", "um", "--", "true"]
+    made = cli.build_parser().parse_args(["run", *words])
+    (tmp_path / "Makefile").write_text("VERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 1\n")
+    monkeypatch.setenv("KERNEL_SRC", str(tmp_path))
+    options.check_kernel_options(made)
+    monkeypatch.delenv("KERNEL_SRC")
+    with pytest.raises(errors.UsageError, match="--cpus 2: User-Mode Linux 6.12 has one CPU"):
+        options.check_kernel_options(made)
+
+
+@pytest.mark.parametrize("command", ["run", "boot", "test", "build", "fuzz", "gdb", "bench", "cov"])
+def test_help_has_every_profile_with_what_it_is_for(command: str) -> None:
+    """In the words of its fragment."""
+    text = " ".join(launch(command, "--help").stdout.split())
+    names = {path.stem for path in paths.config_dir().glob("*.config")}
+    for name in names - {"base", "mutant"}:
+        assert f" {name}: {kconfig.summary(name)} " in text, name
+    assert kconfig.summary("fast").startswith("The default profile: PKSM")
+    assert kconfig.summary("kcsan").endswith(" (--arch x86_64)")
+    assert kconfig.summary("smp").endswith(" (um from Linux 7.0 on)")
 
 
 def test_help_lists_the_exit_statuses() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import io
 import os
 import re
 import select
@@ -19,7 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import accel, build, guest, packages, protocol, races, rundir  # noqa: E402
+from linux_um import accel, build, cli, guest, packages, protocol, races, rundir  # noqa: E402
 from linux_um.commands_run import check_tests, pytest_command  # noqa: E402
 from linux_um.errors import (  # noqa: E402
     BootError,
@@ -339,6 +340,36 @@ def test_time_travel_is_never_by_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyP
         words = qemu_command(wishes, 7, start.keywords["accel"])  # type: ignore[attr-defined]
         assert words[words.index("-accel") + 1] == wanted
         assert ("-icount" in words) is travels
+
+
+def test_what_starts_a_machine_is_seen_to_before_its_kernel_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A build takes minutes; and whoever cannot have a core dump need not wait for it, either."""
+
+    def ensure(*stages: str, term: Term) -> None:
+        if "qemu" in stages:
+            raise HostError("missing packages: qemu-system-x86", "")
+
+    def build_it(*_: object) -> None:
+        raise AssertionError("the kernel was built first")
+
+    monkeypatch.setattr(packages, "ensure", ensure)
+    monkeypatch.setattr(guest, "finished_image", build_it)
+    with pytest.raises(HostError, match="qemu-system-x86"):
+        with guest.boot(guest.BootOptions(arch="x86_64"), term=Term(quiet=True)):
+            pass
+    with pytest.raises(UsageError, match="--keep-core is for User-Mode Linux"):
+        with guest.boot(guest.BootOptions(arch="x86_64", keep_core=True), term=Term(quiet=True)):
+            pass
+    for module, command in ((build, "test"), (build, "cov")):
+        monkeypatch.setattr(module, "ensure_image", lambda *_, **__: build_it())
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", said)
+        words = [command, "--arch", "x86_64", "--kernel", "6.12", "--profile",
+                 "cov" if command == "cov" else "fast"]  # fmt: skip
+        assert cli.main(words) == 125
+        assert said.getvalue() == "linux-um: missing packages: qemu-system-x86\n"
 
 
 def test_a_machine_that_there_is_not_is_one_line() -> None:
