@@ -45,7 +45,6 @@ def test_r49_pages_born_this_way_enter_and_merge(guest: Guest, way: str) -> None
 
 
 @pytest.mark.regression("R49")
-@pytest.mark.swap
 @pytest.mark.parametrize("way", SWAP_WAYS)
 def test_r49_pages_that_come_back_from_swap_enter_and_merge(boot_fresh: BootFresh, way: str) -> None:
     guest = boot_fresh(swap="64M")

@@ -100,7 +100,6 @@ def test_the_cases_of_a_fault(guest: Guest) -> None:
     pages.finish()
 
 
-@pytest.mark.swap
 def test_a_swap_in_is_followed(boot_fresh: BootFresh) -> None:
     """The PTE is a swap entry; the page is read, and mapped."""
     guest = boot_fresh(swap="64M")
@@ -122,7 +121,6 @@ def test_a_swap_in_is_followed(boot_fresh: BootFresh) -> None:
     pages.finish()
 
 
-@pytest.mark.swap
 def test_a_watched_page_that_comes_back_from_swap(boot_fresh: BootFresh) -> None:
     """Its PTE is writable now, so that nobody would be told of a write: it counts as one."""
     guest = boot_fresh(swap="64M")

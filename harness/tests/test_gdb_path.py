@@ -141,7 +141,6 @@ def test_a_merged_page_and_exec(guest: Guest) -> None:
     pages.finish()
 
 
-@pytest.mark.swap
 def test_swap_in(boot_fresh: BootFresh) -> None:
     """A page that comes back from the swap device."""
     guest = boot_fresh(swap="64M")

@@ -23,11 +23,7 @@ pytestmark = pytest.mark.needs_pksm
     reason=f"the sessions of walkthrough.md are those of Linux {DEFAULT_KERNEL}",
 )
 @pytest.mark.parametrize(
-    "capture",
-    [
-        pytest.param(capture, marks=[pytest.mark.swap] if capture.swap else [], id=capture.name)
-        for capture in walklab.CAPTURES
-    ],
+    "capture", [pytest.param(capture, id=capture.name) for capture in walklab.CAPTURES]
 )
 def test_session_is_what_the_kernel_does(
     capture: walklab.Capture, boot_fresh: BootFresh, request: pytest.FixtureRequest

@@ -155,7 +155,6 @@ def test_r52_forks_and_exits_while_pages_become_merged_are_counted(
     check_sharing(guest)
 
 
-@pytest.mark.swap
 def test_swapped_out_and_in_again_they_are_counted(boot_fresh: BootFresh) -> None:
     """Also those merged pages that only the swap cache has for a while."""
     guest = boot_fresh(swap="128M")

@@ -22,7 +22,7 @@ from lab import (
 )
 from linux_um import kconfig
 
-pytestmark = [pytest.mark.needs_pksm, pytest.mark.swap]
+pytestmark = pytest.mark.needs_pksm
 
 TRIES = 3
 

@@ -61,7 +61,6 @@ def test_two_hoards_have_no_more_in_common_than_is_said(guest: Guest) -> None:
 
 
 @pytest.mark.needs_pksm
-@pytest.mark.swap
 def test_births_says_how_its_ways_by_swap_are_run(boot_fresh: BootFresh) -> None:
     """By commands that work."""
     guest = boot_fresh(swap="64M")
