@@ -21,7 +21,7 @@ from typing import Any
 from . import kconfig, laws
 from .errors import BootError, HostError, LinuxUmError
 from .fuzz_shrink import Shrinker, about, pages_of
-from .guest import CONSOLE, BootOptions, Guest, boot
+from .guest import CONSOLE, MACHINES, BootOptions, Guest, boot
 from .guest_setup import RAM_SWAP_DEVICE, memory_group, ram_swap
 from .outcome import CommandFailed, GuestOops, outcome_of
 from .paths import cache_root, ensure_dir
@@ -108,7 +108,7 @@ class Fuzzer:
             if lines is not None:
                 (share / SCRIPT).write_text("".join(f"{line}\n" for line in lines))
             options = replace(self.options, shares=[(name, SHARE)])
-            if options.arch == kconfig.UM:
+            if MACHINES[options.arch].repeatable:
                 options = replace(options, append=(*options.append, SECRET))
             with boot(options, term=self.term) as guest:
                 yield guest, share

@@ -48,8 +48,6 @@ __all__ = ["BootOptions", "Completed", "Guest", "Process", "boot", "boot_guest",
 MACHINES: dict[str, type[Machine]] = {kconfig.UM: UmlMachine, kconfig.X86_64: QemuMachine}
 DEFAULT_MEM = "256M"
 DEFAULT_SHARE = "/share"
-# Wall-clock seconds a guest may take from its start to the agent's greeting.
-BOOT_SECONDS = {kconfig.UM: 60.0, kconfig.X86_64: 300.0}
 # Attribute of an exception that holds the report of the guest it came from.
 REPORT = "linux_um_report"
 # And of one that holds its whole console log.
@@ -176,10 +174,11 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     term = term if term is not None else _default_term()
     mem_bytes = parse_size(options.mem)
     cpus = _cpus(options)
-    if options.keep_core and options.arch != kconfig.UM:
+    kind = MACHINES[options.arch]
+    if options.keep_core and not kind.debuggable:
         raise UsageError("--keep-core is for User-Mode Linux", f"leave out --arch {options.arch}")
     # Before the kernel is built, which takes minutes.
-    packages.ensure(*MACHINES[options.arch].stages, term=term)
+    packages.ensure(*kind.stages, term=term)
     image = finished_image(options.profile, options.kernel, term, options.arch)
     initrd = _initrd(options.kernel, term)
     start = _starter(options, image, mem_bytes, term)
@@ -215,11 +214,11 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
             watch.serve(guest)
             if options.keep_core:
                 keeper = CoreKeeper(rundir.path, machine.pid, Kernel.of(image), term=term)
-            guest.wait_boot(min(BOOT_SECONDS[options.arch], options.timeout))
+            guest.wait_boot(min(machine.boot_seconds, options.timeout))
             if keeper is not None:
                 keeper.wait_attached()
             _prepare(guest, machine, options)
-            if options.arch == kconfig.UM and wait_for_debugger(machine.pid, rundir.path):
+            if machine.debuggable and wait_for_debugger(machine.pid, rundir.path):
                 guest.lift_limits()
             yield guest
             _leave_counts(guest, image)

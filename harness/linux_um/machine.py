@@ -55,12 +55,43 @@ class MachineOptions:
 
 
 class Machine(ABC):
-    """A running machine: a process group of its own, and the agent's line."""
+    """A running machine: a process group of its own, and the agent's line.
+
+    Whoever has to know in what kinds of machines differ asks for one of these traits.
+    """
 
     # The stages of packages.py without which it cannot be started.
     stages: tuple[str, ...]
+    # Whether its process is the guest's kernel, which the host's gdb can look at.
+    debuggable: bool
+    # Whether the traces in its log have addresses, so that lines of source are found by them.
+    trace_addresses: bool
+
+    # Wall-clock seconds that it may take, on a busy host, from its start to the agent's greeting.
+    boot_seconds: float
+    # Wall-clock seconds in which it has always booted and begun to work, on any other.
+    usual_seconds: float
+    # Whether it may be emulated, so that whatever it does takes many times as long.
+    slow: bool
+    # Seconds of a guest's time that go by in a moment when they are skipped.
+    skipped_seconds: int
+    # Whether, under time travel, its clock and what a task is charged for are the same
+    # whatever else the host does.
+    exact_time: bool
+    # Whether, under time travel, a guest does the same again that does not draw lots.
+    repeatable: bool
+
+    # MiB of memory that its kernel takes for itself, beyond what User-Mode Linux does.
+    kernel_mib: int
+    # Whether each page that a process maps is a mapping of the host's, which has a limit.
+    host_mappings: bool
+    # Whether most of the work of a walk over the mappings of a page is done once, and not
+    # for each mapping.
+    walks_once: bool
     # Under which name the guest has its swap device.
     swap_device: str
+    # Whether its disks are a thread of the host's, which does a write beside the kernel.
+    disk_thread: bool
 
     def __init__(self, options: MachineOptions, rundir: RunDir) -> None:
         """Make ready; the constructor of a kind of machine goes on by :meth:`_start`."""

@@ -41,7 +41,21 @@ class QemuMachine(Machine):
     """A PC of the kind q35 without what a test of memory does not need."""
 
     stages = ("qemu",)
+    debuggable = False
+    trace_addresses = False
+    boot_seconds = 300.0
+    usual_seconds = 30.0
+    slow = True
+    # It has timers of its own: an hour of its clock takes seconds of ours.
+    skipped_seconds = 14400
+    # It counts instructions.
+    exact_time = True
+    repeatable = False
+    kernel_mib = 20
+    host_mappings = False
+    walks_once = False
     swap_device = "/dev/vda"
+    disk_thread = False
 
     def __init__(self, options: MachineOptions, rundir: RunDir, *, accel: str) -> None:
         """Start it by the accelerator *accel* (kvm or tcg). Raises HostError."""

@@ -20,7 +20,19 @@ class UmlMachine(Machine):
     """A UML kernel; the line is a pipe each way, and its management console is asked."""
 
     stages = ()
+    debuggable = True
+    trace_addresses = True
+    boot_seconds = 60.0
+    usual_seconds = 5.0
+    slow = False
+    skipped_seconds = 86400
+    exact_time = False
+    repeatable = True
+    kernel_mib = 0
+    host_mappings = True
+    walks_once = True
     swap_device = "/dev/ubdb"
+    disk_thread = True
 
     def __init__(self, options: MachineOptions, rundir: RunDir) -> None:
         """Start it, as :meth:`Machine._start` says. Raises HostError."""

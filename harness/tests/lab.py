@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pytest
 from linux_um import guest_setup
-from linux_um.guest import Guest, Process
+from linux_um.guest import MACHINES, Guest, Process
 from linux_um.laws import (
     CHECK_FILE as CHECK_FILE,
     LOOKS as LOOKS,
@@ -27,6 +28,7 @@ from linux_um.laws import (
     meminfo as meminfo,
     settle as settle,
 )
+from linux_um.machine import Machine
 
 PAGES_PER_MIB = 256
 # A memory cgroup, once group() has made it.
@@ -110,6 +112,11 @@ class Report:
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)
+
+
+def machine_of(config: pytest.Config) -> type[Machine]:
+    """Return the kind of machine that the guests are."""
+    return MACHINES[config.getoption("--arch")]
 
 
 def parse_report(stdout: str) -> Report:

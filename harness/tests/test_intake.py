@@ -18,6 +18,7 @@ from lab import (
     baseline,
     counters,
     group,
+    machine_of,
     one_cpu,
     pageops,
     parse_report,
@@ -26,7 +27,6 @@ from lab import (
     swap_device,
     tracked,
 )
-from linux_um import kconfig
 from linux_um.guest import Guest
 
 pytestmark = pytest.mark.needs_pksm
@@ -203,7 +203,7 @@ def test_r47_r52_pages_freed_by_an_interrupt_leave_the_engine(
     before = settle(guest)
     in_flight = 0
     # A device that has a CPU to itself is done with a write before its memory goes.
-    if pytestconfig.getoption("--arch") == kconfig.UM:
+    if machine_of(pytestconfig).disk_thread:
         on_one_cpu(guest)
     # Where each is done all the same: once more.
     for _ in range(6):

@@ -21,9 +21,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lab import BootFresh  # noqa: E402
-from linux_um import build, kconfig  # noqa: E402
+from linux_um import build  # noqa: E402
 from linux_um.errors import GuestHang, GuestTimeout  # noqa: E402
-from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.guest import MACHINES, Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.options import DEFAULT_PROFILE, default_arch  # noqa: E402
 from linux_um.outcome import TAIL_LINES, CommandFailed, GuestOops  # noqa: E402
@@ -344,9 +344,8 @@ def test_time_travel_makes_waiting_free(runs: Path) -> None:
 )
 def test_a_time_out_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence[str]) -> None:
     """On a time-out the kernel tells its state before it is ended."""
-    # A PC that is emulated may take so long for its boot alone.
-    limit = "5" if default_arch() == kconfig.UM else "30"
-    done = launch("run", "--timeout", limit, *words)
+    limit = MACHINES[default_arch()].usual_seconds
+    done = launch("run", "--timeout", f"{limit:g}", *words)
     assert done.returncode == 124, done.stderr[-2000:]
     log = (run_directory(done.stderr) / "console.log").read_text(errors="replace")
     assert "sysrq: Show State" in log
@@ -374,9 +373,9 @@ def test_a_panic_is_134_with_its_trace(runs: Path) -> None:
     done = launch("run", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
     assert done.returncode == 134
     assert b"outcome: panic" in done.stderr
-    # A PC's kernel names functions, and no addresses that could be looked up.
-    um = default_arch() == kconfig.UM
-    assert b"sysrq_handle_crash" + (b" at drivers/tty/sysrq.c:" if um else b"+0x") in done.stderr
+    # Where there is no address that could be looked up the function is named.
+    place = b" at drivers/tty/sysrq.c:" if MACHINES[default_arch()].trace_addresses else b"+0x"
+    assert b"sysrq_handle_crash" + place in done.stderr
     assert b"./linux-um run --profile" in done.stderr
     shown = shown_of_the_log(done.stderr)
     assert "sysrq: Trigger a crash" not in "".join(shown)

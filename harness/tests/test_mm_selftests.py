@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import MOST_EAGER, BootFresh, check_structures
-from linux_um import build, kconfig
+from lab import MOST_EAGER, BootFresh, check_structures, machine_of
+from linux_um import build
 from linux_um.guest import Completed, Guest
 from linux_um.selftests import build_selftest
 from linux_um.source import default_kernel
@@ -34,7 +34,7 @@ HUGE_PAGES = 64
 # How often at most the rounds of one are repeated until pages of it have been merged.
 MOST_TURNS = 10
 # One CPU has to be shared with pksmd; two take turns by themselves, and slowly, emulated.
-POKE_MS = {kconfig.UM: 1, kconfig.X86_64: 20}
+POKE_MS, SLOW_POKE_MS = 1, 20
 # A program asks twice what a page is, and gives up when it hears two things: between them
 # a large folio may have been split, while which migration entries stand for its pages.
 UNMATCHED = "read and ioctl return unmatched results"
@@ -51,11 +51,12 @@ Subtests = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Selftest:
-    """A program with its arguments, how often UML runs it under PKSM, and with which settings.
+    """A program with its arguments, and with which settings it is run under PKSM.
 
-    ``merges`` says that pages of it are merged. ``excused`` has texts of subtests that may
-    be skipped there, since what they prepare is undone before they come to their point, or
-    here, since it is not.
+    It is run ``rounds`` times, or once by a machine that is slow; there not at all if it is
+    ``long``. ``merges`` says that pages of it are merged. ``excused`` has texts of subtests
+    that may be skipped there, since what they prepare is undone before they come to their
+    point, or here, since it is not.
     """
 
     command: str
@@ -63,6 +64,7 @@ class Selftest:
     merges: bool = True
     excused: tuple[str, ...] = ()
     cpus: int | None = None
+    long: bool = False
     settings: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -93,8 +95,8 @@ SELFTESTS = [
     case("madv_populate", rounds=3),
     case("mremap_test -t 4"),
     case("mremap_dontunmap", rounds=10),
-    case("uffd-unit-tests", "CONFIG_UML"),
     # All of them take a PC that is emulated many minutes.
+    case("uffd-unit-tests", long=True),
     case("uffd-unit-tests -f move", "CONFIG_MEM_SOFT_DIRTY"),
     case("uffd-unit-tests -f wp-", "CONFIG_PTE_MARKER_UFFD_WP"),
     case("uffd-stress anon 20 4"),
@@ -202,7 +204,9 @@ def show(done: Completed) -> str:
 def test_each_subtest_ends_as_on_the_stock_kernel(
     request: pytest.FixtureRequest, boot_fresh: BootFresh, selftest: Selftest
 ) -> None:
-    arch = request.config.getoption("--arch")
+    slow = machine_of(request.config).slow
+    if slow and selftest.long:
+        pytest.skip("it takes this machine many minutes")
     stock = run(prepare(boot_fresh, selftest, profile="ksm"), selftest)
     expected = subtests(stock.stdout)
     assert stock.status != SKIP and any(result in GOOD for _, result in expected), (
@@ -213,10 +217,10 @@ def test_each_subtest_ends_as_on_the_stock_kernel(
     for name, value in {**MOST_EAGER, **dict(selftest.settings)}.items():
         guest.set_pksm(name, value)
     guest.sh("renice -n -20 -p $(pidof pksmd)")
-    decoy = guest.start(["everybyte", "--poke", str(POKE_MS[arch])])
+    decoy = guest.start(["everybyte", "--poke", str(SLOW_POKE_MS if slow else POKE_MS)])
     decoy.wait_output("holding")
     before = {name: guest.pksm(name) for name in ("pages_scanned", "pages_merged")}
-    rounds = selftest.rounds if arch == kconfig.UM else 1
+    rounds = 1 if slow else selftest.rounds
     for turn in range(MOST_TURNS * rounds):
         # Where the clock does not wait for pksmd, a short program may have ended before it.
         merged = guest.pksm("pages_merged") > before["pages_merged"]

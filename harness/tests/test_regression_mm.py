@@ -19,6 +19,7 @@ from lab import (
     counters,
     group,
     hold_memdup,
+    machine_of,
     pageops,
     parse_report,
     ram_swap,
@@ -26,7 +27,6 @@ from lab import (
     vmstat,
     workload,
 )
-from linux_um import kconfig
 from linux_um.guest import Guest, Process
 from test_migrate import FILLER, ISLANDS
 
@@ -219,8 +219,7 @@ def test_r4_out_of_memory_while_unmerging_is_no_deadlock(
     boot_fresh: BootFresh, pytestconfig: pytest.Config
 ) -> None:
     """R4: run=2 needs twice the memory there is. It ends, and so does who is killed for it."""
-    # A PC's kernel takes 20 MiB more.
-    guest = boot_fresh(mem="64M" if pytestconfig.getoption("--arch") == kconfig.UM else "84M")
+    guest = boot_fresh(mem=f"{64 + machine_of(pytestconfig).kernel_mib}M")
     before = baseline(settle(guest))
     jobs = []
     # One after another: together they would not fit before they are merged.

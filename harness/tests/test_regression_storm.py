@@ -11,7 +11,19 @@ import json
 from typing import Any
 
 import pytest
-from lab import GROUP, BootFresh, Figure, baseline, group, has_file, kin, ram_swap, settle, workload
+from lab import (
+    GROUP,
+    BootFresh,
+    Figure,
+    baseline,
+    group,
+    has_file,
+    kin,
+    machine_of,
+    ram_swap,
+    settle,
+    workload,
+)
 from linux_um import kconfig
 from linux_um.guest import Guest
 from linux_um.source import default_kernel, series_of
@@ -64,9 +76,8 @@ def test_r13_a_page_in_100000_places_is_found_as_fast_as_any(
     pages = said["counters"]["pages_shared"]
     assert MAPPINGS // bound <= pages <= 2 * MAPPINGS // bound + 64
     figure("rmap walk of a content in 100000 places, to one in two", f"{ratio(said):.1f}×")
-    # UML does most of the work of a walk once; a PC does it for each mapping.
-    um = pytestconfig.getoption("--arch") == kconfig.UM
-    assert ratio(said) < (ABOUT_THE_SAME * 2 if um else bound / 2)
+    once = machine_of(pytestconfig).walks_once
+    assert ratio(said) < (ABOUT_THE_SAME * 2 if once else bound / 2)
     assert baseline(settle(guest)) == before
 
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import cost_of_time, counters, hold_memdup, pageops, release, settle
-from linux_um import kconfig
+from lab import cost_of_time, counters, hold_memdup, machine_of, pageops, release, settle
 from linux_um.guest import Guest
 
 # Hours and days of the guest's time pass.
@@ -24,11 +23,8 @@ def ages(guest: Guest) -> dict[str, list[int]]:
 
 
 def test_when_nothing_changes_nothing_is_done(guest: Guest, pytestconfig: pytest.Config) -> None:
-    """A day costs what twenty minutes cost: the pages of the sleep itself.
-
-    A PC's kernel has timers of its own, and an hour of its clock takes seconds of ours.
-    """
-    day = 86400 if pytestconfig.getoption("--arch") == kconfig.UM else 14400
+    """A day, or what can be skipped of it, costs what twenty minutes cost: the sleep's own pages."""
+    day = machine_of(pytestconfig).skipped_seconds
     job = hold_memdup(guest, "--procs", "2", "--mib", "4", "--dup", "50", "--unique", "50",
                       "--rewrite", "0")  # fmt: skip
     (scanned, wakings), (day_scanned, day_wakings) = cost_of_time(guest, 1200, 1200, day)

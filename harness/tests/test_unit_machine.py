@@ -20,7 +20,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import accel, build, cli, guest, packages, protocol, races, rundir  # noqa: E402
+from linux_um import (  # noqa: E402
+    accel,
+    build,
+    cli,
+    guest,
+    kconfig,
+    packages,
+    protocol,
+    races,
+    rundir,
+)
 from linux_um.commands_run import check_tests, pytest_command  # noqa: E402
 from linux_um.errors import (  # noqa: E402
     BootError,
@@ -47,7 +57,7 @@ from linux_um.outcome import (  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.protocol import Frame, FrameReader, ProtocolError, ToGuest, ToHost  # noqa: E402
 from linux_um.options import parse_size  # noqa: E402
-from linux_um.machine import MachineOptions  # noqa: E402
+from linux_um.machine import Machine, MachineOptions  # noqa: E402
 from linux_um.qemu import qemu_command  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 from linux_um.uml import machine_command  # noqa: E402
@@ -340,6 +350,22 @@ def test_time_travel_is_never_by_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyP
         words = qemu_command(wishes, 7, start.keywords["accel"])  # type: ignore[attr-defined]
         assert words[words.index("-accel") + 1] == wanted
         assert ("-icount" in words) is travels
+
+
+def test_every_kind_of_machine_has_every_trait() -> None:
+    """With a value of its own: none is left to be looked for when a test asks."""
+    assert set(guest.MACHINES) == set(kconfig.ARCHES)
+    for kind in guest.MACHINES.values():
+        assert set(Machine.__annotations__) <= set(vars(kind)), kind
+
+
+def test_what_is_known_of_machines_is_asked_of_them() -> None:
+    """And not by their names in each place, nor by a symbol that only one of them happens to have."""
+    harness = repo_root() / "harness"
+    files = [path for path in (harness / "tests").glob("test_*.py") if "test_unit_" not in path.name]
+    for path in (*files, harness / "tests/lab.py", harness / "linux_um/fuzz.py"):
+        found = re.search(r'[=!]= kconfig\.(UM|X86_64)|"CONFIG_(UML|PVH)"', path.read_text())
+        assert found is None, f"{path.name}: {found}"
 
 
 def test_what_starts_a_machine_is_seen_to_before_its_kernel_is_built(
