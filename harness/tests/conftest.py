@@ -44,7 +44,6 @@ MARKERS = (
     "needs_pksm: the guest's kernel must have PKSM",
     "needs_ksm: boots the profile with stock KSM",
     "needs_debug_info: gdb looks at the kernel, as it does in each test_gdb_*.py",
-    "swap: the guest gets a swap device",
     "real_time: the guest runs in real time",
     "needs_smp: the guest has more than one CPU",
     "needs_config(symbol, ...): the guest's kernel has each of these symbols",
