@@ -200,12 +200,14 @@ def dmesg(console: str) -> str:
 
 
 def host_complaint(console: str) -> str:
-    """Return the line in which UML says what it misses on the host."""
+    """Return the line in which UML says what it misses on the host; empty when it says nothing."""
     lines = [line.strip() for line in console.splitlines() if line.strip()]
+    # The launcher's own head.
+    lines = [line for line in lines if not line.startswith("# ")]
     for line in lines:
         if re.search(r"noexec|not permitted|No space|Cannot|[Cc]ouldn't|failed|errno", line):
             return line
-    return lines[-1] if lines else "no output at all"
+    return lines[-1] if lines else ""
 
 
 def powered_down(console: str) -> bool:
@@ -222,10 +224,16 @@ def judge_end(status: int, console: str, *, booted: bool) -> LinuxUmError:
     panics = [finding for finding in scan(console) if finding.kind == "panic"]
     said = panics[0].text if panics else ""
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
+    complaint = host_complaint(console)
+    if not booted and not started(console) and complaint:
+        return HostError(
+            f"User-Mode Linux cannot start here: {complaint}",
+            "./linux-um doctor says what it needs",
+        )
     if not booted and not started(console):
         return HostError(
-            f"User-Mode Linux cannot start here: {host_complaint(console)}",
-            "./linux-um doctor says what it needs",
+            f"the guest's kernel ended ({how}) before its first word",
+            "give it more memory with --mem; ./linux-um doctor says what it needs of the host",
         )
     if not booted:
         return BootError(f"the guest did not boot: {said or 'it ended with ' + how}")

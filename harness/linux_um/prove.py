@@ -134,7 +134,7 @@ def parts(directory: Path) -> list[Part]:
         Part("pc-mutants", "each engine broken on x86_64 is found out",
              ("test", "--arch", "x86_64", "--mutants")),
         Part("races", "two CPUs under KCSAN",
-             ("test", "--arch", "x86_64", "--profile", "kcsan", *meetings)),
+             ("test", "--arch", "x86_64", "--profile", "kcsan", "-n", "1", *meetings)),
         Part("smp-debug", "two CPUs under KASAN and lockdep, Linux 7.3",
              ("test", *newest, "--profile", "smp-debug", "-n", "1", *meetings)),
     ]  # fmt: skip
