@@ -50,7 +50,10 @@ for turn in range({TRIES}):
         break
     except gdb.error as error:
         print(error)
+    try:
         gdb.execute("signal 0")
+    except gdb.error as error:
+        print(error)
 end""",
     "continue",
 )

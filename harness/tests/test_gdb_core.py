@@ -71,7 +71,7 @@ def test_a_core_dump_that_fails_is_tried_again(
     """As when gdb finds a process of UML gone, of which it has not been told yet."""
     fails_once = [
         command.replace("for turn in", "turns = []\nfor turn in").replace(
-            "    try:\n", "    try:\n        turns.append(turn) or turns[1]\n"
+            "    try:\n", "    try:\n        turns.append(turn) or turns[1]\n", 1
         ).replace("gdb.error", "(gdb.error, IndexError)")
         for command in gdb_core.COMMANDS
     ]  # fmt: skip
