@@ -152,7 +152,7 @@ def scan(console: str) -> list[Finding]:
 
 def _race_counts(lines: list[str]) -> bool:
     """Return whether the report of KCSAN that begins *lines* is of a race that is not known."""
-    return not races.is_known(races.pair_of(lines[0])) or of_the_engine(_race(lines))
+    return races.pair_of(lines[0]) not in races.known() or of_the_engine(_race(lines))
 
 
 def _race(lines: list[str]) -> set[str]:

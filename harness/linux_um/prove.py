@@ -123,7 +123,7 @@ def parts(directory: Path) -> list[Part]:
         Part("newest", "Linux 7.3, in the default profile", ("test", *newest)),
         Part("smp-ksm", "stock KSM loses no byte on two CPUs, with the patches to arch/um",
              ("test", *smp_ksm, *_tests("smp"))),
-        Part("smp-mutants", "each of these patches that is broken is found out",
+        Part("smp-mutants", "what only two CPUs can find out, broken",
              ("test", *newest, "--mutants", "smp-*")),
         Part("ksm-mutants", "without the first of them stock KSM loses bytes as well",
              ("test", *smp_ksm, "--mutants", "smp-no-shootdown")),

@@ -16,8 +16,6 @@ from .paths import repo_root
 
 # Who has raced, by name: two functions in order, or one where KCSAN knows of no other.
 Pair = tuple[str, ...]
-# In a line: whoever else.
-ANYBODY = "*"
 
 _TITLE = re.compile(r"^BUG: KCSAN: data-race in (\S+)(?: / (\S+))?$")
 # What follows a function's name: the place in it, and what the compiler has made of it.
@@ -59,11 +57,6 @@ def parse(text: str) -> dict[Pair, str]:
             raise RaceError(f"line {number}: {found[1]} is there twice", "remove one")
         known[pair] = found[2]
     return known
-
-
-def is_known(pair: Pair) -> bool:
-    """Return whether the list has *pair*, or one of it with whoever else."""
-    return pair in known() or any(_pair((one, ANYBODY)) in known() for one in pair)
 
 
 def list_path() -> Path:

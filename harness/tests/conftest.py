@@ -90,8 +90,9 @@ def pytest_configure(config: pytest.Config) -> None:
 class Offer:
     """What the kernel and the guests of a profile and a machine have, for tests to ask for."""
 
-    def __init__(self, profile: str, arch: str) -> None:
-        self._profile, self._arch = profile, arch
+    def __init__(self, profile: str, arch: str, *, build: bool = True) -> None:
+        """Without *build* no kernel is made for what only a finished one can say."""
+        self._profile, self._arch, self._build = profile, arch, build
         self._wishes = kconfig.wishes_of(profile, arch)
 
     def lacks(self, item: pytest.Item) -> str:
@@ -126,7 +127,7 @@ class Offer:
         """Return whether the kernel has *symbol*: as the profile wishes, or by Kconfig's choice."""
         if symbol in self._wishes:
             return self._wishes[symbol] == "y"
-        return self._finished.get(symbol) == "y"
+        return self._build and self._finished.get(symbol) == "y"
 
     @functools.cached_property
     def _finished(self) -> dict[str, str]:
@@ -144,7 +145,10 @@ class Offer:
 @pytest.hookimpl(trylast=True)  # type: ignore[misc]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the chosen profile or machine cannot run."""
-    offer = Offer(config.getoption("--profile"), config.getoption("--arch"))
+    offer = Offer(
+        config.getoption("--profile"), config.getoption("--arch"),
+        build=not config.option.collectonly,
+    )  # fmt: skip
     for item in items:
         reason = offer.lacks(item)
         if reason:

@@ -113,8 +113,8 @@ def test_r45_the_anon_vma_goes_while_its_page_is_frozen(guest: Guest) -> None:
     reuse = ("@3:fork=write", "@3:unmap", "@3:map", "@3:fill=unique")
     reclaim = (f"file={GROUP}/memory.reclaim:16M", "sleep=2500") * 3
     report = pageops(
-        guest, f"self={GROUP}/cgroup.procs:0", "@0:fill=dup", "settle", "hold=frozen",
-        "@1:fill=dup", "held", "@0:exit", *reuse, "hold=off", "settle", "@2:fill=dup", "settle",
+        guest, "set=scope:madvise", "madvise=mergeable", f"self={GROUP}/cgroup.procs:0",
+        "@0:fill=dup", "settle", "hold=frozen", "@1:fill=dup", "held", "@0:exit", *reuse, "hold=off", "settle", "@2:fill=dup", "settle",
         "stat=two", *reuse, "file=/proc/sys/vm/compact_memory:1", "@1:verify", "@2:verify",
         *reclaim, "stat=out", "verify", "poke=1", "verify", "settle", "verify",
         procs=4, pages=256,

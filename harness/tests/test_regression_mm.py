@@ -143,7 +143,7 @@ def test_r3_a_process_is_killed_while_the_visitor_waits_in_the_middle_of_it(
         # Who is to end the hold is not to wait for a page that is moved together with those.
         "stay", "file=/proc/sys/vm/compact_unevictable_allowed:0",
         *ISLANDS, "settle", "stat=merged", "@0:exit", "hold=migrate",
-        "&@5:self=/proc/sys/vm/compact_memory:1", "held", f"&@6:self={RUN}:2", "sleep=100",
+        "&@5:self=/proc/sys/vm/compact_memory:1", "held", f"&@6:self={RUN}:2", "sleep=1000",
         *(f"@{process}:kill" for process in (1, 2, 3, 4)), "hold=off", "join", "stat=unmerged",
         "verify",
         procs=7, pages=FILLER, timeout=SOON,

@@ -24,6 +24,14 @@ EVICT = f"evict={GROUP}"
 
 Kin = Callable[..., Report]
 
+# Who holds the engine holds it with a page of the regions, and not with one of a stack.
+ONLY = ("set=scope:madvise",)
+
+
+def new(name: str) -> tuple[str, ...]:
+    """Return the operations that make a process of kin whose region may be merged all the same."""
+    return (f"{name}:new", f"{name}:advise=mergeable")
+
 
 def objects(guest: Guest, cache: str) -> int:
     """Return how many objects of a slab cache exist."""
@@ -121,9 +129,9 @@ def test_r12_the_page_that_was_found_loses_all_who_brought_it(evicted: Kin) -> N
     of what the others had.
     """
     report = evicted(
-        "a:new", "a:fill=dup", "a:fork=b", "b:fork=c", "d:new", "d:fill=dup", "settle",
-        "stat=all", "hold=found", "e:new", "e:fill=dup", "held", "a:exit", "b:exit", "d:exit",
-        "f:new", "f:fill=dup", "hold=off",
+        *ONLY, *new("a"), "a:fill=dup", "a:fork=b", "b:fork=c", *new("d"), "d:fill=dup", "settle",
+        "stat=all", "hold=found", *new("e"), "e:fill=dup", "held", "a:exit", "b:exit", "d:exit",
+        *new("f"), "f:fill=dup", "hold=off",
     )  # fmt: skip
     assert report["all"]["merged_ptes"] == 4 * PAGES
     assert report["merged"]["merged_ptes"] == 3 * PAGES
@@ -133,9 +141,9 @@ def test_r12_the_page_that_was_found_loses_all_who_brought_it(evicted: Kin) -> N
 def test_r12_the_page_that_is_to_become_merged_loses_its_owner(evicted: Kin) -> None:
     """R12: nothing but the engine has its anon_vma then, and the next may get that memory."""
     report = evicted(
-        "a:new", "a:fill=dup", "settle", "hold=frozen", "b:new", "b:fill=dup", "held", "a:exit",
-        "c:new", "c:fill=unique", "c:fork=d", "hold=off", "settle", "stat=alone", "e:new",
-        "e:fill=dup",
+        *ONLY, *new("a"), "a:fill=dup", "settle", "hold=frozen", *new("b"), "b:fill=dup", "held",
+        "a:exit", *new("c"), "c:fill=unique", "c:fork=d", "hold=off", "settle", "stat=alone",
+        *new("e"), "e:fill=dup",
     )  # fmt: skip
     assert report["alone"]["merged_ptes"] <= 1
     assert report["merged"].sharing == PAGES
@@ -178,8 +186,8 @@ def test_r17_who_shares_the_page_changes_while_another_comes_in(
 ) -> None:
     """R17: its list names a place where it is no more, or is not the only one in."""
     report = evicted(
-        "a:new", "b:new", "c:new", "fill=dup", "settle", f"hold={moment}", "d:new", "d:fill=dup",
-        "held", act, "hold=off", *(["b:exit"] if act == "b:unmap" else []), pages=16,
+        *ONLY, *new("a"), *new("b"), *new("c"), "fill=dup", "settle", f"hold={moment}", *new("d"),
+        "d:fill=dup", "held", act, "hold=off", *(["b:exit"] if act == "b:unmap" else []), pages=16,
     )  # fmt: skip
     stays = act in ("b:move", "b:fork=e")
     assert report["merged"]["merged_ptes"] == (3 + stays + (act == "b:fork=e")) * 16

@@ -18,6 +18,7 @@ from lab import (
     settled_meminfo,
 )
 from linux_um.guest import Guest
+from test_regression_rmap import ONLY, new
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -136,10 +137,11 @@ def test_r23_who_forbids_it_in_the_middle_of_a_merge_leaves_it_half_done(
 
     That is a merged page when it is found, and another process' own when it is frozen.
     """
-    others = ("c:new", "d:new") if moment == "found" else ("c:new",)
+    others = (*new("c"), *(new("d") if moment == "found" else ()))
     report = kin(
-        swapping, *others, "fill=dup", "settle", "set=run:0", "a:new", "a:fill=dup", "a:fork=b",
-        "set=run:1", f"hold={moment}", "held", f"{unwilling}:advise=unmergeable", "hold=off",
+        swapping, *ONLY, *others, "fill=dup", "settle", "set=run:0", *new("a"), "a:fill=dup",
+        "a:fork=b",
+        f"hold={moment}", "set=run:1", "held", f"{unwilling}:advise=unmergeable", "hold=off",
         "settle", "stat=half", "verify", EVICT, "stat=out", "verify", pages=PAGES,
     )  # fmt: skip
     willing = "b" if unwilling == "a" else "a"

@@ -119,8 +119,8 @@ def cleared(guest: Guest, who: int, acts: tuple[str, ...]) -> Report:
     if "mprotect=ro" in acts:
         last.append(f"@{who}:mprotect=rw")
     return pageops(
-        guest, "madvise=mergeable", "@0:fill=dup", "settle", "@1:fill=dup", f"hold=cleared:#{who}",
-        "held", *(f"&@{who}:{act}" for act in acts), "hold=off", "join", "settle", "stat=after",
+        guest, "madvise=mergeable", "@0:fill=dup", "settle", "set=run:0", "@1:fill=dup",
+        f"hold=cleared:#{who}", "set=run:1", "held", *(f"&@{who}:{act}" for act in acts), "hold=off", "join", "settle", "stat=after",
         "verify", *last, "settle", "write=100", "verify",
         procs=2, pages=PAGES,
     )  # fmt: skip
@@ -157,8 +157,8 @@ def test_r20_a_reference_that_is_taken_while_a_pte_is_cleared_counts(apart: Gues
     """R20: a child takes it by a PTE of its own; so nothing of the page may be merged."""
     before = baseline(settle(apart))
     report = pageops(
-        apart, "madvise=mergeable", "@0:fill=dup", "settle", "@1:fill=dup", "@1:pin=held",
-        "hold=cleared:#1", "held", "sleep=200", "hold=off", "settle=2000", "stat=held", "verify",
+        apart, "madvise=mergeable", "@0:fill=dup", "settle", "set=run:0", "@1:fill=dup",
+        "@1:pin=held", "hold=cleared:#1", "set=run:1", "held", "sleep=400", "hold=off", "settle=2000", "stat=held", "verify",
         "@1:unpin=old", "settle", "stat=free", "poke=1", "verify",
         procs=2, pages=1,
     )  # fmt: skip
@@ -181,8 +181,9 @@ def test_r19_nobody_writes_to_a_page_whose_pte_is_cleared(boot_fresh: BootFresh,
     work_apart(guest, 3)
     turns = [
         step for number in range(3) for step in (
-            f"@0:fill=dup:{number}", "settle", f"@1:fill=dup:{number}", f"hold=cleared:#{who}",
-            f"&@{who}:beat", "held", f"@{who}:kept", "hold=off", "join", "settle",
+            f"@0:fill=dup:{number}", "settle", "set=run:0", f"@1:fill=dup:{number}",
+            f"&@{who}:beat", f"@{who}:beating", f"hold=cleared:#{who}", "set=run:1", "held",
+            f"@{who}:kept", "hold=off", "join", "settle",
         )
     ]  # fmt: skip
     report = pageops(

@@ -686,9 +686,6 @@ def test_races_of_the_kernel_that_are_known_do_not_count() -> None:
     ):  # fmt: skip
         assert races_in(TIMER_RACE.replace(title, names)) == []
     assert races_in(DEVICE_RACE) == []
-    # Whoever the other is, where the word is one that only the first has to explain.
-    assert races_in(TIMER_RACE.replace(title, "link_path_walk / kernfs_refresh_inode")) == []
-    assert races_in(TIMER_RACE.replace(title, "kernfs_refresh_inode+0x2/0x3")) == []
 
 
 @pytest.mark.parametrize(

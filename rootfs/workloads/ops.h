@@ -28,8 +28,9 @@ extern struct ops_options ops;
 
 /* Of a worker that writes all the time, for all to see. */
 struct beat {
-	uint64_t strokes;	/* so often it has written */
-	bool stop;		/* that it has to end */
+	uint64_t begun;		/* so often it has begun */
+	uint64_t strokes;	/* so often it has written since */
+	uint64_t ended;		/* so often it was told to end */
 };
 
 extern volatile struct beat *ops_beats;

@@ -13,8 +13,8 @@
  *	cat hold			what is armed, and who waits, with what
  *
  * There is one moment at a time that is armed, and one task that waits. At a moment
- * at which it must not sleep it spins, and goes on by itself after a second: whoever is
- * to act meanwhile needs another CPU.
+ * at which it must not sleep it spins, and after a second goes on by itself, and nothing
+ * is armed any more: whoever is to act meanwhile needs another CPU.
  *
  * A task that waits keeps its locks: pksm_mutex for one, so that most files of the
  * engine cannot be written to. This file takes no lock but its own.
@@ -87,12 +87,15 @@ static bool pksm_hold_begin(enum pksm_point point, unsigned long value,
 	return held;
 }
 
-static void pksm_hold_end(unsigned long turn)
+static void pksm_hold_end(unsigned long turn, bool disarm)
 {
 	spin_lock(&pksm_hold_lock);
 	/* Killed, or the time is up: nobody has let it go. */
-	if (pksm_hold_turn == turn)
+	if (pksm_hold_turn == turn) {
 		pksm_held = false;
+		if (disarm)
+			pksm_hold_point = PKSM_AT_NONE;
+	}
 	spin_unlock(&pksm_hold_lock);
 }
 
@@ -112,7 +115,7 @@ void __pksm_hold(enum pksm_point point, unsigned long value)
 	if (!pksm_hold_begin(point, value, &turn))
 		return;
 	wait_event_killable(pksm_hold_queue, READ_ONCE(pksm_hold_turn) != turn);
-	pksm_hold_end(turn);
+	pksm_hold_end(turn, false);
 }
 
 /**
@@ -132,7 +135,8 @@ void __pksm_hold_spinning(enum pksm_point point, unsigned long value)
 		return;
 	while (left-- && READ_ONCE(pksm_hold_turn) == turn)
 		mdelay(1);
-	pksm_hold_end(turn);
+	/* It has locks that the next to come would keep as long. */
+	pksm_hold_end(turn, true);
 }
 
 static void pksm_let_go(void)

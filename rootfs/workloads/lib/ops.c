@@ -351,8 +351,9 @@ static void do_beat(void)
 	volatile uint64_t *word = (uint64_t *)at(me.first), value = *word;
 	volatile struct beat *beat = &ops_beats[me.index];
 
-	beat->stop = false;
-	while (!beat->stop) {
+	beat->strokes = 0;
+	beat->begun++;
+	while (beat->ended < beat->begun) {
 		*word = value;
 		beat->strokes++;
 	}

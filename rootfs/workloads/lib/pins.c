@@ -54,12 +54,12 @@ static uint64_t patience_ms;
 /* The child stays as long as its parent, which does not wait for it. */
 static int give_when_held(int fd, void *page)
 {
-	pid_t pid = fork();
+	pid_t parent = getpid(), pid = fork();
 
 	if (pid)
 		return pid < 0 ? -errno : 0;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (!hold_wait(patience_ms) || give(fd, page))
+	if (getppid() != parent || !hold_wait(patience_ms) || give(fd, page))
 		_exit(EXIT_ENV);
 	close(fd);
 	for (;;)
@@ -114,6 +114,9 @@ uint64_t pin_check(struct pin *pin, const struct content *expected)
 
 	while (got < PAGE_BYTES) {
 		n = read(pin->fd, (char *)page + got, PAGE_BYTES - got);
+		/* It has never had one: its child has found nobody held. */
+		if (!n && !got)
+			die(EXIT_ENV, "a pipe was given no page");
 		if (n <= 0)
 			die(EXIT_WRONG, "a pipe has lost its page");
 		got += (size_t)n;
