@@ -28,6 +28,7 @@ from lab import (
     tracked,
 )
 from linux_um.guest import Guest
+from test_moments import HOLD
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -265,20 +266,30 @@ def test_r46_the_page_is_gone_when_a_reference_is_taken(
     The new page is read in its turn: process 4 has what one of them holds. Of several page
     frames each gets the contents of another.
     """
-    # What one process frees another gets, of the same CPU.
+    # What one process frees another gets, of the same CPU; if not for its first page, since
+    # it needs tables as well, then for one of the next: mostly.
     one_cpu(guest)
     guest.set_pksm("scope", "madvise")
     before = baseline(settle(guest))
     sharers = (0, 3) if stable else (0,)
     last = refill[-1].partition(":")[0] if refill else ""
-    report = pageops(
-        guest, "madvise=mergeable", *(f"@{who}:fill=dup" for who in sharers), "settle", "drain",
-        *refill[:-1], "stat=there", "hold=lookup", "@1:fill=dup", "held",
+    operations = [
+        "madvise=mergeable", f"range=0-{pages}", *(f"@{who}:fill=dup" for who in sharers),
+        "settle", "drain", *([f"{last}:range=all"] if refill else []), *refill[:-1],
+        "stat=there", "hold=lookup", "@1:fill=dup", "held",
         *(f"@{who}:madvise=dontneed" for who in sharers), *refill[-1:],
         *([f"{last}:reborn"] if refill else []), "hold=off", "@4:fill=dup:7", "settle",
         "stat=after", "verify", "poke=9", "verify",
-        procs=5, pages=pages,
-    )  # fmt: skip
+    ]  # fmt: skip
+    for tries_left in reversed(range(8)):
+        try:
+            report = pageops(guest, *operations, procs=5)
+            break
+        except AssertionError as error:
+            if tries_left == 0 or "the test tested nothing" not in str(error):
+                raise
+            guest.write_file(HOLD, "off")
+            settle(guest)
     assert report["there"]["merged_ptes"] == (2 * pages if stable else 0)
     assert report["after"]["merged_ptes"] == merged * pages
     guest.run(["pksmwait", "--until", "stable_nodes==0"])

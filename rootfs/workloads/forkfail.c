@@ -65,7 +65,10 @@ static void limit(uint64_t bytes)
 	write_file(file_of("memory.max"), bytes ? text : "max");
 }
 
-/* Every other page may not be written to, so that no two of them are one area. */
+/*
+ * Every other page may not be written to, so that no two of them are one area. No two
+ * pages are alike: those would be merged meanwhile, and leave memory for the forks.
+ */
 static void map_areas(void)
 {
 	size_t i, bytes = 2 * opt.areas * PAGE_BYTES;
@@ -74,7 +77,7 @@ static void map_areas(void)
 	if (base == MAP_FAILED)
 		die(EXIT_ENV, "mmap: %s", strerror(errno));
 	for (i = 0; i < opt.areas; i++) {
-		base[2 * i * PAGE_BYTES] = 1;
+		memcpy(base + 2 * i * PAGE_BYTES, &i, sizeof(i));
 		if (mprotect(base + (2 * i + 1) * PAGE_BYTES, PAGE_BYTES, PROT_READ))
 			die(EXIT_ENV, "mprotect: %s", strerror(errno));
 	}

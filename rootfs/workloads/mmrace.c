@@ -172,14 +172,17 @@ static uint64_t merged_ptes(unsigned int i)
 }
 
 /*
- * Fills, and sees to it that there is something to take apart. A page or two may
- * have been looked at while they were written.
+ * Fills, and sees to it that there is something to take apart. A page that is looked
+ * at before it is filled again counts as one that changes, and waits the longer each
+ * time, for minutes at last: so nothing is looked at until all is written.
  */
 static void fill_and_merge(unsigned int first, unsigned int end, uint32_t sort)
 {
 	unsigned int i;
 
+	set_run("0");
 	some(first, end, DO_FILL, sort);
+	set_run("1");
 	settle();
 	for (i = first; i < end; i++)
 		if (merged_ptes(i) < opt.pages * 9 / 10)
