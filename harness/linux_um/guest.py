@@ -202,7 +202,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
                 mem=options.mem,
                 swap=options.swap,
                 time_travel=options.time_travel,
-                append=options.append,
+                append=[*kconfig.boot_words(options.profile, options.arch), *options.append],
                 cpus=cpus,
                 shares=[host for host, _ in options.shares],
             ),

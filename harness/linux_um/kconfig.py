@@ -7,6 +7,7 @@ Comments in a fragment say what else belongs to its profile:
 ``# Since: SERIES``	it needs a kernel of that series, or a newer one
 ``# CPUs: NUMBER``	the guest has so many, unless --cpus says otherwise
 ``# Arch: ARCH``		it is for that machine only
+``# Boot: WORD``		its guests have that word on the kernel's command line
 
 After base come the wishes of the machine, ``um-config/arch/ARCH.config``.
 
@@ -41,6 +42,7 @@ _EXTENDS = re.compile(r"^# Extends: (\S+)$", re.MULTILINE)
 _SINCE = re.compile(r"^# Since: (\d+\.\d+)$", re.MULTILINE)
 _ARCH = re.compile(r"^# Arch: (\S+)$", re.MULTILINE)
 _CPUS = re.compile(r"^# CPUs: (\d+)$", re.MULTILINE)
+_BOOT = re.compile(r"^# Boot: (\S+)$", re.MULTILINE)
 TIME_TRAVEL = "CONFIG_UML_TIME_TRAVEL_SUPPORT"
 
 
@@ -165,6 +167,11 @@ def cpus_of(profile: str, arch: str = UM) -> int:
     """Return how many CPUs a guest of *profile* has unless something else is asked for."""
     found = [_CPUS.search(path.read_text()) for path in fragments(profile, arch)]
     return int(next((match.group(1) for match in reversed(found) if match is not None), 1))
+
+
+def boot_words(profile: str, arch: str = UM) -> list[str]:
+    """Return what guests of *profile* have on the kernel's command line, before all else."""
+    return [word for path in fragments(profile, arch) for word in _BOOT.findall(path.read_text())]
 
 
 def with_cpus(profile: str, cpus: int, arch: str = UM) -> str:

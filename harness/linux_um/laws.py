@@ -10,6 +10,7 @@ import json
 import re
 
 from .guest import Guest
+from .leaks import check_leaks
 
 # Wall-clock seconds a program of the guest may take.
 WORKLOAD_SECONDS = 240.0
@@ -57,6 +58,7 @@ def check_laws(guest: Guest) -> None:
     up to what the engine says.
     """
     check_structures(guest)
+    check_leaks(guest)
     now = settle(guest)
     negative = {name: value for name, value in now.items() if value < 0 and name != "general_profit"}
     assert not negative, f"negative counters: {negative}"

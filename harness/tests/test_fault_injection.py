@@ -37,6 +37,7 @@ from linux_um import commands_fuzz, kconfig, qemu
 from linux_um.fuzz import Fuzzer
 from linux_um.guest import BootOptions, Guest
 from linux_um.laws import free_kib
+from linux_um.leaks import check_leaks
 from linux_um.paths import repo_root
 from linux_um.source import default_kernel
 
@@ -547,7 +548,6 @@ def test_churn_without_memory_loses_nothing(boot_fresh: BootFresh, percent: int)
 
 OF_SLABS = "/sys/kernel/debug/failslab"
 OF_PAGES = "/sys/kernel/debug/fail_page_alloc"
-KMEMLEAK = "/sys/kernel/debug/kmemleak"
 # More than ever fail: what is left of it says how many have.
 TIMES = 1_000_000_000
 # Of a shell that unmerges everything, and goes on until it can.
@@ -634,10 +634,7 @@ def test_kmemleak_finds_nothing_of_the_engine_after_all_has_failed(boot_fresh: B
     workload(guest, ["churn", "--procs", "3", "--rounds", "60", "--pause-ms", "40"])
     guest.write_file(FAIL, "all off")
     settle(guest)
-    # What is younger than some seconds may be on its way to where it is held.
-    guest.sh(f"for i in 1 2; do sleep 10; echo scan > {KMEMLEAK}; done")
-    leaks = guest.read_file(KMEMLEAK)
-    assert "pksm" not in leaks, leaks
+    check_leaks(guest)
 
 
 # ---- the file --------------------------------------------------------------------

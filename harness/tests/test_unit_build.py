@@ -543,6 +543,12 @@ def test_a_profile_says_how_many_cpus_and_whose_clock() -> None:
     assert kconfig.with_cpus("fast", 1) == "fast"
 
 
+def test_a_profile_says_what_its_guests_are_told_at_boot() -> None:
+    assert kconfig.boot_words("fast") == []
+    assert kconfig.boot_words("smp-debug") == kconfig.boot_words("debug")
+    assert kconfig.boot_words("debug") == ["page_owner=on", "page_poison=on"]
+
+
 def test_a_machine_brings_wishes_of_its_own() -> None:
     """Between base and the profile; time travel is QEMU's there, and CPUs are many."""
     names = [path.name for path in kconfig.fragments("debug", kconfig.X86_64)]
