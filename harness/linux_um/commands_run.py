@@ -78,8 +78,8 @@ def add_parsers(subparsers: Any) -> None:
         "them, but in the run directory.",
         epilog="Exit status: the command's own (128 + N for signal N); "
         f"{EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, "
-        f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, 125 launcher "
-        "or host error, 126 the guest did not boot, 134 panic.",
+        f"{EXIT_GONE} the guest powered off, or its agent's line is garbled, before the command "
+        "ended, 124 time-out, 125 launcher or host error, 126 the guest did not boot, 134 panic.",
     )
     add_machine_options(run)
     run.add_argument(
