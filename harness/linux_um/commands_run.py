@@ -24,7 +24,7 @@ from .guest import (
     parse_share,
     run_arguments,
 )
-from .options import ENV_ARCH, add_kernel_options, hang, parse_size, profile_lines
+from .options import ENV_ARCH, add_kernel_options, finite, hang, parse_size, profile_lines
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
@@ -85,7 +85,7 @@ def add_parsers(subparsers: Any) -> None:
     run.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=finite,
         default=DEFAULT_TIMEOUT,
         help="wall-clock limit, then exit status 124 (default %(default)g; 0: none)",
     )
