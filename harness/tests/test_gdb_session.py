@@ -79,10 +79,11 @@ def ask(child: Any, line: str) -> str:
 
 
 def leave(child: Any, line: str = "quit") -> int:
-    """Leave gdb and return the launcher's exit status."""
+    """Leave gdb and return the launcher's exit status: the kernel must not have complained."""
     child.sendline(line)
     child.expect(pexpect.EOF)
     child.close()
+    assert "the kernel's log has" not in str(child.before), child.before
     return int(child.exitstatus)
 
 
