@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ from .term import Term
 ARCHIVE = "initramfs.cpio"
 # The seal of the archive, see intact.py.
 SEAL = "seal.json"
+# What making one takes at most.
+NEEDED_BYTES = 32 << 20
 # Finished file systems that are kept.
 KEEP = 8
 _SKIP = {"out", ".obj", "__pycache__"}
@@ -140,6 +143,9 @@ def _build(target: Path, generator: Path, term: Term) -> None:
                 command, capture_output=True, text=True, check=False, env=_environment()
             )
             if done.returncode != 0:
+                # Not every tool says so, or at all.
+                if shutil.disk_usage(work).free < NEEDED_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
                 errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
                 first = errors[0] if errors else (done.stderr.strip() or "make failed")
                 raise RootfsError(

@@ -53,7 +53,7 @@ def test_an_image_that_is_not_what_was_kept_is_not_used(recipe: build.Recipe) ->
     shutil.copy(sys.executable, linux)
     size = linux.stat().st_size
     old: dict[str, object] = {"kernel": "6.12.1-pksm"}
-    new = {**old, build.SEALS: {"linux": intact.seal(linux)}}
+    new: dict[str, object] = {**old, build.SEALS: {"linux": intact.seal(linux)}}
     for facts, spoilt in ((old, False), (new, True)):
         for place, length, wrong in (
             (0, 0, True), (0, 100, True), (0, size - 1, True), (0, None, True), (4096, None, spoilt),
