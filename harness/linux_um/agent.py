@@ -94,6 +94,8 @@ class Guest:
         # Set by the user of the guest: keep its run directory, and what to
         # write into result.json besides.
         self.keep = False
+        # The configuration of its kernel: a symbol, and its value.
+        self.config: Mapping[str, str] = {}
         self.result: dict[str, str | int] = {}
         self._reader = threading.Thread(target=self._read, name="agent line", daemon=True)
         self._reader.start()
@@ -455,11 +457,12 @@ class Guest:
         """End the guest in an orderly way.
 
         Raises GuestTimeout when it does not power off, GuestPanic when it panics, GuestGone
-        when it has ended by itself, and HostError when its log is lost.
+        when it has ended by itself, LineError when its line is of no use, and HostError when
+        its log is lost.
         """
         if self._failure is not None or self._destroyed:
             return
-        if self._machine.poll() is not None:
+        if self._machine.poll() is not None or self._complaint:
             if powered_down(self.console()):
                 return
             raise self._gone()

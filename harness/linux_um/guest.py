@@ -205,6 +205,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
         )
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
+            guest.config = kconfig.parse(image.config.read_text())
             write_machine(rundir.path, machine.pid, Kernel.of(image))
             watch.serve(guest)
             if options.keep_core:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from linux_um.guest import boot_guest
-from linux_um.outcome import GuestGone
+from linux_um.outcome import GuestGone, LineError
 from linux_um.paths import repo_root
 from linux_um.protocol import PROTOCOL_VERSION, Frame, ToHost
 from runlab import LIMIT, launch, run_directory, runs as runs
@@ -163,6 +163,14 @@ def test_a_guest_that_has_gone_when_nobody_looks_is_an_error() -> None:
         with boot_guest(name="gone") as guest:
             os.kill(guest.pid, 9)
             guest._machine.wait(LIMIT)
+
+
+@pytest.mark.um_only
+def test_garbage_that_nobody_waited_for_is_an_error() -> None:
+    with pytest.raises(LineError, match="out of step"):
+        with boot_guest(name="garbage", time_travel=False) as guest:
+            guest.start(["sh", "-c", "echo garbage >/dev/ttyS0"])
+            guest._reader.join(LIMIT)
 
 
 def test_a_guest_that_has_powered_down_may_be_left() -> None:
