@@ -68,7 +68,7 @@ def guest(said: Mapping[str, Any] | None = None, **options: Any) -> Guest:
 def test_what_the_page_map_says_holds_with_swap_too(
     swap: int, seen: dict[str, int], counters: dict[str, int], fine: bool
 ) -> None:
-    said = {**SEEN, **seen, "counters": {**COUNTERS, **counters}}
+    said: dict[str, Any] = {**SEEN, **seen, "counters": {**COUNTERS, **counters}}
     assert (laws.contradiction(guest(said, swap=swap)) == "") == fine
 
 
