@@ -7,23 +7,30 @@ hangs or goes away raises the matching error from whichever call is waiting for 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BootError, GuestHang, GuestTimeout, LinuxUmError
+from .errors import BootError, GuestHang, GuestTimeout, HostError, LinuxUmError
 from .machine import Machine, MachineError
-from .outcome import ABORTED, CommandFailed, Finding, GuestGone, judge_end, powered_down, scan
+from .outcome import (
+    ABORTED,
+    CommandFailed,
+    Finding,
+    GuestGone,
+    LineError,
+    judge_end,
+    powered_down,
+    scan,
+)
 from .protocol import (
     LINE_WINDOW,
     PROTOCOL_VERSION,
-    STDIN_WINDOW,
     Frame,
     FrameReader,
     ProtocolError,
@@ -34,9 +41,9 @@ from .protocol import (
     mount_frame,
     read_frame,
     survey_frame,
-    winsize_frame,
     write_frame,
 )
+from .process import Completed, Process, Sink
 from .rundir import RunDir
 
 PKSM_DIR = "/sys/kernel/mm/pksm"
@@ -55,164 +62,10 @@ SHUTDOWN_SECONDS = 15.0
 # panic over one of them.
 _STATE_KEYS = ("w", "m", "t")
 _STATE_IN_LOG = "its log ends with the state of its tasks"
+# Seconds that a machine may take to end whose line is of no use any more.
+_LAST_SECONDS = 1.0
 # Seconds between looks at a process that ought to have closed its line.
 _LOOK = 0.25
-
-Sink = Callable[[bytes], None]
-
-
-@dataclass(frozen=True)
-class Completed:
-    """A program that has ended: its status as a shell has it, and what it wrote."""
-
-    argv: tuple[str, ...]
-    status: int
-    stdout_bytes: bytes
-    stderr_bytes: bytes
-
-    @property
-    def stdout(self) -> str:
-        """Standard output as text."""
-        return self.stdout_bytes.decode("utf-8", "replace")
-
-    @property
-    def stderr(self) -> str:
-        """Standard error as text."""
-        return self.stderr_bytes.decode("utf-8", "replace")
-
-    def check(self) -> Completed:
-        """Return self. Raises CommandFailed when the status is not 0."""
-        if self.status != 0:
-            tail = (self.stderr or self.stdout).strip()[-500:]
-            raise CommandFailed(
-                f"in the guest, '{shlex.join(self.argv)}' ended with status {self.status}: {tail}"
-            )
-        return self
-
-
-class Process:
-    """A program that runs in the guest, in a channel of its own."""
-
-    def __init__(
-        self,
-        guest: Guest,
-        channel: int,
-        argv: Sequence[str],
-        on_stdout: Sink | None,
-        on_stderr: Sink | None,
-        on_exit: Callable[[], None] | None,
-    ) -> None:
-        self._guest = guest
-        self.channel = channel
-        self.argv = tuple(argv)
-        self.status: int | None = None
-        self._out = bytearray()
-        self._err = bytearray()
-        self._on_stdout = on_stdout if on_stdout is not None else self._out.extend
-        self._on_stderr = on_stderr if on_stderr is not None else self._err.extend
-        self._on_exit = on_exit
-        self._credit = STDIN_WINDOW
-
-    @property
-    def stdout(self) -> str:
-        """What it has written to standard output so far."""
-        return bytes(self._out).decode("utf-8", "replace")
-
-    @property
-    def stderr(self) -> str:
-        """What it has written to standard error so far."""
-        return bytes(self._err).decode("utf-8", "replace")
-
-    @property
-    def credit(self) -> int:
-        """How many bytes of input may be written now without waiting."""
-        return self._credit
-
-    def write(self, data: bytes, *, timeout: float = 60.0) -> None:
-        """Give it *data* as input; waits, at most *timeout* seconds, until it takes it.
-
-        Input for a program that has ended is thrown away.
-        """
-        view = memoryview(data)
-        limit = time.monotonic() + timeout
-        while view:
-            self._guest.wait_for(
-                lambda: self._credit > 0 or self.status is not None,
-                limit,
-                f"'{shlex.join(self.argv)}' does not read its input",
-            )
-            if self.status is not None:
-                return
-            piece = view[: self._credit]
-            self._credit -= len(piece)
-            self._guest.send(Frame(ToGuest.STDIN, self.channel, bytes(piece)))
-            view = view[len(piece) :]
-
-    def close_stdin(self) -> None:
-        """Say that there is no more input."""
-        self._guest.send(Frame(ToGuest.STDIN_EOF, self.channel))
-
-    def signal(self, number: int) -> None:
-        """Send a signal to its process group."""
-        self._guest.send(Frame(ToGuest.SIGNAL, self.channel, bytes([number])))
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell its pty a new size, in characters."""
-        self._guest.send(winsize_frame(self.channel, rows, columns))
-
-    def poll(self) -> int | None:
-        """Return its status, or None while it runs."""
-        return self.status
-
-    def wait_output(self, text: str, *, timeout: float = 60.0) -> str:
-        """Wait until standard output holds *text*, and return all of it so far.
-
-        *timeout* is in wall-clock seconds. Raises CommandFailed when it ends
-        without having written that.
-        """
-        self._guest.wait_for(
-            lambda: text in self.stdout or self.status is not None,
-            time.monotonic() + timeout,
-            f"'{shlex.join(self.argv)}' does not write '{text}'",
-        )
-        if text not in self.stdout:
-            raise CommandFailed(
-                f"'{shlex.join(self.argv)}' ended with status {self.status} "
-                f"and never wrote '{text}'"
-            )
-        return self.stdout
-
-    def wait(self, timeout: float = 60.0, *, said: float | None = None) -> Completed:
-        """Wait for its end, at most *timeout* wall-clock seconds.
-
-        *said* is the limit to name in the error, when part of it has passed.
-        Raises GuestTimeout after having put the kernel's state into the log
-        and ended the guest.
-        """
-        self._guest.wait_for(
-            lambda: self.status is not None,
-            time.monotonic() + timeout,
-            f"'{shlex.join(self.argv)}' did not end within {said or timeout:g} s",
-        )
-        status = self.status if self.status is not None else -1
-        return Completed(self.argv, status, bytes(self._out), bytes(self._err))
-
-    def take(self, frame: Frame) -> None:
-        """Take a frame of this channel; called by the guest's reader."""
-        if frame.type == ToHost.STDOUT:
-            self._on_stdout(frame.payload)
-        elif frame.type == ToHost.STDERR:
-            self._on_stderr(frame.payload)
-        elif frame.type == ToHost.CREDIT:
-            self._credit += frame.u32()
-        elif frame.type == ToHost.EXIT:
-            self.status = frame.u32()
-            self.notify_end()
-
-    def notify_end(self) -> None:
-        """Run the caller's hook for the end of the program or of the guest."""
-        if self._on_exit is not None:
-            self._on_exit()
 
 
 class Guest:
@@ -233,11 +86,16 @@ class Guest:
         self._in_sink = False
         self._hello: str | None = None
         self._over = False
+        # What is wrong with what came by the line; and whether we have ended the guest.
+        self._complaint = ""
+        self._destroyed = False
         self._failure: LinuxUmError | None = None
         self._log_end: int | None = None
         # Set by the user of the guest: keep its run directory, and what to
         # write into result.json besides.
         self.keep = False
+        # The configuration of its kernel: a symbol, and its value.
+        self.config: Mapping[str, str] = {}
         self.result: dict[str, str | int] = {}
         self._reader = threading.Thread(target=self._read, name="agent line", daemon=True)
         self._reader.start()
@@ -474,13 +332,14 @@ class Guest:
                 for frame in frames.feed(data):
                     self._take(frame)
         except OSError as error:
-            complaint = f"the agent's line: {error}"
+            # When the other end has gone, so has the machine.
+            if self._machine.wait(_LAST_SECONDS) is None:
+                complaint = f"the agent's line: {error}"
         except ProtocolError as error:
             complaint = f"the agent's line is out of step: {error}"
         with self._changed:
             self._over = True
-            if complaint:
-                self._rundir.write("line-error.txt", complaint + "\n")
+            self._complaint = complaint
             running = [p for p in self._processes.values() if p.status is None]
             self._changed.notify_all()
         for process in running:
@@ -500,7 +359,7 @@ class Guest:
                 self._hello = frame.payload[4:].decode(errors="replace")
             elif frame.type == ToHost.ERROR:
                 text = frame.payload.decode(errors="replace")
-                self._rundir.write("agent-error.txt", f"channel {frame.channel}: {text}\n")
+                self._note("agent-error.txt", f"channel {frame.channel}: {text}\n")
             elif frame.type == ToHost.TAKEN:
                 self._room += frame.u32()
             elif frame.type == ToHost.EXIT:
@@ -533,11 +392,21 @@ class Guest:
     def _gone(self) -> LinuxUmError:
         """Return the error for a guest that is no more although nobody ended it."""
         if self._failure is None:
-            status = self._machine.wait(5.0)
+            status = self._machine.wait(_LAST_SECONDS if self._complaint else 5.0)
             if status is None:
                 status = self._machine.kill()
-            self._failure = judge_end(status, self.console(), booted=self.booted)
+            panicked = any(finding.kind == "panic" for finding in self.findings())
+            if self._complaint and not panicked:
+                kind = LineError if self.booted else BootError
+                self._failure = kind(self._complaint, "see what writes to it in the guest")
+            else:
+                self._failure = judge_end(status, self.console(), booted=self.booted)
         return self._failure
+
+    def _note(self, name: str, text: str) -> None:
+        """Leave a note in the run directory, if that can be written: nothing depends on it."""
+        with contextlib.suppress(HostError):
+            self._rundir.write(name, text)
 
     def give_up(self, what: str) -> LinuxUmError:
         """Put the kernel's state into the log, end the guest, and return the error.
@@ -563,7 +432,7 @@ class Guest:
                 # The answer may be lost although the log has it.
                 complaints += f"{error}\n"
         if complaints:
-            self._rundir.write("sysrq-error.txt", complaints)
+            self._note("sysrq-error.txt", complaints)
         self._settle_log()
         self._machine.kill()
         return self._failure
@@ -587,22 +456,36 @@ class Guest:
     def power_off(self) -> None:
         """End the guest in an orderly way.
 
-        Raises GuestTimeout when it does not power off, GuestPanic when it panics.
+        Raises GuestTimeout when it does not power off, GuestPanic when it panics, GuestGone
+        when it has ended by itself, LineError when its line is of no use, and HostError when
+        its log is lost.
         """
-        if self._failure is not None or self._machine.poll() is not None:
+        if self._failure is not None or self._destroyed:
             return
+        if self._machine.poll() is not None or self._complaint:
+            if powered_down(self.console()):
+                return
+            raise self._gone()
         self.send(Frame(ToGuest.SHUTDOWN, 0, b"\0"))
         status = self._machine.wait(SHUTDOWN_SECONDS if self._timeout < math.inf else math.inf)
         if status is None:
             raise self.give_up(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
-        if status in ABORTED and powered_down(self._rundir.read_console()):
+        down = powered_down(self.console())
+        if status in ABORTED and down:
             return
         # QEMU's status does not tell a panic from an orderly end.
         if status != 0 or any(finding.kind == "panic" for finding in self.findings()):
             raise self._gone()
+        if not down:
+            self._failure = HostError(
+                f"the kernel's log is lost: {self._rundir.console} has no end",
+                "make room there, or set LINUX_UM_CACHE to another directory",
+            )
+            raise self._failure
 
     def destroy(self) -> None:
         """End the guest at once with all that belongs to it; may be called again."""
+        self._destroyed = True
         blocked = signal.pthread_sigmask(
             signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
         )

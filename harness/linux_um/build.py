@@ -8,6 +8,7 @@ when its key is that of the files as they are now; nothing stale ever runs.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +19,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from . import coverage, kconfig, packages, patches, paths, source
+from . import coverage, intact, kconfig, packages, patches, paths, source
 from .errors import BuildError, HostError
 from .make import HEADERS_NAME, Make
 from .term import Term
@@ -30,8 +32,11 @@ BUILD_LOCK = "build"
 INFO_NAME = "build-info.json"
 # What a first build takes of packages.
 FIRST_STAGES = ("source", "tree", "kernel", "rootfs")
-# What the kernel with its symbols is called, where that is not what is started.
-VMLINUX = "vmlinux"
+# In an image: what is started, and the kernel with its symbols, where that is another file.
+LINUX, VMLINUX = "linux", "vmlinux"
+CONFIG = "config"
+# Of what is noted of an image: the kernel's release, and the seals of its files.
+KERNEL, SEALS = "kernel", "seals"
 # In an image: the kernel's gdb scripts, laid out as vmlinux-gdb.py looks for them.
 GDB_DIR = "gdb"
 GDB_MODULES = "scripts/gdb/linux"
@@ -129,7 +134,7 @@ class Recipe:
     @property
     def result(self) -> str:
         """Return the name of the file that make leaves, and that a machine starts."""
-        return "linux" if self.arch == kconfig.UM else VMLINUX
+        return LINUX if self.arch == kconfig.UM else VMLINUX
 
     @property
     def build_dir(self) -> Path:
@@ -168,15 +173,12 @@ def read_recipe(profile: str, kernel: str, *, term: Term, arch: str = kconfig.UM
 def find_image(recipe: Recipe) -> Image | None:
     """Return the finished image of *recipe*, or None when it has to be made."""
     directory = paths.image_root() / recipe.key
-    info = directory / INFO_NAME
-    try:
-        facts = json.loads(info.read_text())
-        os.utime(info)
-    except (OSError, ValueError):
+    facts = _facts(directory)
+    if facts is None or _defect(directory, facts):
         return None
-    linux, vmlinux = directory / "linux", directory / VMLINUX
-    if not linux.is_file():
-        return None
+    with contextlib.suppress(OSError):
+        os.utime(directory / INFO_NAME)
+    linux, vmlinux = directory / LINUX, directory / VMLINUX
     return Image(
         linux=linux,
         vmlinux=vmlinux if vmlinux.is_file() else linux,
@@ -186,9 +188,41 @@ def find_image(recipe: Recipe) -> Image | None:
         patches_hash=recipe.snapshot.patches_hash,
         engine_hash=recipe.snapshot.engine_hash,
         build_dir=recipe.build_dir,
-        config=directory / "config",
+        config=directory / CONFIG,
         arch=recipe.arch,
     )
+
+
+def damage(recipe: Recipe) -> str:
+    """Return what is wrong with the image of *recipe*, or nothing when it is sound, or not there."""
+    directory = paths.image_root() / recipe.key
+    if not directory.exists():
+        return ""
+    facts = _facts(directory)
+    return f"{directory / INFO_NAME} is damaged" if facts is None else _defect(directory, facts)
+
+
+def _facts(directory: Path) -> dict[str, Any] | None:
+    """Return what is noted of an image, or None when that is not what was noted."""
+    try:
+        facts = json.loads((directory / INFO_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(facts, dict) or not isinstance(facts.get(KERNEL), str):
+        return None
+    return facts if isinstance(facts.get(SEALS, {}), dict) else None
+
+
+def _defect(directory: Path, facts: dict[str, Any]) -> str:
+    """Return what is wrong with the files of an image, or nothing.
+
+    One that was made before seals were noted has none.
+    """
+    seals = facts.get(SEALS, {})
+    if not seals:
+        return intact.defect(directory / LINUX)
+    found = (intact.defect(directory / name, noted) for name, noted in seals.items())
+    return next(filter(None, found), "")
 
 
 def ensure_image(profile: str, kernel: str, *, term: Term, arch: str = kconfig.UM) -> Image:
@@ -209,6 +243,8 @@ def ensure_image(profile: str, kernel: str, *, term: Term, arch: str = kconfig.U
             image = find_image(recipe)
             if image is not None:
                 return image
+            if wrong := damage(recipe):
+                term.warn(f"{wrong}; the kernel is built anew")
             try:
                 prepare_tree(recipe, term=term)
             except source.PlaceFailed:
@@ -267,8 +303,8 @@ def _build(recipe: Recipe, *, term: Term) -> None:
     _configure(recipe, make, term=term)
     targets = [recipe.result, "scripts_gdb"] if recipe.for_debugger else [recipe.result]
     make.build(f"building the {recipe.name} kernel", targets, term=term)
-    if os.path.getsize(recipe.build_dir / recipe.result) == 0:
-        raise BuildError("make left an empty kernel", f"see {make.log}")
+    if wrong := intact.defect(recipe.build_dir / recipe.result):
+        raise BuildError(f"make left no kernel: {wrong}", f"see {make.log}, or remove that file")
     _keep(recipe)
     _prune()
 
@@ -362,9 +398,9 @@ def _keep(recipe: Recipe) -> None:
         if recipe.arch != kconfig.UM:
             # QEMU reads all of a file that it starts.
             subprocess.run(
-                ["strip", "--strip-debug", "-o", str(temporary / "linux"), str(made)], check=True
+                ["strip", "--strip-debug", "-o", str(temporary / LINUX), str(made)], check=True
             )
-        shutil.copyfile(recipe.build_dir / ".config", temporary / "config")
+        shutil.copyfile(recipe.build_dir / ".config", temporary / CONFIG)
         if recipe.for_debugger:
             _keep_gdb_scripts(recipe.build_dir, temporary / GDB_DIR)
         if recipe.counts:
@@ -374,7 +410,7 @@ def _keep(recipe: Recipe) -> None:
             shutil.copyfile(recipe.tree / KUNIT_TOOLS / name, temporary / KUNIT_DIR / name)
         release = (recipe.build_dir / "include/config/kernel.release").read_text().strip()
         info = {
-            "kernel": release,
+            KERNEL: release,
             "source": asdict(recipe.source),
             "profile": recipe.profile,
             "arch": recipe.arch,
@@ -382,6 +418,7 @@ def _keep(recipe: Recipe) -> None:
             "engine": recipe.snapshot.engine_hash,
             "compiler": recipe.compiler,
             "key": recipe.key,
+            SEALS: {name: intact.seal(temporary / name) for name in {LINUX, made.name, CONFIG}},
             "built": int(time.time()),
         }
         (temporary / INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")
@@ -416,7 +453,7 @@ def _prune() -> None:
             facts = json.loads(info.read_text())
             profile = f"{facts.get('profile')} {facts.get('arch', kconfig.UM)}"
             last_use = info.stat().st_mtime
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):
             profile, last_use = "", 0.0
         found.setdefault(profile, []).append((last_use, directory))
     for images in found.values():

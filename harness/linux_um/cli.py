@@ -29,7 +29,14 @@ from . import (
     commands_top,
     prove,
 )
-from .errors import EXIT_INTERRUPTED, EXIT_LAUNCHER, LinuxUmError, OutputError
+from .errors import (
+    EXIT_INTERRUPTED,
+    EXIT_LAUNCHER,
+    HostError,
+    LinuxUmError,
+    OutputError,
+    cannot,
+)
 from .options import check_kernel_options
 from .outcome import EXIT_GONE, EXIT_TAINT
 from .term import PROGRAM, Term
@@ -111,7 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Set-up that is missing (packages, kernel source, patches, build, rootfs) is done "
         "by whatever command needs it. Exit status: the command's own; "
         f"{EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, "
-        f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, "
+        f"{EXIT_GONE} the guest powered off, or its agent's line is garbled, before the command "
+        "ended, 124 time-out, "
         "125 launcher or host error, 126 the guest did not boot, 134 panic.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
@@ -127,6 +135,12 @@ def build_parser() -> argparse.ArgumentParser:
     for command in subparsers.choices.values():
         command.set_defaults(parser=command)
     return parser
+
+
+def _fail(error: LinuxUmError, term: Term) -> int:
+    """Show an error, and return its exit status."""
+    term.error(error.line())
+    return error.exit_status
 
 
 def main(argv: Sequence[str]) -> int:
@@ -154,14 +168,13 @@ def main(argv: Sequence[str]) -> int:
         _flush_stdout()
         return status
     except LinuxUmError as error:
-        term.error(error.line())
-        return error.exit_status
-    except BrokenPipeError:
-        if not _nobody_reads():
-            raise
-        # As in `linux-um build | head`: the end that a signal would have brought.
-        _drop_stdout()
-        return 128 + signal.SIGPIPE
+        return _fail(error, term)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            # As in `linux-um build | head`: the end that a signal would have brought.
+            _drop_stdout()
+            return 128 + signal.SIGPIPE
+        return _fail(cannot(error, "go on", HostError), term)
     except KeyboardInterrupt:
         term.error("interrupted")
         return EXIT_INTERRUPTED

@@ -17,7 +17,7 @@ from .coverage import CoverageError
 from .coverage_report import FileShare, Verdict
 from .errors import UsageError
 from .guest import MACHINES
-from .options import ENV_ARCH, add_kernel_options
+from .options import ENV_ARCH, add_kernel_options, finite
 from .source import ENV_KERNEL
 from .term import PROGRAM, Term
 
@@ -55,7 +55,7 @@ def add_parsers(subparsers: Any) -> None:
     )  # fmt: skip
     for what, default in (("lines", LINES_PERCENT), ("branches", BRANCHES_PERCENT)):
         parser.add_argument(
-            f"--{what}", metavar="PERCENT", type=float, default=default,
+            f"--{what}", metavar="PERCENT", type=finite, default=default,
             help=f"how many {what} have to be covered (default %(default)g)",
         )  # fmt: skip
     parser.add_argument(
@@ -70,6 +70,9 @@ def add_parsers(subparsers: Any) -> None:
 
 def cov_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um cov``: run the suite, report; return the exit status."""
+    for what in ("lines", "branches"):
+        if not 0 <= getattr(arguments, what) <= 100:
+            raise UsageError(f"--{what} {getattr(arguments, what):g}", "give 0 to 100 per cent")
     if kconfig.wishes_of(arguments.profile, arguments.arch).get(coverage.SYMBOL) != "y":
         raise UsageError(
             f"the kernel of profile {arguments.profile} counts nothing", "leave out --profile"

@@ -15,13 +15,16 @@ from typing import Any
 from . import kconfig
 from .commands_run import boot_options, add_machine_options
 from .errors import UsageError
-from .fuzz import Find, Fuzzer, Result, keep
+from .fuzz import EXIT_FOUND, Find, Fuzzer, Result, keep
+from .options import finite
 from .outcome import EXIT_TAINT
 from .term import Term
 
 DEFAULT_OPS = 20000
 # Operations of a seed: more are dealt out to further ones, each in a guest of its own.
 OPS_PER_GUEST = 20000
+# So many must have done something.
+ENOUGH_OPS = 5000
 DEFAULT_SHRINK_SECONDS = 600.0
 # A kind of memory that User-Mode Linux does not have takes larger arenas.
 PAGES = {kconfig.UM: 96, kconfig.X86_64: 1024}
@@ -35,7 +38,7 @@ that fails is repeated with ever fewer operations, as long as it still fails.
 """
 EPILOG = f"""\
 Under time travel (the default, where there is such) a seed is the same run each time.
-Exit status: 0; 1 a wrong byte, or counters that contradict each other;
+Exit status: 0; 1 a wrong byte, counters that contradict each other, or nothing done;
 {EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, 124 time-out,
 125 launcher or host error, 126 the guest did not boot, 134 panic.
 
@@ -90,14 +93,14 @@ def add_parsers(subparsers: Any) -> None:
     parser.add_argument(
         "--shrink-seconds",
         metavar="SECONDS",
-        type=float,
+        type=finite,
         default=DEFAULT_SHRINK_SECONDS,
         help="how long that may take (default %(default)g)",
     )
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=finite,
         default=600.0,
         help="wall-clock limit of a guest (default %(default)g)",
     )
@@ -109,7 +112,7 @@ def fuzz_command(arguments: argparse.Namespace, term: Term) -> int:
     """``linux-um fuzz``: return the exit status of the first run that failed, or 0."""
     fuzzer = fuzzer_of(arguments, term)
     colour = os.isatty(1) and not os.environ.get("NO_COLOR")
-    begun, total = time.monotonic(), 0
+    begun, total, done, merged = time.monotonic(), 0, 0, 0
     if arguments.from_script is not None:
         lines = read_script(arguments.from_script)
         with term.step(f"{arguments.from_script}: {len(lines) - 1} operations") as step:
@@ -123,9 +126,15 @@ def fuzz_command(arguments: argparse.Namespace, term: Term) -> int:
             result = fuzzer.seed(seed, ops, lambda n: step.update(f"{n}"))
         say(f"seed {seed}", result, colour)
         total += int(result.report.get("ops", result.reached))
+        done += int(result.report.get("done", 0))
+        merged += int(result.report.get("counters", {}).get("pages_merged", 0))
         if result.kind:
             lines = fuzzer.list_of(seed, ops)
             return failed(arguments, fuzzer, result, lines, f"seed-{seed}", term)
+    chosen = arguments.only is not None or arguments.without is not None
+    if not chosen and (idle := idleness(total, done, merged if fuzzer.has_laws() else None)):
+        term.error(f"{idle}: that shows nothing; see what the guests lack")
+        return EXIT_FOUND
     seconds = time.monotonic() - begun
     print(f"{total} operations in {seconds:.0f} s, {total / seconds:.0f} a second: nothing found")
     return 0
@@ -145,8 +154,11 @@ def fuzzer_of(arguments: argparse.Namespace, term: Term) -> Fuzzer:
     ):
         if not 1 <= value <= most:
             raise UsageError(f"{name} {value}", f"give a number from 1 to {most}")
-    if arguments.timeout <= 0:
-        raise UsageError(f"--timeout {arguments.timeout:g}", "give some seconds")
+    for name, seconds in (
+        ("--timeout", arguments.timeout), ("--shrink-seconds", arguments.shrink_seconds),
+    ):  # fmt: skip
+        if seconds <= 0:
+            raise UsageError(f"{name} {seconds:g}", "give some seconds")
     if arguments.swap is not None or arguments.share:
         raise UsageError("--swap and --share are not for fuzz", "it has swap of its own")
     sizes = ["--procs", str(arguments.procs), "--pages", str(pages)]
@@ -155,6 +167,18 @@ def fuzzer_of(arguments: argparse.Namespace, term: Term) -> Fuzzer:
             sizes += [f"--{name}", getattr(arguments, name)]
     options = boot_options(arguments, "fuzz", arguments.timeout)
     return Fuzzer(options, sizes, term, arguments.timeout)
+
+
+def idleness(total: int, done: int, merged: int | None) -> str:
+    """Return how little has happened, when it is too little to show anything; else nothing.
+
+    Of *total* operations *done* were possible; *merged* pages, None without PKSM.
+    """
+    if total < ENOUGH_OPS:
+        return ""
+    if done < total / 4:
+        return f"only {done} of {total} operations could be done"
+    return f"no page was merged in {total} operations" if merged == 0 else ""
 
 
 def seeds_of(seed: int, ops: int, runs: int) -> Iterator[tuple[int, int]]:

@@ -26,7 +26,7 @@ from .gdb_control import Control, Programs
 from .gdb_core import keep_kernel
 from .gdb_machine import CORE_NAME, Kernel, find_core, find_running
 from .gdb_session import Session, check_scripts, gdb, indexing
-from .guest import REPORT, boot, finished_image, run_arguments
+from .guest import REPORT, BootOptions, boot, finished_image, run_arguments
 from .options import only_um
 from .source import ENV_KERNEL
 from .term import Term
@@ -87,6 +87,8 @@ def gdb_command(arguments: argparse.Namespace, term: Term) -> int:
     if command[:1] == ["--"]:
         del command[0]
     only_um(arguments, "gdb")
+    name = os.path.basename(command[0]) if command else "gdb"
+    options = boot_options(arguments, name, DEFAULT_TIMEOUT)
     scripts = check_scripts(arguments.batch)
     packages.ensure("gdb", term=term)
     boots = arguments.attach is None and arguments.core is None and arguments.test is None
@@ -99,7 +101,7 @@ def gdb_command(arguments: argparse.Namespace, term: Term) -> int:
         return _look(arguments, scripts)
     if arguments.test is not None:
         return _test(arguments, command, scripts, term)
-    return _boot(arguments, command, scripts, term)
+    return _boot(options, arguments.keep_core, command, scripts, term)
 
 
 def _test(
@@ -134,11 +136,13 @@ def _look(arguments: argparse.Namespace, scripts: tuple[Path, ...]) -> int:
 
 
 def _boot(
-    arguments: argparse.Namespace, command: list[str], scripts: tuple[Path, ...], term: Term
+    options: BootOptions,
+    keep_core: bool,
+    command: list[str],
+    scripts: tuple[Path, ...],
+    term: Term,
 ) -> int:
-    """Boot a guest, and give it to gdb."""
-    name = os.path.basename(command[0]) if command else "gdb"
-    options = boot_options(arguments, name, DEFAULT_TIMEOUT)
+    """Boot a guest, and give it to gdb; *keep_core* keeps a dump when the kernel panics."""
     words = ["./linux-um", "gdb", *run_arguments(options)]
     words += [word for path in scripts for word in ("--batch", str(path))]
     options = replace(
@@ -155,9 +159,9 @@ def _boot(
             with indexing(kernel):
                 guest = stack.enter_context(boot(options, term=term))
             try:
-                status = _session(guest, kernel, command, scripts, arguments.keep_core, term)
+                status = _session(guest, kernel, command, scripts, keep_core, term)
             finally:
-                if arguments.keep_core:
+                if keep_core:
                     guest.destroy()
                     guest.keep |= keep_kernel(guest.rundir, guest.pid, kernel, term=term)
     except LinuxUmError as error:
@@ -196,7 +200,10 @@ def _session(
     guest.result = {"gdb": status, "command": shlex.join(command)}
     if not scripts:
         guest.destroy()
-        guest.keep = bool(guest.findings())
+        if findings := guest.findings():
+            guest.keep = True
+            first = findings[0]
+            term.warn(f"the kernel's log has a {first.kind}: {first.text}; see {guest.rundir}")
         return status
     if status == 0 and programs.command is not None:
         status = programs.command.wait(float("inf")).status

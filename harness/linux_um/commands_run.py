@@ -24,7 +24,7 @@ from .guest import (
     parse_share,
     run_arguments,
 )
-from .options import ENV_ARCH, add_kernel_options, hang, parse_size, profile_lines
+from .options import ENV_ARCH, add_kernel_options, finite, hang, parse_size, profile_lines
 from .outcome import EXIT_GONE, EXIT_TAINT, GuestGone
 from .paths import ensure_dir, repo_root, runs_root
 from .shell import Streams, attach, on_terminal
@@ -78,14 +78,14 @@ def add_parsers(subparsers: Any) -> None:
         "them, but in the run directory.",
         epilog="Exit status: the command's own (128 + N for signal N); "
         f"{EXIT_TAINT} an oops, WARN or sanitizer report in the kernel's log, "
-        f"{EXIT_GONE} the guest powered off before the command ended, 124 time-out, 125 launcher "
-        "or host error, 126 the guest did not boot, 134 panic.",
+        f"{EXIT_GONE} the guest powered off, or its agent's line is garbled, before the command "
+        "ended, 124 time-out, 125 launcher or host error, 126 the guest did not boot, 134 panic.",
     )
     add_machine_options(run)
     run.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=finite,
         default=DEFAULT_TIMEOUT,
         help="wall-clock limit, then exit status 124 (default %(default)g; 0: none)",
     )

@@ -16,6 +16,7 @@ from . import packages, soak
 from .commands_run import add_machine_options, boot_options
 from .errors import LinuxUmError, UsageError
 from .guest import boot, run_arguments
+from .options import finite
 from .outcome import CommandFailed
 from .soak import Sample, SoakError
 from .term import Term
@@ -55,7 +56,7 @@ def add_parsers(subparsers: Any) -> None:
         "--cycles", metavar="N", type=int, help=f"how many (default {DEFAULT_CYCLES})"
     )
     length.add_argument(
-        "--hours", metavar="H", type=float, help="go on until the guest is so old"
+        "--hours", metavar="H", type=finite, help="go on until the guest is so old"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=1, help="of the choice (1)")
     parser.add_argument(
@@ -74,15 +75,17 @@ def soak_command(arguments: argparse.Namespace, term: Term) -> int:
         raise UsageError(f"--cycles {cycles}", f"give {fewest} at least")
     if hours is not None and hours <= 0:
         raise UsageError(f"--hours {hours:g}", "give more than 0")
+    if arguments.seed < 0:
+        raise UsageError(f"--seed {arguments.seed}", "give a number that is not negative")
     if arguments.swap is not None or arguments.share:
         raise UsageError("--swap and --share are not for soak", "it has swap of its own")
+    options = boot_options(arguments, "soak", soak.CYCLE_SECONDS)
     packages.ensure("bench", term=term)
     directory: Path = arguments.output
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
-    options = boot_options(arguments, "soak", soak.CYCLE_SECONDS)
     words = ["./linux-um", "soak", *run_arguments(options), "--seed", str(arguments.seed)]
     options = replace(options, repeat=shlex.join(words))
     with boot(options, term=term) as guest:

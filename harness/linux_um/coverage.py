@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import patches
-from .errors import LinuxUmError
+from .errors import LinuxUmError, cannot
 from .paths import ensure_dir
 
 # How an object is compiled that counts: as kbuild has it, and without the copies of small
@@ -112,9 +112,17 @@ def collect(
     """Add what a guest has counted to the sums in *target*.
 
     *read* returns a file of the guest; *key* names its kernel, which was built in
-    *build*, and *notes* are the compiler's. Raises CoverageError and what *read* raises.
+    *build*, and *notes* are the compiler's. Raises CoverageError.
     """
     place = ensure_dir(target / key)
+    try:
+        _collect(read, build, notes, place)
+    except OSError as error:
+        raise cannot(error, f"add the counts of a guest to {place}", CoverageError) from error
+
+
+def _collect(read: Callable[[str], bytes], build: Path, notes: Path, place: Path) -> None:
+    """Do what :func:`collect` says, *place* being the directory of the kernel's sums."""
     with tempfile.TemporaryDirectory(prefix=".new-", dir=place) as temporary:
         fresh = Path(temporary) / COUNTS
         for name in counted_names(notes):

@@ -7,7 +7,9 @@ and ends the launcher with ``exit_status``.
 
 from __future__ import annotations
 
+import errno
 import signal
+from typing import TypeVar
 
 EXIT_GUEST_TIMEOUT = 124
 EXIT_LAUNCHER = 125
@@ -33,7 +35,9 @@ class LinuxUmError(Exception):
     def line(self) -> str:
         """Return the error as one line, without the program's name."""
         text = f"{self.message}; {self.mend}" if self.mend else self.message
-        return " ".join(text.split())
+        # A guest's words may be in it: they are not to drive the terminal.
+        shown = "".join(c if c.isprintable() or c.isspace() else "?" for c in text)
+        return " ".join(shown.split())
 
     def __str__(self) -> str:
         return self.line()
@@ -95,3 +99,26 @@ class GuestPanic(LinuxUmError):
     """The guest's kernel panicked."""
 
     exit_status = EXIT_PANIC
+
+
+_Kind = TypeVar("_Kind", bound=LinuxUmError)
+_ROOM = "make room there, or set LINUX_UM_CACHE to a directory of your own with 6 GB of free space"
+_OWN = "set LINUX_UM_CACHE to a directory of your own"
+# How what the host refuses is mended.
+_MENDS = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _OWN,
+    errno.EACCES: _OWN,
+    errno.EPERM: _OWN,
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.EIO: "see the host's log: dmesg",
+}
+
+
+def cannot(error: OSError, what: str, kind: type[_Kind]) -> _Kind:
+    """Return the error for *what* the host did not let us do: one line, with path and mend."""
+    path = str(error.filename) if error.filename is not None else ""
+    place = f"{path}: " if path not in what else ""
+    reason = error.strerror or str(error)
+    return kind(f"cannot {what}: {place}{reason}", _MENDS.get(error.errno or 0, ""))

@@ -185,25 +185,26 @@ class Fuzzer:
         if not report["ok"] or ended.status == STATUS_WRONG:
             return "wrong byte", ended.stderr.strip()
         ended.check()
-        if self._has_laws():
+        if self.has_laws():
             try:
                 laws.check_laws(guest)
             except (AssertionError, CommandFailed) as error:
                 return "laws", f"after the end of all processes: {error}"
         return "", ""
 
-    def _has_laws(self) -> bool:
+    def has_laws(self) -> bool:
+        """Return whether the guests' kernel has PKSM."""
         wishes = kconfig.wishes_of(self.options.profile, self.options.arch)
         return wishes.get("CONFIG_PKSM") == "y"
 
     def _check(self, guest: Guest, report: dict[str, Any]) -> None:
         """While all memory is held: with swap as it is, and without."""
-        if self._has_laws():
+        if self.has_laws():
             for name, value in (("run", 1), ("settle_millisecs", 20), ("max_cpu", 100)):
                 guest.set_pksm(name, value)
             laws.check_laws(guest)
         guest.sh(f"swapoff {RAM_SWAP_DEVICE}")
-        if self._has_laws():
+        if self.has_laws():
             laws.check_laws(guest)
             report["settled"] = laws.settle(guest)
 

@@ -25,10 +25,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from .agent import Guest, Process
+from .agent import Guest
 from .errors import LinuxUmError
 from .gdb_machine import tracer_of
 from .outcome import CommandFailed
+from .process import Process
 from .term import Term
 
 _STDOUT, _STDERR = 1, 2

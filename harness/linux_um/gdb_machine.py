@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .build import Image
-from .errors import SessionError
+from .errors import HostError, SessionError, cannot
 from .kconfig import UM
 from .paths import runs_root
 from .rundir import LATEST
@@ -75,10 +75,13 @@ class MachineFacts:
 
 
 def write_machine(path: Path, pid: int, kernel: Kernel) -> None:
-    """Note in the run directory *path* which process runs which kernel."""
+    """Note in the run directory *path* which process runs which kernel. Raises HostError."""
     text = {name: str(value) for name, value in asdict(kernel).items()}
     facts = {"pid": pid, "start_time": _start_time(pid), "kernel": text}
-    (path / MACHINE_NAME).write_text(json.dumps(facts, indent=2) + "\n")
+    try:
+        (path / MACHINE_NAME).write_text(json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise cannot(error, f"write {path / MACHINE_NAME}", HostError) from error
 
 
 def read_machine(path: Path) -> MachineFacts:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import accel, build, coverage, doctor, kconfig, packages, rootfs
-from .agent import Completed, Guest, Process
-from .errors import LinuxUmError, UsageError
+from .agent import Guest
+from .errors import HostError, LinuxUmError, UsageError
 from .gdb_core import CoreKeeper
 from .gdb_machine import Kernel, write_machine
 from .gdb_rendezvous import wait_for_debugger
@@ -36,6 +36,7 @@ from .outcome import (
     scan,
     symbolise,
 )
+from .process import Completed, Process
 from .qemu import QemuMachine
 from .rundir import RunDir
 from .source import DEFAULT_KERNEL, default_kernel, series_meant
@@ -182,14 +183,8 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     image = finished_image(options.profile, options.kernel, term, options.arch)
     initrd = _initrd(options.kernel, term)
     start = _starter(options, image, mem_bytes, term)
-    rundir = RunDir(options.name)
     repeat = _repeat_command(options)
-    rundir.write("command.txt", repeat + "\n")
-    rundir.console.write_text(
-        f"# kernel {image.kernel}, profile {image.profile}, machine {image.arch}, "
-        f"patches {image.patches_hash}, "
-        f"engine {image.engine_hash}, image {image.key}\n# repeat: {repeat}\n"
-    )
+    rundir = _run_directory(options.name, image, repeat)
     guest: Guest | None = None
     keeper: CoreKeeper | None = None
     watch = Watch(rundir.watch)
@@ -208,9 +203,10 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
             ),
             rundir,
         )
-        write_machine(rundir.path, machine.pid, Kernel.of(image))
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
+            guest.config = kconfig.parse(image.config.read_text())
+            write_machine(rundir.path, machine.pid, Kernel.of(image))
             watch.serve(guest)
             if options.keep_core:
                 keeper = CoreKeeper(rundir.path, machine.pid, Kernel.of(image), term=term)
@@ -287,6 +283,23 @@ def boot_guest(
         yield guest
 
 
+def _run_directory(name: str, image: build.Image, repeat: str) -> RunDir:
+    """Return a run directory with the head of its log. Raises HostError."""
+    rundir = RunDir(name)
+    head = (
+        f"# kernel {image.kernel}, profile {image.profile}, machine {image.arch}, "
+        f"patches {image.patches_hash}, engine {image.engine_hash}, image {image.key}\n"
+        f"# repeat: {repeat}\n"
+    )
+    try:
+        rundir.write("command.txt", repeat + "\n")
+        rundir.write(rundir.console.name, head)
+    except HostError:
+        rundir.close(keep=False)
+        raise
+    return rundir
+
+
 def _starter(
     options: BootOptions, image: build.Image, mem_bytes: int, term: Term
 ) -> Callable[[MachineOptions, RunDir], Machine]:
@@ -361,8 +374,8 @@ def _record(
     try:
         rundir.write("dmesg", dmesg(console))
         rundir.write_json("result.json", result)
-    except OSError as problem:
-        print(f"linux-um: cannot write into {rundir.path}: {problem}", file=sys.stderr)
+    except HostError as problem:
+        print(f"linux-um: {problem.line()}", file=sys.stderr)
 
 
 def report(

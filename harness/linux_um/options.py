@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import re
 import textwrap
@@ -116,6 +117,14 @@ def check_kernel_options(arguments: argparse.Namespace) -> None:
             )
     kconfig.check(profile, series, arguments.arch)
     kconfig.check_cpus(profile, cpus, series, arguments.arch)
+
+
+def finite(text: str) -> float:
+    """Return a number of an option, which ``nan`` and ``inf`` are not. Raises ValueError."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def only_um(arguments: argparse.Namespace, what: str) -> None:

@@ -40,6 +40,7 @@ class Outcome(Enum):
     TIMEOUT = "time-out"
     HANG = "hang"
     GONE = "powered off"
+    GARBLED = "garbage on the agent's line"
     BOOT_FAILURE = "boot failure"
     BROKEN_HOST = "broken host"
 
@@ -52,6 +53,12 @@ class GuestOops(LinuxUmError):
 
 class GuestGone(LinuxUmError):
     """The guest ended, without a panic, before the command did."""
+
+    exit_status = EXIT_GONE
+
+
+class LineError(LinuxUmError):
+    """What comes by the agent's line is not the agent's: nothing can be told from it."""
 
     exit_status = EXIT_GONE
 
@@ -74,6 +81,7 @@ def outcome_of(error: BaseException | None) -> Outcome:
         (GuestHang, Outcome.HANG),
         (GuestTimeout, Outcome.TIMEOUT),
         (GuestGone, Outcome.GONE),
+        (LineError, Outcome.GARBLED),
         (BootError, Outcome.BOOT_FAILURE),
         (HostError, Outcome.BROKEN_HOST),
     ):

@@ -10,6 +10,7 @@ change, so that make rebuilds only what an edit calls for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,12 +18,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import paths
-from .errors import PatchError
+from .errors import PatchError, cannot
 from .term import Term
 
 ENGINE_MARK = "pksm/"
@@ -212,10 +213,23 @@ def synchronise(
     """Make *tree* hold *source* with patches and engine; return the names written.
 
     *content* identifies the source. The caller holds the build lock.
-    Raises PatchError; the tree is then as it was.
+    Raises PatchError; the tree is then as it was, or, when the disk is full, made anew
+    the next time.
     """
     target = patched_files(source, snapshot)
-    state_file = tree.with_name(tree.name + STATE_SUFFIX)
+    try:
+        return _bring_up_to_date(source, content, tree, target, term)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            _state_file(tree).unlink(missing_ok=True)
+        raise cannot(error, f"write the work tree {tree}", PatchError) from error
+
+
+def _bring_up_to_date(
+    source: Path, content: str, tree: Path, target: Mapping[str, bytes | None], term: Term
+) -> list[str]:
+    """Do what :func:`synchronise` says, *target* being the files with patches and engine."""
+    state_file = _state_file(tree)
     state = _read_state(state_file)
     if not tree.is_dir() or state is None:
         state_file.unlink(missing_ok=True)
@@ -236,6 +250,10 @@ def synchronise(
         temporary.write_text(json.dumps({"content": content, "files": hashes}))
         temporary.replace(state_file)
     return changed
+
+
+def _state_file(tree: Path) -> Path:
+    return tree.with_name(tree.name + STATE_SUFFIX)
 
 
 def _hash(data: bytes | None) -> str:
@@ -321,7 +339,11 @@ def _write(path: Path, data: bytes | None, mode: int | None = None) -> bool:
             mode = 0o755
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".linux-um-new")
-    temporary.write_bytes(data)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return True

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import HostError
+from .errors import HostError, cannot
 from .term import Term
 
 
@@ -37,10 +37,7 @@ def ensure_dir(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HostError(
-            f"cannot create {path}: {error.strerror}",
-            "set LINUX_UM_CACHE to a directory of your own with 6 GB of free space",
-        ) from error
+        raise cannot(error, f"create {path}", HostError) from error
     return path
 
 
@@ -100,10 +97,14 @@ def lock(name: str, *, term: Term | None = None, blocking: bool = True) -> Itera
     """Hold the cache's lock *name* for the length of the block.
 
     Yields True when the lock is held. With ``blocking=False`` yields False at
-    once when another process holds it. Tells *term* when it has to wait.
+    once when another process holds it. Tells *term* when it has to wait. Raises
+    HostError when the cache cannot be written.
     """
     directory = ensure_dir(cache_root() / "lock")
-    descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise cannot(error, "lock the cache", HostError) from error
     held = False
     try:
         try:

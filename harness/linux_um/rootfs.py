@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from . import source
-from .errors import RootfsError
+from . import intact, source
+from .errors import RootfsError, cannot
 from .paths import ensure_dir, lock, repo_root, rootfs_root
 from .term import Term
 
 ARCHIVE = "initramfs.cpio"
+# The seal of the archive, see intact.py.
+SEAL = "seal.json"
+# What making one takes at most.
+NEEDED_BYTES = 32 << 20
 # Finished file systems that are kept.
 KEEP = 8
 _SKIP = {"out", ".obj", "__pycache__"}
@@ -71,15 +78,33 @@ def ensure_rootfs(*, term: Term, kernel: str = "6.12") -> Path:
     not root. Raises RootfsError or SourceError.
     """
     target = rootfs_root() / rootfs_key()
-    archive = target / ARCHIVE
-    if not archive.exists():
+    if _defect(target):
         generator = _generator(kernel, term)
         with lock("rootfs", term=term):
-            if not archive.exists():
+            if wrong := _defect(target):
+                if target.exists():
+                    term.warn(f"{wrong}; the guest's file system is built anew")
                 _build(target, generator, term)
                 _prune()
-    os.utime(target)
-    return archive
+    with contextlib.suppress(OSError):
+        os.utime(target)
+    return target / ARCHIVE
+
+
+def _defect(target: Path) -> str:
+    """Return what is wrong with the archive of a file system, or nothing.
+
+    One that was made before there were seals has none.
+    """
+    try:
+        noted = json.loads((target / SEAL).read_text())
+    except FileNotFoundError:
+        noted = None
+    except (OSError, ValueError):
+        return f"{target / SEAL} is damaged"
+    if noted is not None and not isinstance(noted, dict):
+        return f"{target / SEAL} is damaged"
+    return intact.defect(target / ARCHIVE, noted)
 
 
 def _generator(kernel: str, term: Term) -> Path:
@@ -99,7 +124,10 @@ def _generator(kernel: str, term: Term) -> Path:
 def _build(target: Path, generator: Path, term: Term) -> None:
     ensure_dir(target.parent)
     with term.step("building the guest's file system"):
-        work = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        try:
+            work = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+        except OSError as error:
+            raise cannot(error, "make the guest's file system", RootfsError) from error
         try:
             work.chmod(0o755)
             command = [
@@ -115,14 +143,22 @@ def _build(target: Path, generator: Path, term: Term) -> None:
                 command, capture_output=True, text=True, check=False, env=_environment()
             )
             if done.returncode != 0:
+                # Not every tool says so, or at all.
+                if shutil.disk_usage(work).free < NEEDED_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
                 errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
                 first = errors[0] if errors else (done.stderr.strip() or "make failed")
                 raise RootfsError(
                     f"the guest's file system does not build: {first}",
                     "run: make -C rootfs, or mend the source file",
                 )
+            if wrong := intact.defect(work / ARCHIVE):
+                raise RootfsError(f"make left no file system: {wrong}", "run: make -C rootfs")
+            (work / SEAL).write_text(json.dumps(intact.seal(work / ARCHIVE)) + "\n")
             shutil.rmtree(target, ignore_errors=True)
             work.rename(target)
+        except OSError as error:
+            raise cannot(error, "make the guest's file system", RootfsError) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -12,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from .errors import HostError
+from .errors import HostError, cannot
 from .paths import ensure_dir, runs_root
 
 # Directories of failed runs that are kept.
@@ -30,26 +32,23 @@ class RunDir:
     def __init__(self, name: str) -> None:
         """Create it. Raises HostError when the cache cannot be written."""
         root = ensure_dir(runs_root())
-        clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "guest"
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        prune(root, KEEP)
-        for number in range(10000):
-            self.path = root / f"{stamp}-{clean}-{os.getpid()}.{number}"
-            try:
-                self.path.mkdir()
-                break
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise HostError(
-                    f"cannot create {self.path}: {error.strerror}",
-                    "set LINUX_UM_CACHE to a directory you can write to",
-                ) from error
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            prune(root, KEEP)
+            self.path = _new_directory(root, name)
+        except OSError as error:
+            raise cannot(error, "make a run directory", HostError) from error
         self.console = self.path / "console.log"
-        self.console.touch()
-        _point_latest(root, self.path.name)
+        self._lock = -1
+        try:
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.console.touch()
+            _point_latest(root, self.path.name)
+        except OSError as error:
+            _remove(self.path)
+            if self._lock >= 0:
+                os.close(self._lock)
+            raise cannot(error, "make a run directory", HostError) from error
 
     @property
     def mconsole(self) -> Path:
@@ -62,11 +61,15 @@ class RunDir:
         return self.path / "watch"
 
     def write(self, name: str, text: str) -> None:
-        """Write a small text file into the directory."""
-        (self.path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+        """Write a small text file into the directory. Raises HostError when that fails."""
+        path = self.path / name
+        try:
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise cannot(error, f"write {path}", HostError) from error
 
     def write_json(self, name: str, value: object) -> None:
-        """Write *value* as JSON into the directory."""
+        """Write *value* as JSON into the directory. Raises HostError when that fails."""
         self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     def read_console(self) -> str:
@@ -87,6 +90,18 @@ class RunDir:
         self._lock = -1
         if not keep:
             _repair_latest(runs_root())
+
+
+def _new_directory(root: Path, name: str) -> Path:
+    """Make a directory with a name of its own below *root*. Raises OSError."""
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "guest"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count():
+        path = root / f"{stamp}-{clean}-{os.getpid()}.{number}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+    return path
 
 
 def _remove(path: Path) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from .agent import Guest, Process
+from .agent import Guest
 from .errors import OutputError
+from .process import Process
 from .protocol import STDIN_WINDOW
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2

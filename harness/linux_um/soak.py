@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import laws
-from .agent import Completed
 from .errors import LinuxUmError
 from .guest import Guest
 from .guest_setup import RAM_SWAP_DEVICE, memory_group, ram_swap
+from .process import Completed
 
 # Seconds of wall-clock time that the workloads of a cycle may take.
 CYCLE_SECONDS = 600.0

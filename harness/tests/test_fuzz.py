@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from lab import BootFresh
-from linux_um import commands_fuzz, fuzz, kconfig
+from linux_um import cli, commands_fuzz, fuzz, kconfig
 from linux_um.errors import UsageError
 from linux_um.fuzz import Fuzzer, Result
 from linux_um.fuzz_shrink import Shrinker, about, kind_of, process_of
 from linux_um.guest import BootOptions, Guest
 from linux_um.source import default_kernel
+from linux_um.term import Term
 
 OPS = 5000
 # Pages of the guest's agent that may have an equal, or none, from run to run.
@@ -50,6 +51,33 @@ def fuzzer(request: pytest.FixtureRequest) -> Fuzzer:
 def run_seed(fuzzer: Fuzzer) -> RunSeed:
     """Return a function that runs so many operations of a seed."""
     return fuzzer.seed
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "merged", "said"),
+    [
+        (20000, 4000, 9, "only 4000 of 20000 operations could be done"),
+        (20000, 10000, 0, "no page was merged in 20000 operations"),
+        (20000, 10000, 9, ""),
+        (20000, 10000, None, ""),
+        (100, 0, 0, ""),
+    ],
+)
+def test_a_run_in_which_nothing_was_done_is_no_success(
+    total: int, done: int, merged: int | None, said: str
+) -> None:
+    assert commands_fuzz.idleness(total, done, merged) == said
+
+
+@pytest.mark.parametrize(("done", "status"), [(4000, 1), (12000, 0)])
+def test_the_status_of_fuzz_says_so(
+    fuzzer: Fuzzer, monkeypatch: pytest.MonkeyPatch, done: int, status: int
+) -> None:
+    report = {"ops": 20000, "done": done, "digest": "0", "counters": {"pages_merged": 1}}
+    monkeypatch.setattr(fuzzer, "seed", lambda *_: Result("", "", 0, report, 1.0, 20000))
+    monkeypatch.setattr(commands_fuzz, "fuzzer_of", lambda *_: fuzzer)
+    words = cli.build_parser().parse_args(["fuzz", "--runs", "2"])
+    assert commands_fuzz.fuzz_command(words, Term(quiet=True)) == status
 
 
 # ---- the engine ------------------------------------------------------------

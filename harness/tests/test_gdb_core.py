@@ -20,7 +20,7 @@ from linux_um.guest import BootOptions, boot  # noqa: E402
 from linux_um.paths import runs_root  # noqa: E402
 from test_gdb_session import background, one_line, script  # noqa: E402
 from test_gdb_session import Script  # noqa: E402
-from test_machine import launch, run_directory, runs  # noqa: E402
+from runlab import launch, run_directory, runs  # noqa: E402
 
 __all__ = ["runs", "script"]
 

@@ -23,7 +23,7 @@ pexpect = pytest.importorskip("pexpect")
 from linux_um.gdb_machine import read_machine, tracer_of  # noqa: E402
 from linux_um.paths import repo_root, runs_root  # noqa: E402
 from linux_um.machine import allow_debugger  # noqa: E402
-from test_machine import LAUNCHER, launch, runs, start  # noqa: E402
+from runlab import LAUNCHER, launch, runs, start  # noqa: E402
 
 __all__ = ["runs"]
 
@@ -79,10 +79,11 @@ def ask(child: Any, line: str) -> str:
 
 
 def leave(child: Any, line: str = "quit") -> int:
-    """Leave gdb and return the launcher's exit status."""
+    """Leave gdb and return the launcher's exit status: the kernel must not have complained."""
     child.sendline(line)
     child.expect(pexpect.EOF)
     child.close()
+    assert "the kernel's log has" not in str(child.before), child.before
     return int(child.exitstatus)
 
 

@@ -31,8 +31,8 @@ from lab import (
     vmstat,
     workload,
 )
-from linux_um.agent import Process
 from linux_um.guest import Guest
+from linux_um.process import Process
 
 pytestmark = pytest.mark.needs_pksm
 

@@ -9,6 +9,7 @@ from lab import (
     RECLAIM,
     BootFresh,
     baseline,
+    check_laws,
     group,
     hold_memdup,
     in_group,
@@ -137,6 +138,20 @@ def test_r49_single_pages_paged_out_by_advice_come_back_and_merge(boot_fresh: Bo
 def test_churn_under_pressure_keeps_every_byte(small: Guest) -> None:
     workload(small, ["churn", "--procs", "3", "--mib", "14", "--rounds", "25"])
     assert vmstat(small, "pswpout") > 0
+
+
+def test_the_laws_hold_while_merged_pages_are_swapped_out(boot_fresh: BootFresh) -> None:
+    """And when some of them have come back."""
+    guest = boot_fresh(swap="64M")
+    group(guest)
+    job = hold_memdup(guest, "--procs", "3", "--mib", "1", "--dup", "100", group=GROUP)
+    guest.sh(
+        f"for i in 1 2 3; do echo 16M > {GROUP}/memory.reclaim; sleep 2.5; done 2>/dev/null",
+        check=False,
+    )
+    assert vmstat(guest, "pswpout") > 0
+    check_laws(guest)
+    release(job)
 
 
 def test_swapping_off_brings_everything_back(boot_fresh: BootFresh) -> None:

@@ -28,7 +28,7 @@ from linux_um import top, watch  # noqa: E402
 from linux_um.guest import Guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.paths import cache_root  # noqa: E402
-from test_machine import LAUNCHER, launch, start  # noqa: E402
+from runlab import LAUNCHER, launch, start  # noqa: E402
 
 # Counters that only the engine moves, not the agent's own pages.
 STEADY = ("pages_shared", "pages_sharing", "zero_pages", "rmap_items", "stable_nodes")

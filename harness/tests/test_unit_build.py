@@ -464,23 +464,6 @@ def test_the_image_key_follows_everything_that_decides_the_kernel() -> None:
     assert dataclasses.replace(base).key == base.key
 
 
-def test_an_image_without_its_facts_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
-    found = source.Source("k", "k", "6.12", "6.12.1", "Debian package")
-    recipe = build.Recipe(found, "fast", snapshot_of({}), (), "gcc")
-    assert build.find_image(recipe) is None
-    directory = paths.image_root() / recipe.key
-    directory.mkdir(parents=True)
-    (directory / "linux").write_text("")
-    assert build.find_image(recipe) is None
-    (directory / build.INFO_NAME).write_text(json.dumps({"kernel": "6.12.1-pksm"}))
-    image = build.find_image(recipe)
-    assert image is not None and image.kernel == "6.12.1-pksm"
-    assert recipe.key in image.describe()
-
-
 def test_only_the_images_used_last_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

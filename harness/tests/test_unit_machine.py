@@ -44,6 +44,7 @@ from linux_um.guest import parse_share  # noqa: E402
 from linux_um.outcome import (  # noqa: E402
     GuestGone,
     GuestOops,
+    LineError,
     Outcome,
     dmesg,
     judge_end,
@@ -201,13 +202,14 @@ def test_each_error_has_its_outcome_and_status() -> None:
         HostError("x"): (Outcome.BROKEN_HOST, 125),
         GuestOops("x"): (Outcome.TAINT, 70),
         GuestGone("x"): (Outcome.GONE, 71),
+        LineError("x"): (Outcome.GARBLED, 71),
     }
     for error, (outcome, status) in table.items():
         assert (outcome_of(error), error.exit_status) == (outcome, status)
     assert outcome_of(None) is Outcome.PASS
     assert outcome_of(AssertionError()) is Outcome.FAIL
-    # A hang is a time-out, to a script.
-    assert len({status for _, status in table.values()}) == len(table) - 1
+    # A hang is a time-out, to a script, and a guest that cannot be talked to has gone.
+    assert len({status for _, status in table.values()}) == len(table) - 2
 
 
 def test_the_excerpt_starts_at_the_cut() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def test_a_part_that_fails_is_said_and_the_others_run(
     page = (tmp_path / prove.PAGE_NAME).read_text()
     assert "| good | that help is given | `./linux-um doctor --help` | passed |" in page
     assert "| **FAILED** (125) |" in page
+    assert "| bad | nothing | `./linux-um doctor --nonsense` |" in page
+    assert "that nonsense fails" not in page
     assert "unrecognized" in page.split("## bad")[1]
     assert "usage" in (tmp_path / "good.log").read_text()
 
@@ -149,9 +152,33 @@ def test_the_state_of_a_tree_is_of_all_that_is_in_it(tmp_path: Path) -> None:
 
 
 def test_nothing_that_is_set_outside_changes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LINUX_UM_PROFILE", "LINUX_UM_KERNEL", "LINUX_UM_ARCH", "PYTEST_ADDOPTS"):
+    for name in (
+        "LINUX_UM_PROFILE", "LINUX_UM_KERNEL", "LINUX_UM_ARCH", "LINUX_UM_ACCEL", "KERNEL_SRC",
+        "LINUX_UM_COVERAGE", "LINUX_UM_TARBALL", "CC", "PYTEST_ADDOPTS",
+    ):  # fmt: skip
         monkeypatch.setenv(name, "x")
         assert name not in prove.environment()
+
+
+def test_parts_are_run_where_their_words_are_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever prove itself is; a report of a part's goes where prove's own does."""
+    monkeypatch.chdir(tmp_path)
+    collect = Part("here", "x", ("test", "--collect-only", "-q", "harness/tests/test_large.py"))
+    monkeypatch.setattr(prove, "parts", lambda _: [collect])
+    monkeypatch.setattr(prove, "state_of", lambda _: State("abc", "1"))
+    assert prove.prove_command(arguments(Path("proof")), Term(quiet=True)) == 0
+    assert "1 test collected" in (tmp_path / "proof" / "here.log").read_text()
+    assert prove.from_root(Path("proof")) == tmp_path / "proof"
+    monkeypatch.chdir(repo_root() / "harness")
+    assert prove.from_root(Path("../proof").resolve()) == Path("proof")
+
+
+def test_no_part_says_more_than_its_words(tmp_path: Path) -> None:
+    """Not of its short form either: how much it is stands in them alone."""
+    for part in prove.parts(tmp_path):
+        assert not re.search(r"million|thousand|hours?|\d{3}", part.shows), part.shows
 
 
 @pytest.mark.usefixtures("two_parts")

@@ -17,6 +17,8 @@
 #define RECLAIM_KIB	32
 /* Exit status of pagestat when something is wrong with a map count, or with RSS. */
 #define PAGESTAT_WRONG	1
+/* And when the engine has not stood still during any of its looks. */
+#define PAGESTAT_RESTLESS	4
 
 static int do_foreign(const struct fuzz_op *op)
 {
@@ -95,8 +97,8 @@ static void do_check(void)
 	char text[256] = "";
 	int64_t value;
 	ssize_t n;
+	int fd, err;
 	size_t i;
-	int fd;
 
 	for (i = 0; i < ARRAY_SIZE(counters); i++) {
 		if (!counter_read(counters[i], &value) || value >= 0)
@@ -105,12 +107,15 @@ static void do_check(void)
 		complain("a counter is negative");
 	}
 	fd = open(CHECK_FILE, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	err = n < 0 ? errno : 0;
+	if (fd >= 0)
+		close(fd);
+	/* A kernel without CONFIG_PKSM_DEBUG has none; and memory may be short. */
+	if ((fd < 0 && err == ENOENT) || err == ENOMEM || !strcmp(text, "fine\n"))
 		return;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (n <= 0 || !strcmp(text, "fine\n"))
-		return;
+	if (n <= 0)
+		snprintf(text, sizeof(text), "%s\n", err ? strerror(err) : "it says nothing");
 	fprintf(stderr, "%s: the engine's own check: %s", prog_name, text);
 	complain("by the engine's own check");
 }
@@ -129,14 +134,19 @@ static int do_audit(void)
 		null = open("/dev/null", O_WRONLY | O_CLOEXEC);
 		dup2(null, STDOUT_FILENO);
 		execlp("pagestat", "pagestat", "--all", NULL);
-		_exit(127);
+		_exit(errno == ENOMEM ? PAGESTAT_RESTLESS : 127);
 	}
 	if (waitpid(pid, &status, 0) != pid)
 		return errno;
-	if (WIFEXITED(status) && WEXITSTATUS(status) == PAGESTAT_WRONG)
-		complain("by pagestat --all");
-	/* It may not have found a moment at which nothing changed. */
-	return WIFEXITED(status) && WEXITSTATUS(status) ? EAGAIN : 0;
+	/* It may not have found a moment at which nothing changed, or have been short of memory. */
+	if (!WIFEXITED(status) || WEXITSTATUS(status) == PAGESTAT_RESTLESS)
+		return EAGAIN;
+	if (!WEXITSTATUS(status))
+		return 0;
+	if (WEXITSTATUS(status) != PAGESTAT_WRONG)
+		fprintf(stderr, "%s: pagestat --all: status %d\n", prog_name, WEXITSTATUS(status));
+	complain("by pagestat --all");
+	return EAGAIN;
 }
 
 void fuzz_outside(const struct fuzz_op *op, const char *group, struct fuzz_result *r)
