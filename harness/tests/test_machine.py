@@ -252,9 +252,9 @@ def test_time_travel_makes_waiting_free(runs: Path) -> None:
     """An hour's sleep takes no hour, and the guest's clock has gone on."""
     before = time.monotonic()
     done = launch(
-        "run", "--time-travel", "--", "sh", "-c", "sleep 36000; cut -d. -f1 /proc/uptime"
+        "run", "--time-travel", "--", "sh", "-c", "sleep 3600; cut -d. -f1 /proc/uptime"
     )
-    assert int(done.stdout) >= 36000
+    assert int(done.stdout) >= 3600
     assert time.monotonic() - before < LIMIT
 
 

@@ -249,8 +249,8 @@ def test_r19_processes_that_page_each_other_out_do_not_wait_for_each_other(
     report = workload(guest, argv, timeout=60)
     guest.write_file(f"{PKSM if has_file(guest, PKSM) else KSM}/run", "1")
     assert report.raw["wrong"] == 0
-    assert report.raw["evictions"] > 100
-    assert vmstat(guest, "pswpout") - before > 100, "little was paged out: the test tested nothing"
+    assert report.raw["evictions"] > 20
+    assert vmstat(guest, "pswpout") - before > 20, "little was paged out: the test tested nothing"
 
 
 @pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")
