@@ -30,7 +30,7 @@ from .term import Term
 # Where fuzzmm finds its list, and leaves the number of the operation it has come to.
 SHARE = "/share"
 SCRIPT, PROGRESS = "script", "progress"
-GROUP = "/sys/fs/cgroup/fuzz"
+GROUPS = ("/sys/fs/cgroup/fuzz", "/sys/fs/cgroup/fuzz2")
 SWAP_MIB = 32
 # Exit statuses of fuzzmm.
 STATUS_WRONG, STATUS_ENV = 3, 1
@@ -43,8 +43,8 @@ _REPORT = '"tool": "fuzzmm"'
 SETUP = f"""
 echo 0 > /proc/sys/kernel/randomize_va_space
 {ram_swap(SWAP_MIB, rotational=True)} || exit {STATUS_ENV}
-{memory_group(GROUP)} || exit {STATUS_ENV}
-exec fuzzmm --group {GROUP} --progress {SHARE}/{PROGRESS} --hold "$@"
+{memory_group(" ".join(GROUPS))} || exit {STATUS_ENV}
+exec fuzzmm --group {" --group ".join(GROUPS)} --progress {SHARE}/{PROGRESS} --hold "$@"
 """
 # The order of pksmd's work does not depend on chance, either.
 SECRET = "pksm_secret=1"
