@@ -9,7 +9,6 @@ everything back in memory, at last when all its processes have ended.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -289,8 +288,3 @@ def _save(directory: Path, result: Result, lines: Sequence[str]) -> None:
     (directory / "said").write_text(result.said + "\n")
     (directory / "console.log").write_text(result.console)
     (directory / "report.json").write_text(json.dumps(result.report, indent=1) + "\n")
-
-
-def remove(find: Find) -> None:
-    """Forget a find, as a test does that has seen it."""
-    shutil.rmtree(find.directory, ignore_errors=True)
