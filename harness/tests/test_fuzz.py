@@ -28,7 +28,7 @@ BY_CHANCE = ("reclaim", "audit")
 # What any machine has, and what the settings of the engine do not keep from being done.
 EVERYWHERE = (
     "flag", "dontneed_locked", "pin", "pin_long", "unpin", "share_dup", "share_poke",
-    "share_verify", "share_advise", "advise_other", "user", "join", "uffd_copy", "uffd_move",
+    "share_verify", "share_advise", "advise_other", "user", "join", "uffd_copy",
 )  # fmt: skip
 BASE_PAGE = 0x2000000000 // 4096
 
