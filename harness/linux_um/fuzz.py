@@ -9,7 +9,6 @@ everything back in memory, at last when all its processes have ended.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from .term import Term
 # Where fuzzmm finds its list, and leaves the number of the operation it has come to.
 SHARE = "/share"
 SCRIPT, PROGRESS = "script", "progress"
-GROUP = "/sys/fs/cgroup/fuzz"
+GROUPS = ("/sys/fs/cgroup/fuzz", "/sys/fs/cgroup/fuzz2")
 SWAP_MIB = 32
 # Exit statuses of fuzzmm.
 STATUS_WRONG, STATUS_ENV = 3, 1
@@ -43,8 +42,8 @@ _REPORT = '"tool": "fuzzmm"'
 SETUP = f"""
 echo 0 > /proc/sys/kernel/randomize_va_space
 {ram_swap(SWAP_MIB, rotational=True)} || exit {STATUS_ENV}
-{memory_group(GROUP)} || exit {STATUS_ENV}
-exec fuzzmm --group {GROUP} --progress {SHARE}/{PROGRESS} --hold "$@"
+{memory_group(" ".join(GROUPS))} || exit {STATUS_ENV}
+exec fuzzmm --group {" --group ".join(GROUPS)} --progress {SHARE}/{PROGRESS} --hold "$@"
 """
 # The order of pksmd's work does not depend on chance, either.
 SECRET = "pksm_secret=1"
@@ -290,8 +289,3 @@ def _save(directory: Path, result: Result, lines: Sequence[str]) -> None:
     (directory / "said").write_text(result.said + "\n")
     (directory / "console.log").write_text(result.console)
     (directory / "report.json").write_text(json.dumps(result.report, indent=1) + "\n")
-
-
-def remove(find: Find) -> None:
-    """Forget a find, as a test does that has seen it."""
-    shutil.rmtree(find.directory, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,12 @@ OF_THE_AGENT = 4
 # What the contents of all pages decide alone, once everything has settled.
 SETTLED = ("pages_shared", "pages_sharing", "zero_pages")
 # What depends on which page frames there are, or on what else runs.
-BY_CHANCE = ("reclaim", "audit", "uffd_move")
+BY_CHANCE = ("reclaim", "audit")
+# What any machine has, and what the settings of the engine do not keep from being done.
+EVERYWHERE = (
+    "flag", "dontneed_locked", "pin", "pin_long", "unpin", "share_dup", "share_poke",
+    "share_verify", "share_advise", "advise_other", "user", "join", "uffd_copy",
+)  # fmt: skip
 BASE_PAGE = 0x2000000000 // 4096
 
 RunSeed = Callable[[int, int], Result]
@@ -91,6 +97,7 @@ def test_random_operations_leave_every_byte_and_every_law(run_seed: RunSeed, see
     assert report["ops"] == OPS
     # Else it tested nothing.
     assert report["done"] > OPS / 4
+    assert [name for name in EVERYWHERE if not report["by_kind"][name][0]] == []
     if report["engine"] == "pksm":
         assert report["counters"]["pages_merged"] > 100
         assert report["counters"]["pages_broken"] > 100
@@ -125,6 +132,28 @@ def test_a_seed_comes_to_the_same_savings(fuzzer: Fuzzer) -> None:
     # But for a page or two of the agent, which waits for the host as long as that takes.
     assert settled[0] == pytest.approx(settled[1], abs=OF_THE_AGENT)
     assert settled[0]["pages_sharing"] > 10 * OF_THE_AGENT
+
+
+def across(fuzzer: Fuzzer, domain: str, other: int) -> int:
+    """Return what is saved when process 0 and another have the same pages."""
+    script = ["sizes 3 48", f"set domain={domain}"]
+    script += [f"{kind} {proc} 0+48 1" for proc in (0, other) for kind in ("map", "dup")]
+    result = fuzzer.script([*script, "sleep 100", "verify_all"])
+    assert not result.kind, f"{result.kind}: {result.said}"
+    return int(result.report["settled"]["pages_sharing"])
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.time_travel
+@pytest.mark.parametrize(
+    ("domain", "with_1", "with_2"), [("user", 0, 48), ("memcg", 48, 0), ("global", 48, 48)]
+)
+def test_the_processes_are_of_two_users_and_two_groups(
+    fuzzer: Fuzzer, domain: str, with_1: int, with_2: int
+) -> None:
+    """Process 1 is another user's than 0, and 2 is in another group: else domains are all one."""
+    difference = across(fuzzer, domain, 2) - across(fuzzer, domain, 1)
+    assert difference == pytest.approx(with_2 - with_1, abs=2 * OF_THE_AGENT)
 
 
 # What was found, made as short as it could be.
@@ -199,6 +228,31 @@ def test_a_byte_that_somebody_else_writes_is_found(boot_fresh: BootFresh) -> Non
         ["1", "dup", "0", "0+2", "3"],
         ["3", "poke", "0", "1+1", "8200"],
     ]
+
+
+def test_a_shared_byte_that_somebody_else_writes_is_found(boot_fresh: BootFresh) -> None:
+    """All processes see it, whoever has written it: the one that verifies first tells."""
+    guest = boot_fresh()
+    put(guest, "/script", "sizes 2 4\nshare_dup 0 0+4 3\nshare_poke 1 1+1 8200\ncheck\n")
+    job = guest.start(["fuzzmm", "--from-script", "/script", "--hold"])
+    report = json.loads(job.wait_output("}}\n"))
+    assert report["ok"] and report["done"] == 3, report
+    pid = guest.sh("pidof fuzzmm").stdout.split()[0]
+    # Of all memory that is shared, this alone has 16 pages.
+    places = [line.split("-", 1) for line in guest.read_file(f"/proc/{pid}/maps").splitlines()
+              if " rw-s " in line]  # fmt: skip
+    start = next(
+        int(begin, 16) for begin, rest in places
+        if int(rest.split()[0], 16) - int(begin, 16) == 16 * 4096
+    )  # fmt: skip
+    guest.sh(
+        f"printf '\\377' | dd of=/proc/{pid}/mem bs=1 seek={start + 4096 + 8} conv=notrunc "
+        "2>/dev/null"
+    )
+    job.close_stdin()
+    done = job.wait(60)
+    assert done.status == fuzz.STATUS_WRONG
+    assert "wrong byte 8 of shared page 1: at operation 2" in done.stderr
 
 
 def test_a_printed_list_is_the_same_run(boot_fresh: BootFresh) -> None:
@@ -315,6 +369,97 @@ def test_groups_are_by_name_and_by_process() -> None:
     assert kind_of("dup 3 1+2 5") == "dup" and kind_of("compact") == "compact"
     assert process_of("dup 3 1+2 5") == "3" and process_of("sleep 20") == ""
     assert process_of("set run=1") == "" and process_of("drop") == ""
+
+
+# ---- what is kept of a failure ------------------------------------------------------
+
+
+class FailingFuzzer(Fuzzer):
+    """Boots no guest: a byte is wrong as soon as the lines NEEDED have been, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__(BootOptions(profile="fast"))
+        self.runs: list[list[str]] = []
+
+    def script(self, lines: Sequence[str], shown: Callable[[int], None] = lambda _: None) -> Result:
+        """Say what comes of *lines*."""
+        assert lines[0] == "sizes 4 96"
+        self.runs.append(list(lines))
+        left = list(NEEDED)
+        for number, line in enumerate(lines[1:]):
+            if line == left[0]:
+                del left[0]
+            if not left:
+                report = {"wrong": {"operation": number, "page": 8, "process": 2}}
+                return Result("wrong byte", f"at {line}", 1, report, 0.1, number, f"{number}\n")
+        return Result("", "", 0, {}, 0.1, len(lines) - 1)
+
+
+NEEDED = ["map 2 8+4 0", "fork 2 3", "sleep 20"]
+FAILING = ["sizes 4 96", *NOISE[:50], NEEDED[0], *NOISE[50:90], *NEEDED[1:], *NOISE[90:]]
+COMMAND = ["fuzz", "--real-time", "--append", "a=b"]
+KeepFailure = Callable[..., tuple[FailingFuzzer, Path]]
+
+
+@pytest.fixture
+def keep_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> KeepFailure:
+    """Return a function that lets the command deal with a list that has failed.
+
+    It returns what was run for that, and where the list was put.
+    """
+
+    def keep(*options: str, kind: str = "wrong byte") -> tuple[FailingFuzzer, Path]:
+        monkeypatch.setenv("LINUX_UM_CACHE", str(tmp_path))
+        arguments = cli.build_parser().parse_args([*COMMAND, *options])
+        fuzzer = FailingFuzzer()
+        first = replace(fuzzer.script(FAILING), kind=kind)
+        fuzzer.runs.clear()
+        assert commands_fuzz.failed(arguments, fuzzer, first, FAILING, "seed-9", Term()) == 1
+        (directory,) = (tmp_path / "fuzz").iterdir()
+        assert directory.name.endswith("-seed-9")
+        return fuzzer, directory
+
+    return keep
+
+
+def test_a_failure_is_shrunk_and_kept_with_the_command_that_repeats_it(
+    keep_failure: KeepFailure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fuzzer, directory = keep_failure()
+    # What came behind the failure was not tried once more.
+    assert fuzzer.runs[0] == FAILING[: FAILING.index("sleep 20") + 1]
+    left = ["sizes 4 96", *NEEDED]
+    assert commands_fuzz.read_script(directory / "script") == left
+    assert fuzzer.script(left).kind == "wrong byte"
+    # All else is of the shortest run.
+    assert (directory / "said").read_text() == "at sleep 20\n"
+    assert (directory / "console.log").read_text() == "2\n"
+    assert json.loads((directory / "report.json").read_text())["wrong"]["operation"] == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("at sleep 20\n")
+    lines = said.out.splitlines()
+    assert lines[0] == f"3 operations are left, after {len(fuzzer.runs) - 1} runs:"
+    assert lines[1:5] == [f"  {line}" for line in left]
+    assert lines[5].startswith(f"kept in {directory}; repeat by: ./linux-um fuzz --from-script")
+    assert lines[5].endswith("--real-time --append a=b")
+
+
+def test_what_fails_in_another_way_is_not_taken_for_it(
+    keep_failure: KeepFailure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is a list shrunk that does not fail once more as it did: all of it is kept."""
+    fuzzer, directory = keep_failure(kind="oops")
+    assert fuzzer.runs == [FAILING]
+    assert commands_fuzz.read_script(directory / "script") == FAILING
+    assert "takes more than its operations" in capsys.readouterr().err
+
+
+def test_nothing_is_shrunk_for_who_does_not_want_it(keep_failure: KeepFailure) -> None:
+    fuzzer, directory = keep_failure("--no-shrink")
+    assert fuzzer.runs == []
+    assert commands_fuzz.read_script(directory / "script")[-1] == "sleep 20"
 
 
 # ---- the command ------------------------------------------------------------------

@@ -15,6 +15,7 @@ from lab import (
     GROUP,
     WORKLOAD_SECONDS,
     BootFresh,
+    Figure,
     Report,
     baseline,
     counters,
@@ -158,10 +159,13 @@ def test_r3_a_process_is_killed_while_the_visitor_waits_in_the_middle_of_it(
 @pytest.mark.regression("R2")
 @pytest.mark.regression("R3")
 @pytest.mark.real_time
-def test_r2_r3_a_process_killed_while_it_is_unmerged_goes_in_peace(poisoned: Guest) -> None:
+def test_r2_r3_a_process_killed_while_it_is_unmerged_goes_in_peace(
+    poisoned: Guest, figure: Figure
+) -> None:
     """R2, R3: the engine is the last user of its address space, and lets it go in order."""
     rounds = 10
     report = race(poisoned, "kill", "--rounds", str(rounds), "--pages", "4096", timeout=SOON)
+    figure("racing an unmerge, by SIGKILL: met", f"{report.raw['met']} of {rounds} times")
     assert report.raw["met"] >= rounds // 4, "none was killed in time: the test tested nothing"
 
 
@@ -208,9 +212,13 @@ def test_r4_who_is_killed_for_memory_need_not_wait_for_the_engine(
 
 @pytest.mark.regression("R4")
 @pytest.mark.real_time
-def test_r4_no_process_waits_for_the_engine_to_end(poisoned: Guest) -> None:
+def test_r4_no_process_waits_for_the_engine_to_end(poisoned: Guest, figure: Figure) -> None:
     """R4: an exit takes no lock of the engine: one who frees memory by it must not wait."""
     report = race(poisoned, "exits", "--pages", "8192", timeout=SOON)
+    figure(
+        "racing an unmerge, by exits: met",
+        f"{report.raw['met']} times in {report.raw['unmerge_usecs'] / 1000:.0f} ms",
+    )
     assert report.raw["met"] >= 10
 
 
@@ -346,14 +354,18 @@ def test_r18_a_page_that_is_mapped_still_is_left_without_a_warning(poisoned: Gue
 
 @pytest.mark.regression("R18")
 @pytest.mark.real_time
-def test_r18_children_born_while_all_is_unmerged_are_visited(poisoned: Guest) -> None:
+def test_r18_children_born_while_all_is_unmerged_are_visited(
+    poisoned: Guest, figure: Figure
+) -> None:
     """R18: nodes of pages that a new child maps are met again, until none is left."""
-    met = 0
+    met = tried = 0
     # It is a matter of chance whether a child is born at the right time. On a busy host of few
     # CPUs the order to fork may come when all is unmerged, for many rounds.
     for _ in range(40):
         report = race(poisoned, "forks", "--rounds", "4", "--pages", "512", timeout=SOON)
+        tried += 4
         met += report.raw["met"]
         if met >= 2:
             break
+    figure("racing an unmerge, by forks: met", f"{met} of {tried} times")
     assert met >= 2

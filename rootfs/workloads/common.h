@@ -13,6 +13,7 @@
 #ifndef WORKLOADS_COMMON_H
 #define WORKLOADS_COMMON_H
 
+#include <linux/io_uring.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -291,6 +292,27 @@ int pin_page_when_held(struct pin *pin, void *page, const struct content *c,
  * of wrong pages: it must hold @expected, or what it held first if that is NULL.
  */
 uint64_t pin_check(struct pin *pin, const struct content *expected);
+
+/*
+ * An io_uring with a registered buffer: it has pinned the pages, for long and for
+ * writing, until it is closed. None of it is left to a child but the descriptor.
+ */
+struct ring {
+	int fd;
+	char *sq, *cq, *start;
+	size_t sq_bytes, cq_bytes, sqe_bytes;
+	struct io_uring_sqe *sqe;
+	struct io_uring_params params;
+};
+
+/* Returns 0 or a negative errno. */
+int ring_open(struct ring *ring, void *start, size_t bytes);
+void ring_close(struct ring *ring);
+/*
+ * Moves @bytes at @off of the buffer from or to the same place of @fd, by
+ * IORING_OP_READ_FIXED or WRITE_FIXED. Returns 0 or a negative errno.
+ */
+int ring_move(struct ring *ring, int opcode, int fd, uint64_t off, uint32_t bytes);
 
 /* ---- writes by others -------------------------------------------------- */
 

@@ -2,7 +2,8 @@
 /*
  * The parts of fuzzmm: lists of operations (lib/fuzz_list.c), the model of every
  * byte (lib/fuzz_model.c), what a process does to its own memory (lib/fuzz_memory.c,
- * lib/fuzz_pins.c), and what is done from outside (lib/fuzz_outside.c).
+ * lib/fuzz_pins.c, lib/fuzz_uffd.c) and to what all share (lib/fuzz_shared.c), who it
+ * is (lib/fuzz_who.c), and what is done from outside (lib/fuzz_outside.c).
  *
  * Each process has an arena of pages at the same address. For each page the model,
  * which lies in memory that all processes share, knows the 4096 bytes it must hold.
@@ -21,6 +22,8 @@
 #define FUZZ_MAX_PROCS	16
 #define FUZZ_MAX_PAGES	2048
 #define FUZZ_MAX_PINS	4
+#define FUZZ_MAX_WP	2	/* userfaultfds of a process that write-protect */
+#define FUZZ_SHARED	16	/* pages that all processes share */
 #define FUZZ_LAST	8	/* operations on a page that are remembered */
 #define FUZZ_HISTORY	64	/* contents of a pinned page that are */
 #define FUZZ_BASE	0x2000000000UL
@@ -32,10 +35,13 @@ enum fuzz_kind {
 	FUZZ_MERGEABLE, FUZZ_UNMERGEABLE, FUZZ_DONTNEED, FUZZ_FREE, FUZZ_PAGEOUT,
 	FUZZ_COLD, FUZZ_WILLNEED, FUZZ_POPULATE_READ, FUZZ_POPULATE_WRITE,
 	FUZZ_DONTFORK, FUZZ_DOFORK, FUZZ_WIPEONFORK, FUZZ_KEEPONFORK, FUZZ_COLLAPSE,
-	FUZZ_HUGEPAGE, FUZZ_NOHUGEPAGE, FUZZ_LOCK, FUZZ_UNLOCK, FUZZ_PIN, FUZZ_UNPIN,
-	FUZZ_UFFD_COPY, FUZZ_UFFD_ZERO, FUZZ_UFFD_MOVE, FUZZ_REMOTE, FUZZ_PTRACE,
-	FUZZ_MEMFILE, FUZZ_MERGE, FUZZ_SET, FUZZ_RECLAIM, FUZZ_SWAPOFF, FUZZ_COMPACT,
-	FUZZ_DROP, FUZZ_SLEEP, FUZZ_CHECK, FUZZ_AUDIT, FUZZ_VERIFY_ALL,
+	FUZZ_HUGEPAGE, FUZZ_NOHUGEPAGE, FUZZ_FLAG, FUZZ_DONTNEED_LOCKED, FUZZ_GUARD,
+	FUZZ_UNGUARD, FUZZ_LOCK, FUZZ_UNLOCK, FUZZ_PIN, FUZZ_PIN_LONG, FUZZ_UNPIN,
+	FUZZ_UFFD_COPY, FUZZ_UFFD_ZERO, FUZZ_UFFD_MOVE, FUZZ_UFFD_WP, FUZZ_SHARE_DUP,
+	FUZZ_SHARE_POKE, FUZZ_SHARE_VERIFY, FUZZ_SHARE_ADVISE, FUZZ_REMOTE, FUZZ_PTRACE,
+	FUZZ_MEMFILE, FUZZ_ADVISE_OTHER, FUZZ_MERGE, FUZZ_USER, FUZZ_JOIN, FUZZ_SET,
+	FUZZ_RECLAIM, FUZZ_SWAPOFF, FUZZ_COMPACT, FUZZ_DROP, FUZZ_SLEEP, FUZZ_CHECK,
+	FUZZ_AUDIT, FUZZ_VERIFY_ALL,
 	FUZZ_KINDS
 };
 
@@ -46,6 +52,7 @@ enum {
 	NEED_SURE = 64,		/* MADV_FREE has not left open what is there */
 	OF_PROCESS = 256,	/* carried out by a process */
 	OF_OUTSIDE = 512,	/* by the first process, but on the pages of another */
+	ON_SHARED = 1024,	/* about the pages that all share, by their numbers */
 };
 
 struct fuzz_op {
@@ -94,17 +101,20 @@ struct fuzz_slot {
 	uint8_t mapped, read, write, locked;
 	uint8_t maybe_zero;	/* MADV_FREE: the content, or zeros, until it is written */
 	uint8_t wipe, dont_fork;
+	uint8_t guard;		/* nobody gets at it (MADV_GUARD_INSTALL) */
 	uint8_t file;		/* it is a private copy of a file's page */
 	uint16_t file_page;
 	uint16_t nr_last;
 	uint32_t last[FUZZ_LAST];
 };
 
-/* A page that a pipe holds: what may come out of it. */
+/* A page that a pipe or an io_uring holds: what may come out of it. */
 struct fuzz_pin {
 	int fd;			/* 0: not in use */
 	int16_t page;		/* -1: the process has it no more */
 	bool exact;		/* only what was written last */
+	bool is_long;		/* the io_uring's: it is that of the process for ever */
+	uint32_t arg;		/* of the operation */
 	uint16_t nr;
 	uint64_t history[FUZZ_HISTORY];
 };
@@ -127,12 +137,13 @@ struct fuzz_wrong {
 struct fuzz_model {
 	struct fuzz_wrong wrong;
 	bool exact_pins;
+	uint8_t shared[FUZZ_SHARED][PAGE_BYTES];
 	struct fuzz_proc procs[FUZZ_MAX_PROCS];
 };
 
 extern struct fuzz_model *fuzz;
 
-/* Makes the model and the file that private mappings are of. */
+/* Makes the model, the file that private mappings are of, and the shared pages. */
 void fuzz_model_make(void);
 int fuzz_file(void);
 uint8_t *fuzz_bytes(unsigned int proc, unsigned int page);
@@ -153,6 +164,8 @@ void fuzz_moved(unsigned int proc, unsigned int from, unsigned int to);
 void fuzz_forked(unsigned int proc, unsigned int child);
 /* Pins of the page are of another from now on, or of none (-1). */
 void fuzz_pins_follow(unsigned int proc, unsigned int page, int to);
+/* Can the process itself read the page? */
+bool fuzz_readable(const struct fuzz_slot *s);
 /* From now on pages may be copied although a pipe holds them. */
 void fuzz_pins_may_part(unsigned int proc);
 /* The content that a write of this kind gives to a page. */
@@ -181,9 +194,24 @@ int fuzz_pin(unsigned int proc, const struct fuzz_op *op, struct fuzz_result *r)
 void fuzz_unpin(unsigned int proc, const struct fuzz_op *op, struct fuzz_result *r);
 /* In a child: these are its parent's. */
 void fuzz_pins_close(unsigned int proc);
+int fuzz_uffd(unsigned int proc, const struct fuzz_op *op, unsigned int *n);
+void fuzz_uffd_close(void);
 
-/* Carries out an operation that no process of the arena does; the group is for reclaim. */
-void fuzz_outside(const struct fuzz_op *op, const char *group, struct fuzz_result *r);
+/* The pages that all processes share. False when a byte is wrong, or one is merged. */
+void fuzz_shared_make(void);
+void fuzz_shared(unsigned int proc, const struct fuzz_op *op, struct fuzz_result *r);
+bool fuzz_shared_verify(unsigned int proc);
+bool fuzz_shared_unmerged(void);
+
+/* Who a process is: its user, and its memory cgroup. Both return 0 or an errno. */
+void fuzz_group(const char *dir);
+const char *fuzz_group_of(unsigned int number);
+int fuzz_join(pid_t pid, unsigned int number);
+int fuzz_user(unsigned int number);
+
+/* Carries out an operation that no process of the arena does. */
+void fuzz_outside(const struct fuzz_op *op, struct fuzz_result *r);
+void fuzz_complain(const char *what);
 
 /* ---- looking at a run (lib/fuzz_look.c) ------------------------------------- */
 

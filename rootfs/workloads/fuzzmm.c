@@ -30,7 +30,7 @@
 static struct {
 	uint64_t seed;
 	uint32_t ops;
-	const char *script, *group, *progress;
+	const char *script, *progress;
 	bool print, hold;
 } opt = { .seed = 1, .ops = 5000 };
 
@@ -70,6 +70,7 @@ static void do_fork(unsigned int proc, const struct fuzz_op *op, struct fuzz_res
 	}
 	if (!pid) {
 		fuzz_pins_close(proc);
+		fuzz_uffd_close();
 		serve(child);
 	}
 	r->pid = (int32_t)pid;
@@ -136,10 +137,14 @@ static void spawn(unsigned int proc)
 	pid = fork();
 	if (pid < 0)
 		die(FUZZ_ENV, "fork: %s", strerror(errno));
-	if (!pid)
+	if (!pid) {
+		if (fuzz_user(proc % 2))
+			_exit(FUZZ_ENV);
 		serve(proc);
+	}
 	p->pid = pid;
 	p->alive = true;
+	fuzz_join(pid, proc / 2);
 }
 
 static unsigned int number_alive(void)
@@ -219,7 +224,7 @@ static void carry_out(const struct fuzz_op *op, struct fuzz_result *r)
 			if (fuzz->procs[i].alive)
 				give(i, op, r);
 	} else if (!(fuzz_kinds[op->kind].needs & OF_PROCESS)) {
-		fuzz_outside(op, opt.group, r);
+		fuzz_outside(op, r);
 	} else if (!fuzz->procs[op->proc].alive ||
 		   (op->kind == FUZZ_EXIT && number_alive() == 1)) {
 		return;
@@ -235,9 +240,16 @@ static void carry_out(const struct fuzz_op *op, struct fuzz_result *r)
 static void account(const struct fuzz_op *op, const struct fuzz_result *r)
 {
 	digest = mix64(digest ^ op->number ^ (uint64_t)op->kind << 32);
-	/* What comes of the others depends on which page frames there are, which varies. */
-	if (op->kind != FUZZ_RECLAIM && op->kind != FUZZ_AUDIT && op->kind != FUZZ_UFFD_MOVE)
+	/*
+	 * How many pages reclaim gets hold of depends on which page frames there are, which
+	 * varies, and so does whether pages that were given up (MADV_FREE) are zeros when they
+	 * are read, the sum of most operations. pagestat may find no moment at which all is at
+	 * rest.
+	 */
+	if (op->kind != FUZZ_RECLAIM && op->kind != FUZZ_AUDIT)
 		digest = mix64(digest ^ (uint64_t)(uint32_t)r->err ^ (uint64_t)r->pages << 32);
+	if (op->kind == FUZZ_UNPIN)
+		digest = mix64(digest ^ r->sum);
 	if (r->err)
 		stats[op->kind].refused++;
 	else if (!r->pages)
@@ -430,7 +442,7 @@ static void __noreturn usage(void)
 		"  --without LIST     all but these\n"
 		"  --from-script FILE carry out the operations in FILE; -: from standard input\n"
 		"  --print-script     print the operations of the seed, and do nothing\n"
-		"  --group DIR        a memory cgroup to be in, and to reclaim from\n"
+		"  --group DIR        a memory cgroup to be in, and to reclaim from; or two of them\n"
 		"  --progress FILE    write the number of the operation there, now and then\n"
 		"  --trace FILE       write each operation there: its number, errno, pages, what it saw,\n"
 		"                     pages merged and broken off until then\n"
@@ -503,7 +515,7 @@ static void parse(int argc, char **argv)
 			opt.print = true;
 			break;
 		case 'g':
-			opt.group = optarg;
+			fuzz_group(optarg);
 			break;
 		case 'r':
 			opt.progress = optarg;
@@ -543,9 +555,8 @@ static void print_script(void)
 static void prepare(void)
 {
 	struct sigaction action = { .sa_handler = on_child, .sa_flags = SA_NOCLDSTOP };
-	char path[256];
 	unsigned int i;
-	FILE *f;
+	int err;
 
 	fuzz_model_make();
 	fuzz->exact_pins = time_travels();
@@ -560,12 +571,9 @@ static void prepare(void)
 		if (progress_fd < 0)
 			die(FUZZ_ENV, "%s: %s", opt.progress, strerror(errno));
 	}
-	if (!opt.group)
-		return;
-	snprintf(path, sizeof(path), "%s/cgroup.procs", opt.group);
-	f = fopen(path, "we");
-	if (!f || fputs("0", f) < 0 || fclose(f))
-		die(FUZZ_ENV, "%s: %s", path, strerror(errno));
+	err = fuzz_group_of(0) ? fuzz_join(0, 0) : 0;
+	if (err)
+		die(FUZZ_ENV, "%s: %s", fuzz_group_of(0), strerror(err));
 }
 
 int main(int argc, char **argv)

@@ -15,7 +15,6 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -147,76 +146,21 @@ static uint64_t pipes_check(void)
 
 /* ---- io_uring ------------------------------------------------------------ */
 
-static struct {
-	int fd;
-	unsigned int *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
-	struct io_uring_sqe *sqe;
-	struct io_uring_cqe *cqe;
-} ring;
-
-static void *ring_map(size_t size, uint64_t offset)
-{
-	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-		       ring.fd, (off_t)offset);
-
-	if (p == MAP_FAILED)
-		die(EXIT_ENV, "io_uring: mmap: %s", strerror(errno));
-	return p;
-}
+static struct ring ring;
 
 static void ring_pin(void)
 {
-	struct iovec iov = { region, opt.pages * PAGE_BYTES };
-	struct io_uring_params p = { 0 };
-	char *sq, *cq;
+	int err = ring_open(&ring, region, opt.pages * PAGE_BYTES);
 
-	ring.fd = (int)syscall(__NR_io_uring_setup, 4, &p);
-	if (ring.fd < 0)
-		die(EXIT_ENV, "io_uring_setup: %s", strerror(errno));
-	sq = ring_map(p.sq_off.array + p.sq_entries * sizeof(unsigned int), IORING_OFF_SQ_RING);
-	cq = ring_map(p.cq_off.cqes + p.cq_entries * sizeof(*ring.cqe), IORING_OFF_CQ_RING);
-	ring.sqe = ring_map(p.sq_entries * sizeof(*ring.sqe), IORING_OFF_SQES);
-	ring.sq_tail = (unsigned int *)(sq + p.sq_off.tail);
-	ring.sq_mask = (unsigned int *)(sq + p.sq_off.ring_mask);
-	ring.sq_array = (unsigned int *)(sq + p.sq_off.array);
-	ring.cq_head = (unsigned int *)(cq + p.cq_off.head);
-	ring.cq_tail = (unsigned int *)(cq + p.cq_off.tail);
-	ring.cq_mask = (unsigned int *)(cq + p.cq_off.ring_mask);
-	ring.cqe = (struct io_uring_cqe *)(cq + p.cq_off.cqes);
-	if (syscall(__NR_io_uring_register, ring.fd, IORING_REGISTER_BUFFERS, &iov, 1))
-		die(EXIT_ENV, "io_uring_register: %s", strerror(errno));
-}
-
-/* Reads one page of @file into the registered buffer. */
-static void ring_read(int file, size_t page)
-{
-	unsigned int tail = *ring.sq_tail, slot = tail & *ring.sq_mask;
-	struct io_uring_sqe *sqe = &ring.sqe[slot];
-	struct io_uring_cqe *cqe;
-
-	memset(sqe, 0, sizeof(*sqe));
-	sqe->opcode = IORING_OP_READ_FIXED;
-	sqe->fd = file;
-	sqe->addr = (uint64_t)(uintptr_t)(region + page * PAGE_BYTES);
-	sqe->len = PAGE_BYTES;
-	sqe->off = page * PAGE_BYTES;
-	ring.sq_array[slot] = slot;
-	__atomic_store_n(ring.sq_tail, tail + 1, __ATOMIC_RELEASE);
-	if (syscall(__NR_io_uring_enter, ring.fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
-		die(EXIT_ENV, "io_uring_enter: %s", strerror(errno));
-	if (__atomic_load_n(ring.cq_tail, __ATOMIC_ACQUIRE) == *ring.cq_head)
-		die(EXIT_ENV, "io_uring: no completion");
-	cqe = &ring.cqe[*ring.cq_head & *ring.cq_mask];
-	if (cqe->res != (int)PAGE_BYTES)
-		die(EXIT_ENV, "io_uring: read: %d", cqe->res);
-	__atomic_store_n(ring.cq_head, *ring.cq_head + 1, __ATOMIC_RELEASE);
+	if (err)
+		die(EXIT_ENV, "io_uring: %s", strerror(-err));
 }
 
 /* New contents are read through the pinned buffer and must appear here. */
 static uint64_t ring_check(void)
 {
 	char page[PAGE_BYTES];
-	int file = memfd_create("new", MFD_CLOEXEC);
+	int file = memfd_create("new", MFD_CLOEXEC), err = 0;
 	uint64_t wrong;
 	size_t i;
 
@@ -228,11 +172,13 @@ static uint64_t ring_check(void)
 		if (pwrite(file, page, PAGE_BYTES, (off_t)(i * PAGE_BYTES)) != (ssize_t)PAGE_BYTES)
 			die(EXIT_ENV, "memfd: %s", strerror(errno));
 	}
-	for (i = 0; i < opt.pages; i++)
-		ring_read(file, i);
+	for (i = 0; i < opt.pages && !err; i++)
+		err = ring_move(&ring, IORING_OP_READ_FIXED, file, i * PAGE_BYTES, PAGE_BYTES);
+	if (err)
+		die(EXIT_ENV, "io_uring: read: %s", strerror(-err));
 	wrong = region_check(region, shadow, opt.pages, "through the pinned buffer");
 	close(file);
-	close(ring.fd);
+	ring_close(&ring);
 	return wrong;
 }
 

@@ -2,9 +2,7 @@
 /* What a process of fuzzmm does to its own memory, and to the model; see fuzz.h. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -15,6 +13,13 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ	22
 #define MADV_POPULATE_WRITE	23
+#endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED	24
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL	102
+#define MADV_GUARD_REMOVE	103
 #endif
 
 /* Of this process, and of the operation it carries out. */
@@ -152,7 +157,7 @@ static void do_verify(unsigned int page, unsigned int n, const char *when, uint6
 	unsigned int i;
 
 	for (i = page; i < page + n; i++)
-		if (slots[i].mapped && slots[i].read &&
+		if (fuzz_readable(&slots[i]) &&
 		    !fuzz_verify(me, i, fuzz_page(i), -1, when, sum))
 			return;
 }
@@ -194,6 +199,7 @@ static int do_move(const struct fuzz_op *op, unsigned int *n)
 			continue;
 		old.locked = 0;
 		old.maybe_zero = 0;
+		old.guard = 0;
 		slots[op->page + i] = old;
 		fuzz_set_fresh(me, op->page + i);
 	}
@@ -213,6 +219,7 @@ static int do_grow(const struct fuzz_op *op, unsigned int n)
 	for (i = end; i < end + more; i++) {
 		slots[i] = last;
 		slots[i].nr_last = 0;
+		slots[i].guard = 0;
 		fuzz_set_fresh(me, i);
 	}
 	return 0;
@@ -268,13 +275,18 @@ static int do_advise(const struct fuzz_op *op, unsigned int n, uint64_t *sum)
 		[FUZZ_DOFORK] = MADV_DOFORK, [FUZZ_WIPEONFORK] = MADV_WIPEONFORK,
 		[FUZZ_KEEPONFORK] = MADV_KEEPONFORK, [FUZZ_COLLAPSE] = MADV_COLLAPSE,
 		[FUZZ_HUGEPAGE] = MADV_HUGEPAGE, [FUZZ_NOHUGEPAGE] = MADV_NOHUGEPAGE,
+		[FUZZ_DONTNEED_LOCKED] = MADV_DONTNEED_LOCKED,
+		[FUZZ_GUARD] = MADV_GUARD_INSTALL, [FUZZ_UNGUARD] = MADV_GUARD_REMOVE,
 	};
+	static const int flags[] = {
+		MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTDUMP, MADV_DODUMP,
+	};
+	int err, advice = op->kind == FUZZ_FLAG ? flags[op->arg] : advices[op->kind];
 	unsigned int i;
-	int err;
 
 	if (op->kind == FUZZ_PAGEOUT || op->kind == FUZZ_FREE)
 		fuzz_pins_may_part(me);
-	err = result(madvise(fuzz_page(op->page), n * PAGE_BYTES, advices[op->kind]));
+	err = result(madvise(fuzz_page(op->page), n * PAGE_BYTES, advice));
 	if (err && op->kind != FUZZ_FREE)
 		return err;
 	for (i = op->page; i < op->page + n; i++) {
@@ -282,7 +294,15 @@ static int do_advise(const struct fuzz_op *op, unsigned int n, uint64_t *sum)
 
 		switch (op->kind) {
 		case FUZZ_DONTNEED:
+		case FUZZ_DONTNEED_LOCKED:
 			fuzz_set_fresh(me, i);
+			break;
+		case FUZZ_GUARD:
+			fuzz_set_fresh(me, i);
+			s->guard = 1;
+			break;
+		case FUZZ_UNGUARD:
+			s->guard = 0;
 			break;
 		case FUZZ_FREE:
 			s->maybe_zero = 1;
@@ -308,72 +328,16 @@ static int do_advise(const struct fuzz_op *op, unsigned int n, uint64_t *sum)
 	return err;
 }
 
-/* Userfaultfd brings pages, or zeros, to where there is nothing. */
-static int do_uffd(const struct fuzz_op *op, unsigned int n)
-{
-	size_t size = n * PAGE_BYTES;
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = {
-		.range = { (uintptr_t)fuzz_page(op->page), size },
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
-	struct uffdio_copy copy = { .dst = reg.range.start, .len = size };
-	struct uffdio_zeropage zero = { .range = reg.range };
-	int uffd, err = 0;
-	unsigned int i;
-
-	if (madvise(fuzz_page(op->page), size, MADV_DONTNEED))
-		return errno;
-	for (i = 0; i < n; i++)
-		fuzz_set_fresh(me, op->page + i);
-	uffd = (int)syscall(__NR_userfaultfd, O_CLOEXEC);
-	if (uffd < 0)
-		return errno;
-	if (ioctl(uffd, UFFDIO_API, &api) || ioctl(uffd, UFFDIO_REGISTER, &reg)) {
-		err = errno;
-	} else if (op->kind == FUZZ_UFFD_ZERO) {
-		err = result(ioctl(uffd, UFFDIO_ZEROPAGE, &zero));
-	} else {
-		for (i = 0; i < n; i++)
-			fuzz_content(FUZZ_DUP, op->arg, i, bytes_at(op->page + i));
-		copy.src = (uintptr_t)bytes_at(op->page);
-		err = result(ioctl(uffd, UFFDIO_COPY, &copy));
-		for (i = 0; i < n; i++)
-			if (err && (copy.copy < 0 || i >= (size_t)copy.copy / PAGE_BYTES))
-				fuzz_set_fresh(me, op->page + i);
-	}
-	close(uffd);
-	return err;
-}
-
-static int do_uffd_move(const struct fuzz_op *op, unsigned int *n)
-{
-	const struct fuzz_op target = { .kind = op->kind, .proc = me, .page = op->arg, .pages = 1 };
-	int err;
-
-	*n = 0;
-	if (op->arg == op->page || !fuzz_applies(&target))
-		return 0;
-	if (madvise(fuzz_page(op->arg), PAGE_BYTES, MADV_DONTNEED))
-		return errno;
-	fuzz_set_fresh(me, op->arg);
-	err = -uffd_move(fuzz_page(op->arg), fuzz_page(op->page), PAGE_BYTES);
-	if (err)
-		return err;
-	*n = 1;
-	/* The page goes, what is said of both places stays. */
-	memcpy(bytes_at(op->arg), bytes_at(op->page), PAGE_BYTES);
-	fuzz_pins_follow(me, op->page, op->arg);
-	fuzz_set_zero(me, op->page);
-	return 0;
-}
-
 void fuzz_memory(unsigned int proc, const struct fuzz_op *op, struct fuzz_result *r)
 {
 	unsigned int n = fuzz_applies(op), i;
 
 	me = proc;
 	slots = fuzz->procs[me].slots;
+	if (fuzz_kinds[op->kind].needs & ON_SHARED) {
+		fuzz_shared(me, op, r);
+		return;
+	}
 	for (i = 0; i < n; i++)
 		fuzz_note(op, me, op->page + i);
 	if (!n && fuzz_kinds[op->kind].most)
@@ -409,6 +373,7 @@ void fuzz_memory(unsigned int proc, const struct fuzz_op *op, struct fuzz_result
 	case FUZZ_EXIT:
 	case FUZZ_VERIFY_ALL:
 		do_verify(0, fuzz_sizes.pages, "when all is read", &r->sum);
+		fuzz_shared_verify(me);
 		break;
 	case FUZZ_MOVE:
 	case FUZZ_DONTUNMAP:
@@ -428,6 +393,7 @@ void fuzz_memory(unsigned int proc, const struct fuzz_op *op, struct fuzz_result
 		r->err = do_lock(op, n);
 		break;
 	case FUZZ_PIN:
+	case FUZZ_PIN_LONG:
 		r->err = fuzz_pin(me, op, r);
 		break;
 	case FUZZ_UNPIN:
@@ -435,10 +401,13 @@ void fuzz_memory(unsigned int proc, const struct fuzz_op *op, struct fuzz_result
 		break;
 	case FUZZ_UFFD_COPY:
 	case FUZZ_UFFD_ZERO:
-		r->err = do_uffd(op, n);
-		break;
 	case FUZZ_UFFD_MOVE:
-		r->err = do_uffd_move(op, &n);
+	case FUZZ_UFFD_WP:
+		r->err = fuzz_uffd(me, op, &n);
+		break;
+	case FUZZ_USER:
+		r->err = fuzz_user(op->arg);
+		r->pages = 1;
 		break;
 	case FUZZ_MERGE:
 		r->err = result(prctl(PR_SET_MEMORY_MERGE, (unsigned long)!!op->arg, 0, 0, 0));
@@ -449,6 +418,6 @@ void fuzz_memory(unsigned int proc, const struct fuzz_op *op, struct fuzz_result
 	}
 	if (op->kind == FUZZ_VERIFY_ALL)
 		r->pages = 1;
-	else if (op->kind != FUZZ_PIN && fuzz_kinds[op->kind].most)
+	else if (op->kind != FUZZ_PIN && op->kind != FUZZ_PIN_LONG && fuzz_kinds[op->kind].most)
 		r->pages = n;
 }

@@ -49,6 +49,7 @@ void fuzz_model_make(void)
 	/* What is known is not to be evicted: only what is looked at. */
 	if (mlock(fuzz, sizeof(*fuzz)) || mlock(all_bytes, n))
 		die(FUZZ_ENV, "mlock: %s", strerror(errno));
+	fuzz_shared_make();
 	file = memfd_create("fuzzmm", MFD_CLOEXEC);
 	if (file < 0)
 		die(FUZZ_ENV, "memfd_create: %s", strerror(errno));
@@ -59,12 +60,17 @@ void fuzz_model_make(void)
 	}
 }
 
+bool fuzz_readable(const struct fuzz_slot *s)
+{
+	return s->mapped && s->read && !s->guard;
+}
+
 static bool fits(const struct fuzz_slot *s, unsigned int needs)
 {
 	if (needs & NEED_FREE)
 		return !s->mapped;
 	return (s->mapped || !(needs & NEED_MAPPED)) &&
-	       (s->read || !(needs & NEED_READ)) &&
+	       (fuzz_readable(s) || !(needs & NEED_READ)) &&
 	       (s->write || !(needs & NEED_WRITE)) &&
 	       (!s->file || !(needs & NEED_ANON)) &&
 	       (!s->locked || !(needs & NEED_UNLOCKED)) &&
@@ -134,7 +140,7 @@ void fuzz_pins_may_part(unsigned int proc)
 	unsigned int i;
 
 	for (i = 0; i < FUZZ_MAX_PINS; i++)
-		fuzz->procs[proc].pins[i].exact = false;
+		fuzz->procs[proc].pins[i].exact = fuzz->procs[proc].pins[i].is_long;
 }
 
 void fuzz_set_zero(unsigned int proc, unsigned int page)
@@ -202,6 +208,7 @@ void fuzz_forked(unsigned int proc, unsigned int child)
 			continue;
 		}
 		if (s->wipe) {
+			s->guard = 0;
 			memset(fuzz_bytes(child, i), 0, PAGE_BYTES);
 			s->maybe_zero = 0;
 		} else {

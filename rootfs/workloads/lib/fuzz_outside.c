@@ -7,7 +7,10 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/swap.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,8 +48,9 @@ static void all_pins_may_part(void)
 		fuzz_pins_may_part(i);
 }
 
-static int do_reclaim(const char *group, uint32_t arg)
+static int do_reclaim(uint32_t arg)
 {
+	const char *group = fuzz_group_of(arg);
 	char path[256], size[32];
 
 	if (!group)
@@ -55,6 +59,21 @@ static int do_reclaim(const char *group, uint32_t arg)
 	snprintf(path, sizeof(path), "%s/memory.reclaim", group);
 	snprintf(size, sizeof(size), "%uK", (arg + 1) * RECLAIM_KIB);
 	return -file_write(path, size);
+}
+
+static int do_advise_other(const struct fuzz_op *op, unsigned int n)
+{
+	static const int advices[] = { MADV_COLD, MADV_PAGEOUT, MADV_WILLNEED, MADV_COLLAPSE };
+	struct iovec iov = { fuzz_page(op->page), n * PAGE_BYTES };
+	int fd = (int)syscall(SYS_pidfd_open, fuzz->procs[op->proc].pid, 0), err = 0;
+
+	if (fd < 0)
+		return errno;
+	fuzz_pins_may_part(op->proc);
+	if (syscall(SYS_process_madvise, fd, &iov, 1, advices[op->arg], 0) != (long)iov.iov_len)
+		err = errno;
+	close(fd);
+	return err;
 }
 
 /* All that is swapped out comes back. */
@@ -77,7 +96,7 @@ static int do_swapoff(void)
 	return 0;
 }
 
-static void complain(const char *what)
+void fuzz_complain(const char *what)
 {
 	struct fuzz_wrong *w = &fuzz->wrong;
 
@@ -104,8 +123,10 @@ static void do_check(void)
 		if (!counter_read(counters[i], &value) || value >= 0)
 			continue;
 		fprintf(stderr, "%s: %s is %" PRId64 "\n", prog_name, counters[i], value);
-		complain("a counter is negative");
+		fuzz_complain("a counter is negative");
 	}
+	if (!fuzz_shared_unmerged())
+		fuzz_complain("in shared memory, or it is merged");
 	fd = open(CHECK_FILE, O_RDONLY | O_CLOEXEC);
 	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 	err = n < 0 ? errno : 0;
@@ -117,7 +138,7 @@ static void do_check(void)
 	if (n <= 0)
 		snprintf(text, sizeof(text), "%s\n", err ? strerror(err) : "it says nothing");
 	fprintf(stderr, "%s: the engine's own check: %s", prog_name, text);
-	complain("by the engine's own check");
+	fuzz_complain("by the engine's own check");
 }
 
 /* Map counts, RSS, and smaps, of all processes. */
@@ -145,31 +166,46 @@ static int do_audit(void)
 		return 0;
 	if (WEXITSTATUS(status) != PAGESTAT_WRONG)
 		fprintf(stderr, "%s: pagestat --all: status %d\n", prog_name, WEXITSTATUS(status));
-	complain("by pagestat --all");
+	fuzz_complain("by pagestat --all");
 	return EAGAIN;
 }
 
-void fuzz_outside(const struct fuzz_op *op, const char *group, struct fuzz_result *r)
+/* On the pages of a process that has them, or on the process itself. */
+static void on_process(const struct fuzz_op *op, struct fuzz_result *r)
+{
+	unsigned int n = fuzz_applies(op), i;
+
+	r->pages = fuzz_kinds[op->kind].most ? n : 1;
+	if (!fuzz->procs[op->proc].alive)
+		r->pages = 0;
+	if (!r->pages)
+		return;
+	for (i = 0; i < n; i++)
+		fuzz_note(op, op->proc, op->page + i);
+	if (op->kind == FUZZ_JOIN)
+		r->err = fuzz_join(fuzz->procs[op->proc].pid, op->arg);
+	else if (op->kind == FUZZ_ADVISE_OTHER)
+		r->err = do_advise_other(op, n);
+	else
+		r->err = do_foreign(op);
+}
+
+void fuzz_outside(const struct fuzz_op *op, struct fuzz_result *r)
 {
 	const char *control, *value;
 
+	if (fuzz_kinds[op->kind].needs & OF_OUTSIDE) {
+		on_process(op, r);
+		return;
+	}
 	r->pages = 1;
 	switch ((enum fuzz_kind)op->kind) {
-	case FUZZ_REMOTE:
-	case FUZZ_PTRACE:
-	case FUZZ_MEMFILE:
-		r->pages = fuzz->procs[op->proc].alive && fuzz_applies(op);
-		if (!r->pages)
-			return;
-		fuzz_note(op, op->proc, op->page);
-		r->err = do_foreign(op);
-		break;
 	case FUZZ_SET:
 		fuzz_setting(op->arg, &control, &value);
 		r->err = -control_write(control, value);
 		break;
 	case FUZZ_RECLAIM:
-		r->err = do_reclaim(group, op->arg);
+		r->err = do_reclaim(op->arg);
 		break;
 	case FUZZ_SWAPOFF:
 		r->err = do_swapoff();
