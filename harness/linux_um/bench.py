@@ -163,9 +163,10 @@ def prepare(
     """See that all is there before anything is measured.
 
     Returns what is said of each kernel; and of each of *parts* that lacks something why. Of
-    contention, machines are parts of their own: see bench_run.machine_part().
+    contention, machines are parts of their own: see bench_run.machine_part(); and of the
+    programs, that which is in a package.
     """
-    from . import bench_contention, bench_harness, bench_run
+    from . import bench_contention, bench_harness, bench_programs, bench_run
     from .guest import finished_image
 
     plan = _plan(arguments)
@@ -187,7 +188,7 @@ def prepare(
 
     # First of all what may not be to be had: kernels take long to compile.
     if "programs" in parts and plan.programs:
-        need(["programs"], lambda: packages.ensure("bench programs", term=term))
+        need([bench_programs.PACKAGED], lambda: packages.ensure("bench programs", term=term))
     if "harness" in parts and plan.suite:
         need(["harness"], lambda: packages.ensure("test", term=term))
     for profile in bench_run.PROFILES:

@@ -52,6 +52,8 @@ _FILL_REDIS = (
 _REDIS = "/usr/bin/redis-check-rdb"
 _CALLED = ["/bin/bash", "-c", 'exec -a redis-server "$0" "$@"', _REDIS]
 
+# The one of them that is not there wherever this runs.
+PACKAGED = "redis"
 # The commands that are started, one after the other, and the program that they need.
 PROGRAMS: dict[str, tuple[str, list[list[str]]]] = {
     "python": (
@@ -60,7 +62,7 @@ PROGRAMS: dict[str, tuple[str, list[list[str]]]] = {
     ),
     "sqlite": (PYTHON, [[PYTHON, "-S", "-B", "-c", _SQLITE]] * 6),
     "fork server": (PYTHON, [[PYTHON, "-S", "-B", "-c", _SERVER]]),
-    "redis": (
+    PACKAGED: (
         _REDIS,
         [
             [*_CALLED, "--port", str(port), "--save", "", "--daemonize", "no", "--dir", "/tmp"]

@@ -110,8 +110,9 @@ def tasks(
     """Return what is to be done, in order; *say* is told of steps within a task.
 
     The harness is measured with kernels of *profile*. Nothing is done for the parts that are
-    *lacking*, nor for what :func:`machine_part` calls a machine that is. Last comes what
-    most depends on the host: other machines, its programs, and whole runs of the suite.
+    *lacking*, nor for programs that are, nor for what :func:`machine_part` calls a machine
+    that is. Last comes what most depends on the host: other machines, its programs, and
+    whole runs of the suite.
     """
     found: list[Task] = []
 
@@ -177,6 +178,8 @@ def tasks(
                 partial(bench_contention.contention, lab, machine, boot, plan.contention_turns,
                         say))  # fmt: skip
     for name in bench_programs.PROGRAMS if plan.programs else ():
+        if name in lacking:
+            continue
         for turn, setting in each_turn(plan.turns, defaults):
             add("programs", f"{setting.title}: {name}{turn}",
                 partial(bench_programs.program, lab, setting, name))  # fmt: skip
