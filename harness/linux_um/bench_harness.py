@@ -96,7 +96,7 @@ def boot_to_output(kernel: Sequence[str]) -> Took:
             more = os.read(process.stdout.fileno(), 1 << 16)
             if not more:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(END_LIMIT)
+                    process.wait(LIMIT)
                 break
             said += more
             if took is None and said.startswith(b"up\n"):

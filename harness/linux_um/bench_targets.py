@@ -178,7 +178,7 @@ def _to_floor(
 def _convergence(results: Results) -> list[Target]:
     """Return the targets of converging; of all sizes and numbers of processes the worst counts."""
     pairs = results.pairs("convergence", _KSM, _PKSM)
-    ratio, note = _against(min(pairs, key=_ratio_of, default=None))
+    ratio, note = _against(min(pairs, key=_ratio_of) if pairs else None)
     found = [
         Target("convergence-to-ksm", "convergence, times faster than KSM's defaults", ratio, 50,
                "×", at_least=True, note=f"{note}{_others(pairs)}")
@@ -188,7 +188,7 @@ def _convergence(results: Results) -> list[Target]:
         ("convergence-cpu", "CPU to converge", "convergence CPU"),
     ):
         pairs = _to_best_of_ksm(results, what)
-        worst = max(pairs, key=_ratio_of, default=None)
+        worst = max(pairs, key=_ratio_of) if pairs else None
         ratio, note = _against(worst)
         if worst is not None:
             note = f"{SETTINGS[worst[1].engine].title}; {note}{_others(pairs)}"
