@@ -12,8 +12,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +29,12 @@ from .term import Term
 if TYPE_CHECKING:
     from .bench_run import Plan
 
-FORMAT = 2
+FORMAT = 3
 DEFAULT_DIRECTORY = "bench-report"
 JSON_NAME = "bench.json"
+# What two runs must have been made with for one to go on with the other.
+SAME = ("mode", "parts", "kernel", "profile")
+SAME_HOST = ("machine", "cpu", "cpus", "release")
 HTML_NAME = "index.html"
 
 
@@ -83,13 +88,11 @@ def bench_command(arguments: argparse.Namespace, term: Term) -> int:
     before = read(arguments.against) if arguments.against is not None else None
     document = read(arguments.source) if arguments.source is not None else None
     directory: Path = arguments.output
-    try:
+    with _output(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        if document is None:
-            document = measure(arguments, directory / JSON_NAME, term)
-        report(document, directory, before, term)
-    except OSError as error:
-        raise LinuxUmError(f"--output {directory}: {error.strerror}", "name another") from error
+    if document is None:
+        document = measure(arguments, directory / JSON_NAME, term)
+    report(document, directory, before, term)
     if arguments.source is None and document["failed"]:
         title, message = document["failed"][0]
         raise BenchError(
@@ -97,6 +100,17 @@ def bench_command(arguments: argparse.Namespace, term: Term) -> int:
             f"try them again: add --resume -o {directory}",
         )
     return 0
+
+
+@contextmanager
+def _output(directory: Path) -> Iterator[None]:
+    """What is done in the block writes to *directory*. Raises LinuxUmError when it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise LinuxUmError(
+            f"--output {directory}: {error.strerror or error}", "name another"
+        ) from error
 
 
 def parts_of(text: str | None) -> tuple[str, ...]:
@@ -143,28 +157,54 @@ def missing(document: Mapping[str, Any]) -> str:
     return f"PARTIAL: {'; '.join(said)}" if said else ""
 
 
-def prepare(arguments: argparse.Namespace, parts: tuple[str, ...], term: Term) -> dict[str, str]:
-    """See that all is there before anything is measured; return what is said of each kernel."""
-    from . import bench_contention, bench_harness, bench_run
+def prepare(
+    arguments: argparse.Namespace, parts: Sequence[str], term: Term
+) -> tuple[dict[str, str], dict[str, str]]:
+    """See that all is there before anything is measured.
+
+    Returns what is said of each kernel; and of each of *parts* that lacks something why. Of
+    contention, machines are parts of their own: see bench_run.machine_part(); and of the
+    programs, that which is in a package.
+    """
+    from . import bench_contention, bench_harness, bench_programs, bench_run
     from .guest import finished_image
 
     plan = _plan(arguments)
+    images: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+
+    def need(parts: Sequence[str], get: Callable[[], None]) -> None:
+        """Get what those of *parts* need that lack nothing so far."""
+        left = [part for part in parts if part not in lacking]
+        if not left:
+            return
+        try:
+            get()
+        except (LinuxUmError, OSError) as error:
+            lacking.update(dict.fromkeys(left, str(error)))
+
+    def image(name: str, profile: str, kernel: str, arch: str = kconfig.UM) -> None:
+        images[name] = finished_image(profile, kernel, term, arch).describe()
+
     # First of all what may not be to be had: kernels take long to compile.
     if "programs" in parts and plan.programs:
-        packages.ensure("bench programs", term=term)
+        need([bench_programs.PACKAGED], lambda: packages.ensure("bench programs", term=term))
     if "harness" in parts and plan.suite:
-        packages.ensure("test", term=term)
-    images = {}
-    for profile in bench_run.profiles_of(parts):
-        images[profile] = finished_image(profile, arguments.kernel, term).describe()
+        need(["harness"], lambda: packages.ensure("test", term=term))
+    for profile in bench_run.PROFILES:
+        users = [part for part in parts if profile in bench_run.profiles_of(part)]
+        need(users, partial(image, profile, profile, arguments.kernel))
     if "contention" in parts and plan.contention_turns:
-        for name, kernel, profile, arch in bench_contention.MACHINES:
+        for machine in bench_contention.MACHINES:
+            name, kernel, profile, arch = machine
+            title = [bench_run.machine_part(machine)]
             if arch != kconfig.UM:
-                packages.ensure("qemu", term=term)
-            images[name] = finished_image(profile, kernel, term, arch).describe()
+                need(title, lambda: packages.ensure("qemu", term=term))
+            need(title, partial(image, name, profile, kernel, arch))
     if "harness" in parts:
-        bench_harness.prepare((arguments.profile, arguments.kernel), term=term)
-    return images
+        kernel_of_harness = arguments.profile, arguments.kernel
+        need(["harness"], lambda: bench_harness.prepare(kernel_of_harness, term=term))
+    return images, lacking
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
@@ -176,27 +216,33 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _to_go_on_with(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of *path*, to go on with. Raises BenchError when it is of other things.
 
-    What was worked out of its samples is left behind.
+    What was worked out of its samples is left behind. A kernel that could not be had then
+    may be there now.
     """
     old = read(path)
-    for name in ("mode", "parts", "kernel", "profile", "images"):
-        if old.get(name) != new[name]:
-            raise BenchError(f"{path} has other {name}", "measure without --resume")
-    return {**{name: old[name] for name in new}, "left": 0, "failed": []}
+    other = [name for name in SAME if old.get(name) != new[name]]
+    kernels = set(old["images"]) & set(new["images"])
+    other += ["images"] if any(old["images"][k] != new["images"][k] for k in kernels) else []
+    other += [f"host ({name})" for name in SAME_HOST if old["host"].get(name) != new["host"][name]]
+    if other:
+        raise BenchError(f"{path} has other {other[0]}", "measure without --resume")
+    images = {**old["images"], **new["images"]}
+    return {**{name: old[name] for name in new}, "images": images, "left": 0, "failed": []}
 
 
 def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, Any]:
     """Make all measurements that are asked for; return the document that has them.
 
     After each it is written to *path*, with the number of those that are left: what was
-    measured for an hour is not lost when the last one fails. Raises OSError when it
-    cannot be written.
+    measured for an hour is not lost when the last one fails. Raises LinuxUmError when it
+    cannot be written, or when nothing can be measured.
     """
     from . import bench_run
     from .bench_lab import Lab
 
     parts = parts_of(arguments.only)
     load = os.getloadavg()[0]
+    images, lacking = prepare(arguments, parts, term)
     document: dict[str, Any] = {
         "format": FORMAT,
         "mode": _plan(arguments).mode,
@@ -208,7 +254,7 @@ def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, 
         "failed": [],
         "kernel": arguments.kernel,
         "profile": arguments.profile,
-        "images": prepare(arguments, parts, term),
+        "images": images,
         "host": {
             "machine": platform.machine(), "cpu": cpu_name(), "cpus": os.cpu_count(),
             "release": platform.release(), "load": [load, load],
@@ -224,23 +270,29 @@ def measure(arguments: argparse.Namespace, path: Path, term: Term) -> dict[str, 
         document["time"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
         document["seconds"] = round(before + time.monotonic() - began, 1)
         document["host"]["load"][1] = os.getloadavg()[0]
-        write(path, document)
+        with _output(path.parent):
+            write(path, document)
 
     def made(samples: Sequence[Sample], title: str, seconds: float, left: int) -> None:
         document["samples"] += samples
         document["steps"].append([title, round(seconds, 1)])
         keep(left)
 
-    def failed(title: str, error: LinuxUmError, left: int) -> None:
-        document["failed"].append([title, str(error)])
-        term.info(f"{title}: {error}")
+    def failed(title: str, message: str, left: int) -> None:
+        document["failed"].append([title, message])
+        term.info(f"{title}: {message}")
         keep(left)
 
     try:
         with term.step("measuring") as step:
             progress = bench_run.Progress(term, step.update)
             todo = bench_run.tasks(_plan(arguments), Lab(arguments.kernel, term), parts,
-                                   progress.say, arguments.profile)  # fmt: skip
+                                   progress.say, arguments.profile, lacking)  # fmt: skip
+            for part, reason in lacking.items():
+                failed(part, reason, len(todo))
+            if lacking and not todo:
+                part, reason = next(iter(lacking.items()))
+                raise BenchError(f"nothing can be measured; {part}: {reason}")
             done = {title for title, _ in document["steps"]}
             bench_run.run(todo, made, failed, progress.begin, done)
         keep(0)
@@ -262,47 +314,61 @@ def cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
     return ""
 
 
+def _quick_seconds(document: Mapping[str, Any]) -> float | None:
+    """Return how long the quick mode has taken, where all of it was measured."""
+    from .bench_run import PARTS
+
+    whole = document["mode"] == "quick" and document["parts"] == list(PARTS)
+    return float(document["seconds"]) if whole and not missing(document) else None
+
+
 def report(
     document: dict[str, Any], directory: Path, before: Mapping[str, Any] | None, term: Term
 ) -> None:
     """Write the report of *document* into *directory*, and print the tables of it.
 
-    Raises OSError when a file cannot be written.
+    Raises LinuxUmError when a file cannot be written.
     """
     from . import bench_html, bench_plots, bench_table
-    from .bench_facts import harness_of, results_of, slopes_of
+    from .bench_facts import harness_of, slopes_of
+    from .bench_overheads import contended, overheads
+    from .bench_results import results_of
     from .bench_targets import targets_of
 
     samples = document["samples"]
     harness = harness_of(samples)
     results = results_of(samples)
     slopes = slopes_of(results)
-    targets = targets_of(results, samples, harness)
+    more = [*overheads(samples), *contended(samples)]
+    targets = targets_of(results, samples, harness, _quick_seconds(document))
     document = {
         **document,
         "results": [each.facts() for each in results.all],
         "targets": [each.facts() for each in targets],
         "slopes": [asdict(each) for each in slopes],
+        "overheads": [asdict(each) for each in more],
         "harness": harness,
     }
-    write(directory / JSON_NAME, document)
-    try:
-        plots = bench_plots.draw(results, samples, directory)
-    except ImportError as error:
-        raise BenchError(f"no plots: {error}", "install python3-matplotlib") from error
-    html = bench_html.page(document, results, targets, slopes, plots, missing(document))
-    (directory / HTML_NAME).write_text(html, encoding="utf-8")
+    with _output(directory):
+        write(directory / JSON_NAME, document)
     colour = os.isatty(1) and not os.environ.get("NO_COLOR")
     print(bench_table.results_table(results))
+    if more:
+        print(f"\n{bench_table.overheads_table(more)}")
     if slopes:
         print(f"\n{bench_table.slopes_table(slopes)}")
     if harness:
-        print(bench_table.harness_table(harness))
+        print(bench_table.harness_table(harness, colour=colour))
     print()
     print(bench_table.targets_table(targets, colour=colour))
     if before is not None:
         print("\nsince the other run:")
         print(bench_table.changes_table(results, results_of(before["samples"]), colour=colour))
-    if missing(document):
-        print(f"\n{bench_table.red(missing(document), colour=colour)}")
+    with _output(directory):
+        plots, wrong = bench_plots.draw(results, samples, directory)
+        warnings = [text for text in (missing(document), *wrong) if text]
+        html = bench_html.page(document, results, targets, slopes, more, plots, warnings)
+        (directory / HTML_NAME).write_text(html, encoding="utf-8")
+    for text in warnings:
+        print(f"\n{bench_table.red(text, colour=colour)}")
     print(f"\n{bench_table.summary(targets)}; see {directory / HTML_NAME}", flush=True)

@@ -42,9 +42,12 @@ def cpu_counts(host: int | None = None) -> list[int]:
 
 
 def contention(
-    lab: Lab, machine: tuple[str, str, str, str], turns: int, say: Callable[[str], None]
+    lab: Lab, machine: tuple[str, str, str, str], boot: int, turns: int, say: Callable[[str], None]
 ) -> list[Sample]:
-    """Measure on each number of CPUs of *machine*, *turns* times, in turns."""
+    """Measure on each number of CPUs of *machine*, *turns* times, in turns.
+
+    *boot* is the number of these guests, which are booted for it.
+    """
     name, kernel, profile, arch = machine
     counts = cpu_counts()
     found: list[Sample] = []
@@ -62,11 +65,13 @@ def contention(
             guests.append((variant, guest))
         for turn in range(turns):
             say(f"{name}, turn {turn + 1} of {turns}")
-            first = turn % len(guests)
+            first = (boot + turn) % len(guests)
             for count in counts:
                 for variant, guest in guests[first:] + guests[:first]:
-                    found.append({"what": "contention", "machine": name, "engine": variant,
-                                  "procs": count, "turn": turn, **_run(guest, count)})  # fmt: skip
+                    found.append({
+                        "what": "contention", "machine": name, "engine": variant, "boot": boot,
+                        "procs": count, "turn": turn, **_run(guest, count),
+                    })  # fmt: skip
     return found
 
 

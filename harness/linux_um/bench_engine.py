@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from . import bench_trace
@@ -46,8 +47,19 @@ RESCAN_POLL_MS = 100
 # Until PKSM looks at unmatched pages once more, in seconds: never, and as soon as it can.
 NO_RESCAN, RESCAN = "0", "1"
 SHARERS = 10_000
-# In which PKSM at full speed deals with the pages of the guest's own programs.
-OWN_PAGES_MS = 400
+# In which PKSM deals with the pages of the guest's own programs: at full speed, and else.
+OWN_PAGES_MS = (400, 1500)
+# Between two changes of a page that never rests.
+CHANGE_MS = 100
+# What is saved has come to rest when it has nearly been the same for so long, in ms of a
+# clock that skips waiting: longer than two passes of KSM, and than PKSM waits for a second
+# look. And how long that may take. The same of an engine that never sleeps, for which no
+# clock can skip anything.
+STEADY_MS, STEADY_MOST_MS, STEADY_EVERY_MS = 30_000, 300_000, 250
+BUSY_STEADY_MS, BUSY_STEADY_MOST_MS, BUSY_STEADY_EVERY_MS = 1_500, 30_000, 50
+VISIT_EVERY_MS = 50
+# Beside pages that fill nearly all of its memory a guest has so much, in MiB.
+TIGHT_SPARE_MIB = 48
 
 
 def floor(guest: Guest) -> list[Sample]:
@@ -106,21 +118,32 @@ def _cost_of_polls(
 
 def _memory(guest: Guest, setting: Setting) -> Sample:
     """Return what the engine's records take now: of slabs, and for good."""
-    found: Sample = {
-        f"slab_{name}": {"objects": number, "bytes": size}
-        for name, (number, size) in slabs(guest).items()
-    }
+    found: Sample = {f"slab_{name}": slab for name, slab in slabs(guest).items()}
     if setting.profile == "bench":
         found.update(named_numbers(guest.read_file(f"{BENCH_DIR}/memory")))
     return found
 
 
-def work(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample]:
-    """Measure what unmatched and merged pages cost *setting*, and what can be done with these."""
+def work(
+    lab: Lab,
+    setting: Setting,
+    mib: int,
+    procs: int,
+    turn: int,
+    measure: Callable[[Guest, Setting, int, int], list[Sample]],
+) -> list[Sample]:
+    """Measure one thing at the size *mib*, in a guest of its own; and there, first, the floor.
+
+    *measure* is :func:`unmatched` or :func:`merged`. All samples have the same ``run``: what
+    is compared with a floor is compared with that of its own run.
+    """
     with lab.guest(setting.profile, mib) as guest:
         found = floor(guest) if setting.profile == "bench" else []
         tune(guest, setting)
-        return found + unmatched(guest, setting, mib, procs) + merged(guest, setting, mib, procs)
+        found += measure(guest, setting, mib, procs)
+    where = {"run": f"{measure.__name__}, {setting.name}, {mib} MiB, {procs} processes, turn {turn}",
+             "turn": turn, "mib": mib, "procs": procs}  # fmt: skip
+    return [{**where, **sample} for sample in found]
 
 
 def _deal_with_own_pages(guest: Guest, setting: Setting, pages: Hoard) -> None:
@@ -130,7 +153,7 @@ def _deal_with_own_pages(guest: Guest, setting: Setting, pages: Hoard) -> None:
     """
     if setting.is_pksm:
         set_engine(guest, setting, "run", "1")
-        pages.order(f"sleep {OWN_PAGES_MS}")
+        pages.order(f"sleep {OWN_PAGES_MS[not setting.full_speed]}")
         set_engine(guest, setting, "run", "0")
 
 
@@ -154,7 +177,7 @@ def unmatched(guest: Guest, setting: Setting, mib: int, procs: int) -> list[Samp
         sample = _run_until(guest, setting, pages, "pages_unshared", goal, every)
         found = [{
             "what": "unmatched", **where, "pages": number, **sample,
-            "memory": _memory(guest, setting),
+            "memory": _memory(guest, setting), "counters": counters(guest, setting),
         }]  # fmt: skip
         if setting.is_pksm:
             _rescan(guest, setting, RESCAN)
@@ -216,6 +239,20 @@ def _unmerge(guest: Guest, setting: Setting, broken: int) -> Sample:
     }
 
 
+def metadata(lab: Lab, setting: Setting, mib: int) -> list[Sample]:
+    """Measure what an engine keeps of pages that are like no other, and fill nearly all memory."""
+    with lab.guest(setting.profile, mib, spare_mib=TIGHT_SPARE_MIB) as guest:
+        tune(guest, setting)
+        with hoard(guest, mib, dup=0) as pages:
+            goal, every = _ready(setting, pages.order("fill")["pages"])
+            set_engine(guest, setting, "run", "1")
+            pages.wait(f"pages_unshared>={goal}", every, 300, stop=True)
+            return [{
+                "what": "metadata", "engine": setting.name, "mib": mib, "procs": pages.procs,
+                "memory": _memory(guest, setting), "counters": counters(guest, setting),
+            }]  # fmt: skip
+
+
 def convergence(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample]:
     """Measure the time from the last write to all duplicates merged, and the CPU until then."""
     with lab.guest(setting.profile, mib) as guest:
@@ -227,6 +264,7 @@ def convergence(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample
                 number = pages.order("fill")["expected_sharing"]
                 filled = kernel_cpu_ns(guest) - start
                 pages.order("drop")
+            _deal_with_own_pages(guest, setting, pages)
             set_engine(guest, setting, "run", "1")
             goal = engine_file(guest, setting, "pages_sharing") + int(number * NEARLY_ALL)
             start = kernel_cpu_ns(guest)
@@ -236,10 +274,11 @@ def convergence(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample
             used = kernel_cpu_ns(guest) - start
             polls = _cost_of_polls(guest, setting, pages, "pages_sharing", answer["polls"])
             pages.order("verify")
+            counted = counters(guest, setting)
     return [{
         "what": "convergence", "engine": setting.name, "mib": mib, "procs": pages.procs,
         "pages": number, "ns": answer["ns"], "polls": answer["polls"], "cpu_ns": used,
-        "fill_cpu_ns": filled, "polls_cpu_ns": polls,
+        "fill_cpu_ns": filled, "polls_cpu_ns": polls, "counters": counted,
     }]  # fmt: skip
 
 
@@ -247,98 +286,149 @@ def idle(lab: Lab, setting: Setting, mib: int, procs: int, seconds: int) -> list
     """Measure what an engine does while nothing changes: with it, and with it stopped.
 
     The guest's clock skips what nobody waits for, so that a minute of it takes a moment;
-    the CPU time is real. The first window is that after all has been merged, in which
-    PKSM looks at unmatched pages for the second time; the last one comes when they are all
-    watched. Of that, wake-ups are those of its last *seconds*: to have asked for the
-    measurement is a change, too, which an engine may look at.
+    the CPU time is real. The first window begins at the moment when all has been merged;
+    PKSM looks at unmatched pages for the second time in it. Its CPU time is what all has
+    taken from the first write on, less what it has taken when the engine was stopped at
+    that moment. The last window comes when all unmatched pages are watched. Of that,
+    wake-ups are those of its last *seconds*: to have asked for the measurement is a change,
+    too, which an engine may look at.
     """
-    found: list[Sample] = []
     with lab.guest(setting.profile, mib, time_travel=True) as guest:
-        for name, value in setting.controls:
-            set_engine(guest, setting, name, value)
+        tune(guest, setting)
         with hoard(guest, mib, procs, dup=50, zero=10) as pages:
             where = {"what": "idle", "engine": setting.name, "mib": mib, "procs": pages.procs,
                      "seconds": seconds}  # fmt: skip
-
-            def watch(window: str, running: bool, skip: int) -> None:
-                bench_trace.start(guest, setting.daemon)
-                start = kernel_cpu_ns(guest)
-                pages.order(f"sleep {(skip + seconds) * 1000}")
-                used = kernel_cpu_ns(guest) - start
-                wakings = bench_trace.wakings_of(bench_trace.stop(guest), setting.daemon)
-                number = len([w for w in wakings if skip <= w < skip + seconds])
-                found.append({
-                    **where, "window": window, "running": running, "cpu_ns": used,
-                    "cpu_seconds": skip + seconds, "wakeups": number,
-                })  # fmt: skip
-
-            before = engine_file(guest, setting, "pages_sharing")
-            set_engine(guest, setting, "run", "1")
             filled = pages.order("fill")
+            pages.order("drop")
             # KSM merges zeroes with each other, PKSM with the zero page.
             more = filled["expected_sharing"] + (0 if setting.is_pksm else filled["zero"])
-            pages.wait(f"pages_sharing>={before + int(more * NEARLY_ALL)}", 100, 3600)
-            watch("first", True, 0)
-            pages.order(f"sleep {REST_SECONDS * 1000}")
-            watch("last", True, REST_SECONDS)
+            used, answer, _ = _converge(guest, setting, pages, more, "until", 0)
+            # KSM would know of what is given back now when it has made another pass.
+            set_engine(guest, setting, "run", "2")
+            pages.order("drop")
             set_engine(guest, setting, "run", "0")
-            watch("last", False, REST_SECONDS)
+            until = used
+            used, answer, trace = _converge(guest, setting, pages, more, "wait", seconds)
+            wakings = bench_trace.wakings_of(trace, setting.daemon, answer["at_ns"] / 1e9)
+            found: list[Sample] = [{
+                **where, "window": "first", "running": True, "cpu_ns": used - until,
+                "cpu_seconds": seconds, "wakeups": len([w for w in wakings if 0 < w < seconds]),
+                "counters": counters(guest, setting),
+            }]  # fmt: skip
+
+            def watch(running: bool) -> None:
+                bench_trace.start(guest, setting.daemon)
+                start = kernel_cpu_ns(guest)
+                pages.order(f"sleep {(REST_SECONDS + seconds) * 1000}")
+                used = kernel_cpu_ns(guest) - start
+                wakings = bench_trace.wakings_of(bench_trace.stop(guest), setting.daemon)
+                late = [w for w in wakings if REST_SECONDS <= w < REST_SECONDS + seconds]
+                found.append({
+                    **where, "window": "last", "running": running, "cpu_ns": used,
+                    "cpu_seconds": REST_SECONDS + seconds, "wakeups": len(late),
+                    "counters": counters(guest, setting),
+                })  # fmt: skip
+
+            pages.order(f"sleep {REST_SECONDS * 1000}")
+            watch(True)
+            set_engine(guest, setting, "run", "0")
+            watch(False)
     return found
 
 
+def _converge(
+    guest: Guest, setting: Setting, pages: Hoard, more: int, wait: str, seconds: int
+) -> tuple[int, Sample, str]:
+    """Let the engine merge what is written, *more* PTEs, and sleep for *seconds* then.
+
+    *wait* is ``wait``, or ``until`` to stop the engine when all is merged. Returns the CPU
+    time of all of it in nanoseconds, the answer to *wait*, and the trace of the daemon.
+    Raises BenchError when it takes more than an hour of the guest's clock.
+    """
+    goal = engine_file(guest, setting, "pages_sharing") + int(more * NEARLY_ALL)
+    orders = ["run 1", "fill", f"{wait} pages_sharing>={goal} 100 3600", f"sleep {seconds * 1000}"]
+    bench_trace.start(guest, setting.daemon)
+    start = kernel_cpu_ns(guest)
+    answer = pages.orders(orders)[2]
+    used = kernel_cpu_ns(guest) - start
+    trace = bench_trace.stop(guest)
+    if not answer["ok"]:
+        raise BenchError(f"{setting.title}: not all was merged within an hour", "see its counters")
+    return used, answer, trace
+
+
 def volatile(lab: Lab, setting: Setting, mib: int, procs: int, seconds: int) -> list[Sample]:
-    """Measure the daemon's share of a CPU while every page changes ten times a second."""
-    daemon = setting.daemon
-    with lab.guest(setting.profile, mib) as guest:
+    """Measure what an engine costs in *seconds* in which every page changes ten times a second.
+
+    From the moment on at which it begins: the first look at each page is part of it, and
+    whatever looks come later. The guest's clock skips waiting; the CPU time is real, and is
+    that of the kernel with the engine, less that with it stopped, so that what a write costs
+    more because of the engine is in it, too. Raises BenchError when the engine has read less
+    pages than there are: then it was not measured.
+    """
+    with lab.guest(setting.profile, mib, time_travel=True) as guest:
         tune(guest, setting)
         with hoard(guest, mib, procs, dup=0) as pages:
-            pages.order("fill")
-            set_engine(guest, setting, "run", "1")
-            # What pages cost that were never seen to change is another matter.
-            pages.order("change 100 4000")
-            usecs = counters(guest, setting).get("cpu_usecs", 0)
-            bench_trace.start(guest, daemon)
-            began, start = time.monotonic_ns(), kernel_cpu_ns(guest)
-            pages.order(f"change 100 {seconds * 1000}")
-            took, used = time.monotonic_ns() - began, kernel_cpu_ns(guest) - start
-            runs = bench_trace.runs_of(bench_trace.stop(guest), daemon)
-            usecs = counters(guest, setting).get("cpu_usecs", 0) - usecs
+            _deal_with_own_pages(guest, setting, pages)
+            number = pages.order("fill")["pages"]
+            change = f"change {CHANGE_MS} {seconds * 1000}"
+            start = kernel_cpu_ns(guest)
+            pages.order(change)
+            without = kernel_cpu_ns(guest) - start
+            before = counters(guest, setting)
+            start = kernel_cpu_ns(guest)
+            pages.orders(["run 1", change])
+            used = kernel_cpu_ns(guest) - start
+            set_engine(guest, setting, "run", "0")
+            after = counters(guest, setting)
+            pages.order("verify")
+    read = after["pages_scanned"] - before["pages_scanned"]
+    if read < number:
+        raise BenchError(
+            f"{setting.title}: of {number} pages that change it has read {read}", "see its counters"
+        )
     return [{
         "what": "volatile", "engine": setting.name, "mib": mib, "procs": pages.procs,
-        "wall_ns": took,
-        "kernel_cpu_ns": used, "daemon_ns": sum(runs), "daemon_runs": len(runs),
-        "daemon_usecs": usecs,
+        "seconds": seconds, "pages": number, "cpu_ns": used, "stopped_cpu_ns": without,
+        "scanned_pages": read, "counters": after,
     }]  # fmt: skip
 
 
-def savings(lab: Lab, setting: Setting, mib: int, seconds: int) -> list[Sample]:
-    """Follow what is saved of a mix, half of which comes later and lives for a third of the time.
+def savings(lab: Lab, setting: Setting, mib: int, visit_seconds: int) -> list[Sample]:
+    """Follow what is saved of a mix, of which 50 % are duplicates and 10 % zeroes.
 
-    Of the pages 50 % are duplicates and 10 % zeroes.
+    First of one half of it, until that has come to rest; then another half comes, for
+    *visit_seconds* of the guest's clock; and when it has gone, until what is left has come
+    to rest again. The clock skips waiting, but for an engine that never sleeps.
     """
-    with lab.guest(setting.profile, mib) as guest:
+    steady = f"steady {STEADY_EVERY_MS} {STEADY_MS} {STEADY_MOST_MS}"
+    if setting.full_speed:
+        steady = f"steady {BUSY_STEADY_EVERY_MS} {BUSY_STEADY_MS} {BUSY_STEADY_MOST_MS}"
+    with lab.guest(setting.profile, mib, time_travel=not setting.full_speed) as guest:
         tune(guest, setting)
         with hoard(guest, mib // 2, dup=50, zero=10) as pages:
             _deal_with_own_pages(guest, setting, pages)
             start = kernel_cpu_ns(guest)
-            set_engine(guest, setting, "run", "1")
             # Of the guest's own programs, which KSM does not look at.
             before = saved(guest, setting)
-            pages.order("fill")
-            pages.send(f"sample 100 {seconds * 1000}")
-            time.sleep(seconds / 3)
-            came = time.monotonic_ns()
+            alone = pages.orders(["run 1", "fill", steady])[-1]
             with hoard(guest, mib // 2, dup=50, zero=10, unique_seed=2) as guests:
-                guests.order("fill")
-                time.sleep(max(0.0, seconds / 3 - (time.monotonic_ns() - came) / 1e9))
-            samples = pages.answer(seconds + 60.0)["samples"]
+                visit = f"sample {VISIT_EVERY_MS} {visit_seconds * 1000}"
+                visited = guests.orders(["fill", visit])[-1]
+            left = pages.order(steady)
             used = kernel_cpu_ns(guest) - start
+            counted = counters(guest, setting)
             pages.order("verify")
+    parts = {"alone": alone, "visited": visited, "left": left}
+    began = alone["samples"][0][0]
     return [{
-        "what": "savings", "engine": setting.name, "mib": mib, "seconds": seconds,
-        "cpu_ns": used,
+        "what": "savings", "engine": setting.name, "mib": mib, "visit_seconds": visit_seconds,
+        "cpu_ns": used, "counters": counted,
+        "began_ms": {name: part["samples"][0][0] - began for name, part in parts.items()},
+        "steady": alone["steady"] and left["steady"],
         "samples": [
-            [when - samples[0][0], sharing + zero - before] for when, sharing, zero in samples
+            [when - began, sharing + zero - before]
+            for part in parts.values() for when, sharing, zero in part["samples"]
         ],
         "possible_at_rest_pages": _possible(mib // 2, 1),
         "possible_at_peak_pages": _possible(mib // 2, 2),

@@ -11,9 +11,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import packages, rootfs
 from .bench_facts import Sample
@@ -25,8 +28,14 @@ from .make import ccache_directory
 from .paths import repo_root, source_dir
 from .term import Term
 
-# Wall-clock seconds that any of this may take.
+# Wall-clock seconds that one guest, a build of all, and a run of tests may take, and what
+# has been told to end.
 LIMIT = 120.0
+BUILD_LIMIT = 3600.0
+TEST_LIMIT = 7200.0
+END_LIMIT = 10.0
+# pytest's exit status when tests have failed, and nothing else is wrong.
+TESTS_FAILED = 1
 GDB_PROMPT = b"(gdb) "
 # What is edited, and the test that follows: paths in the repository.
 EDITED = "pksm/mm/pksm/merge.c"
@@ -37,49 +46,84 @@ def _launcher() -> str:
     return str(repo_root() / "linux-um")
 
 
-def boot_to_output(kernel: Sequence[str]) -> float:
+@dataclass(frozen=True)
+class Took:
+    """How long something has taken in seconds, and what is wrong with it, if anything."""
+
+    seconds: float
+    failed: str = ""
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End *process*, which leads a session, and all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(END_LIMIT)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@contextmanager
+def _started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run *command* with its output in a pipe; what runs at the end of the block is ended."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, start_new_session=True, **options
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                _end(process)
+
+
+def boot_to_output(kernel: Sequence[str]) -> Took:
     """Return the seconds until a shell in a fresh guest writes something."""
     began = time.monotonic()
-    with subprocess.Popen(
-        [_launcher(), "boot", *kernel],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+    took = None
+    said = b""
+    with _started(
+        [_launcher(), "boot", *kernel], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(b"echo up\n")
         process.stdin.close()
-        line = process.stdout.readline()
-        took = time.monotonic() - began
-    if line != b"up\n" or process.returncode != 0:
+        while time.monotonic() < began + LIMIT:
+            if not select.select([process.stdout], [], [], 1.0)[0]:
+                continue
+            more = os.read(process.stdout.fileno(), 1 << 16)
+            if not more:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LIMIT)
+                break
+            said += more
+            if took is None and said.startswith(b"up\n"):
+                took = time.monotonic() - began
+        status = process.poll()
+    if took is None or status != 0:
         raise BenchError("./linux-um boot does not work", "try it")
-    return took
+    return Took(took)
 
 
-def run_true(kernel: Sequence[str]) -> float:
+def run_true(kernel: Sequence[str]) -> Took:
     """Return the seconds that one command in a fresh guest takes, to its very end."""
-    began = time.monotonic()
-    command = [_launcher(), "run", *kernel, "--", "true"]
-    status = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, check=False
-    ).returncode
-    if status != 0:
-        raise BenchError(f"./linux-um run -- true ends with {status}", "try it")
-    return time.monotonic() - began
+    return _timed([_launcher(), "run", *kernel, "--", "true"], LIMIT)
 
 
-def gdb_to_prompt(kernel: Sequence[str]) -> float:
+def gdb_to_prompt(kernel: Sequence[str]) -> Took:
     """Return the seconds until gdb's prompt."""
     return _until_prompt([_launcher(), "gdb", *kernel], b"")
 
 
-def gdb_to_first_stop(kernel: Sequence[str]) -> float:
+def gdb_to_first_stop(kernel: Sequence[str]) -> Took:
     """Return the seconds until gdb's prompt at the first page of a program."""
     command = [_launcher(), "gdb", *kernel, "--", "memdup", "--procs", "1", "--mib", "1"]
     return _until_prompt(command, b"The first page of memdup")
 
 
-def _until_prompt(command: Sequence[str], before: bytes) -> float:
+def _until_prompt(command: Sequence[str], before: bytes) -> Took:
     """Run *command* on a terminal; return the seconds until gdb's prompt, after *before*."""
     began = time.monotonic()
     pid, terminal = pty.fork()
@@ -102,17 +146,28 @@ def _until_prompt(command: Sequence[str], before: bytes) -> float:
                 took = time.monotonic() - began
                 os.write(terminal, b"quit\n")
     finally:
-        if took is None:
-            os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
         os.close(terminal)
+        _reap(pid, END_LIMIT)
     if took is None:
         last = said.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
         raise BenchError(f"gdb shows no prompt, but: {last[0]}", "try ./linux-um gdb")
-    return took
+    return Took(took)
 
 
-def edit_to_test(kernel: Sequence[str]) -> float:
+def _reap(pid: int, limit: float) -> None:
+    """Wait for the process *pid*, which leads a session; after *limit* seconds end all of it."""
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.05)
+        if number is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+
+def edit_to_test(kernel: Sequence[str]) -> Took:
     """Return the seconds from an edit of the engine until a test of it has passed.
 
     The edit is one of a copy of this repository, and is never the same twice.
@@ -124,11 +179,11 @@ def edit_to_test(kernel: Sequence[str]) -> float:
         )
         # The work tree may be that of another version: one file is to be compiled, no more.
         _edit(copy)
-        _passes([str(copy / "linux-um"), "build", *kernel])
+        _timed([str(copy / "linux-um"), "build", *kernel], BUILD_LIMIT)
         _edit(copy)
-        began = time.monotonic()
-        _passes([str(copy / "linux-um"), "test", *kernel, "-n", "0", f"{copy}/{EDIT_TEST}"])
-        return time.monotonic() - began
+        return _timed(
+            [str(copy / "linux-um"), "test", *kernel, "-n", "0", f"{copy}/{EDIT_TEST}"], BUILD_LIMIT
+        )
 
 
 def _edit(copy: Path) -> None:
@@ -138,26 +193,46 @@ def _edit(copy: Path) -> None:
         source.write(f"\nstatic int __maybe_unused {name}(void)\n{{\n\treturn 0;\n}}\n")
 
 
-def tests(words: Sequence[str], kernel: Sequence[str]) -> float:
-    """Return the seconds that the suite takes, or what pytest's *words* choose of it."""
+def tests(words: Sequence[str], kernel: Sequence[str]) -> Took:
+    """Return the seconds that the suite takes, or what pytest's *words* choose of it.
+
+    They are known when a test has failed as well, which is said.
+    """
+    return _timed([_launcher(), "test", *kernel, *words], TEST_LIMIT, may_fail=(TESTS_FAILED,))
+
+
+def _timed(
+    command: Sequence[str],
+    limit: float,
+    environment: Mapping[str, str] | None = None,
+    may_fail: Sequence[int] = (),
+) -> Took:
+    """Return how long *command* takes.
+
+    Its last line is what is wrong when it ends with a status of *may_fail*. Raises
+    BenchError with that line when it ends with another, and when it takes more than *limit*
+    seconds: then it is ended.
+    """
     began = time.monotonic()
-    _passes([_launcher(), "test", *kernel, *words])
-    return time.monotonic() - began
+    with _started(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(
+                f"./linux-um {command[1]} has not ended within {limit:g} s", "try it"
+            ) from error
+    took = time.monotonic() - began
+    if process.returncode == 0:
+        return Took(took)
+    last = (said.decode(errors="replace").strip().splitlines() or ["nothing"])[-1].strip("= ")
+    if process.returncode in may_fail:
+        return Took(took, last)
+    raise BenchError(f"./linux-um {command[1]} ends with {process.returncode}: {last}", "try it")
 
 
-def _passes(command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Run *command*. Raises BenchError with its last line when it fails."""
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", check=False, env=environment,
-    )  # fmt: skip
-    if done.returncode != 0:
-        last = done.stdout.strip().splitlines()[-1:] or ["nothing"]
-        raise BenchError(f"./linux-um {command[1]} ends with {done.returncode}: {last[0]}",
-                         "try it")  # fmt: skip
-
-
-def build_anew(kernel: Sequence[str]) -> float:
+def build_anew(kernel: Sequence[str]) -> Took:
     """Return the seconds that a kernel and its rootfs take of which only the source is there.
 
     Without ccache: every file is compiled.
@@ -165,30 +240,26 @@ def build_anew(kernel: Sequence[str]) -> float:
     return _build_elsewhere(kernel, {"CCACHE_DISABLE": "1"})
 
 
-def build_from_ccache(kernel: Sequence[str]) -> float:
+def build_from_ccache(kernel: Sequence[str]) -> Took:
     """Return the seconds that the same takes where ccache has seen every file before."""
     return _build_elsewhere(kernel, ccache_directory(os.environ))
 
 
-def _build_elsewhere(kernel: Sequence[str], environment: Mapping[str, str]) -> float:
+def _build_elsewhere(kernel: Sequence[str], environment: Mapping[str, str]) -> Took:
     with tempfile.TemporaryDirectory(prefix="linux-um-build-") as scratch:
         source = source_dir("x").parent
         (Path(scratch) / source.name).symlink_to(source)
         environment = {**os.environ, "LINUX_UM_CACHE": scratch, **environment}
-        began = time.monotonic()
-        _passes([_launcher(), "build", *kernel], environment)
-        return time.monotonic() - began
+        return _timed([_launcher(), "build", *kernel], BUILD_LIMIT, environment)
 
 
-def build_again(kernel: Sequence[str]) -> float:
+def build_again(kernel: Sequence[str]) -> Took:
     """Return the seconds that a build takes for which there is nothing to do."""
-    began = time.monotonic()
-    _passes([_launcher(), "build", *kernel])
-    return time.monotonic() - began
+    return _timed([_launcher(), "build", *kernel], BUILD_LIMIT)
 
 
 # Name, title, and what does it once for the options that choose a kernel.
-MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], float]], ...] = (
+MEASUREMENTS: tuple[tuple[str, str, Callable[[Sequence[str]], Took]], ...] = (
     ("boot", "boot to the shell's first output", boot_to_output),
     ("run", "run -- true", run_true),
     ("gdb", "gdb to its prompt", gdb_to_prompt),
@@ -239,6 +310,8 @@ def tasks(
 
 
 def _sample(
-    name: str, title: str, run: Callable[[Sequence[str]], float], options: Sequence[str]
+    name: str, title: str, run: Callable[[Sequence[str]], Took], options: Sequence[str]
 ) -> list[Sample]:
-    return [{"what": "harness", "name": name, "title": title, "seconds": run(options)}]
+    took = run(options)
+    return [{"what": "harness", "name": name, "title": title, "seconds": took.seconds,
+             "failed": took.failed}]  # fmt: skip

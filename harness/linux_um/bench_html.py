@@ -9,7 +9,17 @@ from html import escape
 from typing import Any
 
 from .bench_facts import Results, Slope
-from .bench_table import engine_title, slope_text, summary, title_of, verdict
+from .bench_overheads import Overhead
+from .bench_table import (
+    OVERHEADS_HEAD,
+    engine_title,
+    kind_of,
+    overhead_text,
+    slope_text,
+    summary,
+    title_of,
+    verdict,
+)
 from .bench_targets import Target, number
 
 _CSS = """
@@ -23,14 +33,15 @@ td { border-bottom: 1px solid #eee; padding: .2rem .6rem .2rem 0; }
 td.n { text-align: right; white-space: nowrap; }
 tr.missed td, p.warning { color: #b00020; font-weight: 600; }
 tr.met td.v { color: #1a7f37; } tr.unknown td { color: #888; }
+tr.above td { color: #9a6700; font-weight: 600; } tr.close td.v { color: #666; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
 """
 
 
 def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target],
-         slopes: Sequence[Slope], plots: Sequence[tuple[str, str]],
-         warning: str = "") -> str:  # fmt: skip
-    """Return the report as a page; *warning* is what is wrong with all of it."""
+         slopes: Sequence[Slope], overheads: Sequence[Overhead],
+         plots: Sequence[tuple[str, str]], warnings: Sequence[str] = ()) -> str:  # fmt: skip
+    """Return the report as a page; *warnings* are what is wrong with all of it."""
     host = document["host"]
     about = (
         f"{document['time']}, {document['mode']} mode; kernel {document['kernel']}; "
@@ -42,7 +53,7 @@ def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target
         "<title>PKSM and KSM, measured</title>",
         f"<style>{_CSS}</style></head><body>",
         f"<h1>PKSM and KSM, measured</h1><p class='about'>{escape(about)}</p>",
-        f"<p class='warning'>{escape(warning)}</p>" if warning else "",
+        *(f"<p class='warning'>{escape(warning)}</p>" for warning in warnings),
         f"<p><strong>{escape(summary(targets))}.</strong></p>",
         *(f"<figure>{_unique(name, svg)}</figure>" for name, svg in plots[:2]),
         "<h2>Targets</h2>",
@@ -51,6 +62,7 @@ def page(document: Mapping[str, Any], results: Results, targets: Sequence[Target
         "<h2>Every result</h2>",
         "<p>Medians, with the lowest and the highest of the runs.</p>",
         _results(results),
+        _overheads(overheads),
         _slopes(slopes),
         _harness(document.get("harness", {})),
         "</body></html>\n",
@@ -76,12 +88,11 @@ def _table(head: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _targets(targets: Sequence[Target]) -> str:
-    kinds = {True: "met", False: "missed", None: "unknown"}
     return _table(
         ["", "is", "to be", "", ""],
         [
             _row([(each.title, ""), (each.text, "n"), (each.bound, "n"), (verdict(each), "v"),
-                  (each.note, "")], kinds[each.met])
+                  (each.note, "")], kind_of(each))
             for each in targets
         ],
     )  # fmt: skip
@@ -102,6 +113,16 @@ def _results(results: Results) -> str:
     return _table(["", "engine", "size", "median", "min .. max", "runs"], rows)
 
 
+def _overheads(overheads: Sequence[Overhead]) -> str:
+    if not overheads:
+        return ""
+    rows = []
+    for each in overheads:
+        step, variant, *numbers = overhead_text(each)
+        rows.append(_row([(step, ""), (variant, ""), *((text, "n") for text in numbers)]))
+    return "<h2>The hooks</h2>" + _table(OVERHEADS_HEAD, rows)
+
+
 def _slopes(slopes: Sequence[Slope]) -> str:
     if not slopes:
         return ""
@@ -118,7 +139,8 @@ def _harness(harness: Mapping[str, Any]) -> str:
         return ""
     rows = [
         _row([(each["title"], ""), (f"{each['median']:.2f} s", "n"),
-              (f"{each['min']:.2f} .. {each['max']:.2f}", "n"), (str(len(each["runs"])), "n")])
+              (f"{each['min']:.2f} .. {each['max']:.2f}", "n"), (str(len(each["runs"])), "n"),
+              (each["failed"], "")], "missed" if each["failed"] else "")
         for each in harness.values()
     ]  # fmt: skip
-    return "<h2>The harness</h2>" + _table(["", "median", "min .. max", "runs"], rows)
+    return "<h2>The harness</h2>" + _table(["", "median", "min .. max", "runs", "failed"], rows)

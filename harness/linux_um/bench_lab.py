@@ -52,6 +52,11 @@ class Setting:
         return self.name.startswith("pksm")
 
     @property
+    def full_speed(self) -> bool:
+        """Whether the engine is not kept from taking all of a CPU."""
+        return self.name.endswith("-full")
+
+    @property
     def directory(self) -> str:
         """Where the engine's files are in the guest."""
         return PKSM_DIR if self.is_pksm else KSM_DIR
@@ -84,9 +89,9 @@ def kernel_cpu_ns(guest: Guest) -> int:
     return time.clock_gettime_ns((~guest.pid << 3) | 2)
 
 
-def mem_of(mib: int) -> str:
-    """Return the memory of a guest that is to hold *mib* MiB of pages."""
-    return f"{max(256, mib + mib // 16 + SPARE_MIB)}M"
+def mem_of(mib: int, spare_mib: int = SPARE_MIB) -> str:
+    """Return the memory of a guest that is to hold *mib* MiB of pages, and *spare_mib* others."""
+    return f"{max(256, mib + mib // 16 + spare_mib)}M"
 
 
 class Workload:
@@ -110,13 +115,16 @@ class Workload:
         self._process.close_stdin()
         self._process.wait(120.0).check()
 
-    def send(self, order: str) -> None:
-        """Give an order without waiting for the answer."""
-        self._orders += 1
-        self._process.write(order.encode() + b"\n")
+    def send(self, *orders: str) -> None:
+        """Give orders without waiting for the answers.
 
-    def answer(self, timeout: float = 600.0) -> dict[str, Any]:
-        """Return the answer to the last order; *timeout* in wall-clock seconds.
+        They come at once: a clock that skips waiting does not leap in between.
+        """
+        self._orders += len(orders)
+        self._process.write("".join(f"{order}\n" for order in orders).encode())
+
+    def answers(self, number: int, timeout: float = 600.0) -> list[dict[str, Any]]:
+        """Return the answers to the last *number* orders; *timeout* in wall-clock seconds.
 
         Raises BenchError when the program has ended, GuestTimeout when it is late.
         """
@@ -129,13 +137,16 @@ class Workload:
         lines = process.stdout.splitlines()
         if len(lines) < self._orders:
             raise BenchError(f"{self._argv[0]} has ended: {process.stderr.strip()}", "try it")
-        found: dict[str, Any] = json.loads(lines[self._orders - 1])
-        return found
+        return [json.loads(line) for line in lines[self._orders - number : self._orders]]
 
     def order(self, order: str, timeout: float = 600.0) -> dict[str, Any]:
-        """Give an order and return its answer; as :meth:`answer`."""
-        self.send(order)
-        return self.answer(timeout)
+        """Give an order and return its answer; as :meth:`answers`."""
+        return self.orders([order], timeout)[0]
+
+    def orders(self, orders: Sequence[str], timeout: float = 600.0) -> list[dict[str, Any]]:
+        """Give *orders* at once and return the answers; as :meth:`answers`."""
+        self.send(*orders)
+        return self.answers(len(orders), timeout)
 
 
 class Hoard(Workload):
@@ -197,6 +208,7 @@ class Lab:
         mib: int,
         *,
         time_travel: bool = False,
+        spare_mib: int = SPARE_MIB,
         shares: Sequence[str] = (),
         append: Sequence[str] = (),
         kernel: str | None = None,
@@ -207,7 +219,7 @@ class Lab:
         with boot_guest(
             profile,
             kernel=self.kernel if kernel is None else kernel,
-            mem=mem_of(mib),
+            mem=mem_of(mib, spare_mib),
             time_travel=time_travel,
             append=[*APPEND, *append],
             shares=shares,
@@ -248,13 +260,19 @@ def counters(guest: Guest, setting: Setting) -> dict[str, int]:
     return found
 
 
-def slabs(guest: Guest) -> dict[str, tuple[int, int]]:
-    """Return number and size in bytes of the objects of each slab of an engine."""
+def slabs(guest: Guest) -> dict[str, dict[str, int]]:
+    """Return of each slab of an engine the objects, the bytes of one, and of its pages."""
     found = {}
     for line in guest.read_file("/proc/slabinfo").splitlines():
         words = line.split()
         if words and words[0].startswith(("ksm_", "pksm_")):
-            found[words[0]] = (int(words[1]), int(words[3]))
+            # NAME active objects size per-slab pages-per-slab : tunables ... : slabdata
+            # active-slabs slabs ...
+            number = int(words[words.index("slabdata") + 2])
+            found[words[0]] = {
+                "objects": int(words[1]), "bytes": int(words[3]),
+                "page_bytes": number * int(words[5]) * PAGE_BYTES,
+            }  # fmt: skip
     return found
 
 

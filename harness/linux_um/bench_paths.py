@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from .bench_engine import Sample
-from .bench_facts import EMPTY_STEP
 from .bench_instructions import Counter, counting
 from .bench_lab import KSM_DIR, PKSM_DIR, Lab, Workload, kernel_cpu_ns
+from .bench_overheads import EMPTY_STEP
 
 # Name, profile, and words for the kernel's command line.
 VARIANTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bench_facts import PATH_STEPS, Result, Results, Sample, overheads, slope
+from .bench_facts import Result, Results, Sample, slope
+from .bench_overheads import PATH_STEPS, overheads
 from .bench_table import engine_title
 
 COLOURS = {
@@ -47,7 +48,7 @@ def _work(plt: Any, results: Results, _samples: Sequence[Sample]) -> Any:
                   error_kw={"ecolor": "#444444", "capsize": 3})  # fmt: skip
         axes.text(found.stat.high, place, f"  {found.stat.median:.2f} µs", va="center")
     left = 0.0
-    for step, colour in (("hash", "#555555"), ("memcmp", "#888888"), ("pte", "#bbbbbb")):
+    for step, colour in (("least hash", "#555555"), ("memcmp", "#888888"), ("pte", "#bbbbbb")):
         value = results.value(f"floor {step}", "")
         if value is not None:
             axes.barh(len(bars), value, left=left, color=colour, label=step)
@@ -151,7 +152,7 @@ def _savings(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
     for name in ("possible_at_rest_pages", "possible_at_peak_pages"):
         axes.axhline(found[0][name] / 256, color="#999999", linestyle=":", linewidth=1)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds (a second half of the processes comes and goes)")
+    axes.set_xlabel("seconds of the guest (a second half of the processes comes and goes)")
     axes.set_ylabel("MiB saved")
     axes.set_title("Savings over time; dotted: what the contents allow")
     axes.legend()
@@ -192,7 +193,8 @@ def _paths(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
                  yerr=[below, above], error_kw={"ecolor": "#444444", "capsize": 2},
                  color=COLOURS[variant], label=engine_title(variant))  # fmt: skip
     for step, each in enumerate(each for each in found if each.variant == variants[0]):
-        axes.fill_between([step - 0.15, step + 0.7], -100 * each.apart, 100 * each.apart,
+        apart = 100 * (each.apart or 0.0)
+        axes.fill_between([step - 0.15, step + 0.7], -apart, apart,
                           color="#cccccc", alpha=0.6, zorder=0,
                           label=None if step else "the same kernel twice")  # fmt: skip
     axes.set_xticks([step + 0.3 for step in range(len(PATH_STEPS))], PATH_STEPS)
@@ -246,29 +248,42 @@ PLOTS: tuple[tuple[str, Callable[[Any, Results, Sequence[Sample]], Any]], ...] =
 )  # fmt: skip
 
 
-def draw(results: Results, samples: Sequence[Sample], directory: Path) -> list[tuple[str, str]]:
+def draw(
+    results: Results, samples: Sequence[Sample], directory: Path
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Write ``NAME.png`` of each plot into *directory*; return names and SVG texts.
 
-    Raises ImportError without matplotlib, OSError when the files cannot be written.
+    And what is wrong with each of those that could not be drawn: the others are drawn, and
+    none is where matplotlib is missing. Raises OSError when the files cannot be written.
     """
     import io
 
-    import matplotlib
+    try:
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        return [], [f"no plots: {error}; install python3-matplotlib"]
 
-    found = []
+    found, failed = [], []
     with plt.rc_context(_STYLE):
         for name, make in PLOTS:
-            figure = make(plt, results, samples)
-            if figure is None:
+            try:
+                figure = make(plt, results, samples)
+                if figure is None:
+                    continue
+                figure.tight_layout()
+                text = io.StringIO()
+                figure.savefig(text, format="svg", metadata={"Date": None})
+                image = io.BytesIO()
+                figure.savefig(image, format="png")
+            except Exception as error:
+                failed.append(f"no plot {name}: {type(error).__name__}: {error}")
                 continue
-            figure.tight_layout()
-            figure.savefig(directory / f"{name}.png")
-            text = io.StringIO()
-            figure.savefig(text, format="svg", metadata={"Date": None})
+            finally:
+                plt.close("all")
+            (directory / f"{name}.png").write_bytes(image.getvalue())
             svg = text.getvalue()
             found.append((name, svg[svg.index("<svg") :]))
-            plt.close(figure)
-    return found
+    return found, failed

@@ -2,7 +2,8 @@
 """Which measurements a run of the bench makes, how often, and in which order.
 
 Engines take turns, so that a host that is busy for a while is busy for all of them. One
-measurement that fails does not end the run: it is written down, and the others are made.
+measurement that fails is tried once more; if it fails again that does not end the run: it is
+written down, and the others are made.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ class Plan:
     idle_seconds: int
     volatile: tuple[Size, ...]
     volatile_seconds: int
+    metadata_mib: int
     path_boots: int
     path_turns: int
     path_repeat: int
+    contention_boots: int
     contention_turns: int
     savings_mib: int
-    savings_seconds: int
+    visit_seconds: int
     programs: bool
     harness_turns: int
     suite: bool
@@ -58,18 +61,19 @@ class Plan:
 QUICK = Plan(
     mode="quick", sizes=((16, 3), (64, 3)), procs=(), procs_mib=64, turns=1,
     convergence=((64, 8), (256, 8)), convergence_turns=1, slow_mib=(64,), idle=((32, 8),),
-    idle_seconds=60, volatile=((16, 4),), volatile_seconds=4, path_boots=3, path_turns=2,
-    path_repeat=3, contention_turns=0, savings_mib=64, savings_seconds=6, programs=False,
-    harness_turns=2, suite=False,
+    idle_seconds=60, volatile=((16, 4),), volatile_seconds=60, metadata_mib=512, path_boots=3,
+    path_turns=2, path_repeat=3, contention_boots=0, contention_turns=0, savings_mib=64,
+    visit_seconds=4, programs=False, harness_turns=2, suite=False,
 )  # fmt: skip
 FULL = Plan(
     mode="full", sizes=((16, 7), (64, 7), (256, 5), (1024, 5), (4096, 3)), procs=(8, 32, 128),
     procs_mib=256, turns=3,
     convergence=((16, 8), (64, 8), (256, 8), (256, 32), (256, 128), (1024, 8)),
     convergence_turns=3, slow_mib=(16, 64, 256), idle=((64, 8), (256, 8), (256, 64), (1024, 8)),
-    idle_seconds=60, volatile=((32, 4), (128, 4), (128, 16)), volatile_seconds=30, path_boots=5,
-    path_turns=5, path_repeat=5, contention_turns=11, savings_mib=256, savings_seconds=45,
-    programs=True, harness_turns=5, suite=True,
+    idle_seconds=60, volatile=((32, 4), (128, 4), (128, 16)), volatile_seconds=60,
+    metadata_mib=4096, path_boots=8, path_turns=5, path_repeat=5, contention_boots=5,
+    contention_turns=3, savings_mib=256, visit_seconds=15, programs=True, harness_turns=5,
+    suite=True,
 )  # fmt: skip
 
 # The kernels that are measured; the last one by the part "paths" alone.
@@ -80,28 +84,40 @@ Task = tuple[str, Callable[[], list[Sample]]]
 # Is told of one that was made: its samples, its title, the seconds it took, how many are left.
 Made = Callable[[Sequence[Sample], str, float, int], None]
 # Is told of one that has failed, and why, and how many are left.
-Failed = Callable[[str, LinuxUmError, int], None]
+Failed = Callable[[str, str, int], None]
 
 
-def profiles_of(parts: Sequence[str]) -> tuple[str, ...]:
-    """Return the profiles of the kernels that *parts* need, but for those of contention."""
-    if "paths" in parts:
+def profiles_of(part: str) -> tuple[str, ...]:
+    """Return the profiles of the kernels that *part* needs, but for those of contention."""
+    if part == "paths":
         return PROFILES
-    return PROFILES[:2] if set(parts) - {"harness", "contention"} else ()
+    return () if part in ("harness", "contention") else PROFILES[:2]
+
+
+def machine_part(machine: tuple[str, str, str, str]) -> str:
+    """Return what the part of ``contention`` is called that is of *machine*."""
+    return f"fault and free on several CPUs: {machine[0]}"
 
 
 def tasks(
-    plan: Plan, lab: Lab, parts: tuple[str, ...], say: Callable[[str], None], profile: str = "fast"
+    plan: Plan,
+    lab: Lab,
+    parts: Sequence[str],
+    say: Callable[[str], None],
+    profile: str = "fast",
+    lacking: Collection[str] = (),
 ) -> list[Task]:
     """Return what is to be done, in order; *say* is told of steps within a task.
 
-    The harness is measured with kernels of *profile*. Last comes what most depends on the
-    host: other machines, its programs, and whole runs of the suite.
+    The harness is measured with kernels of *profile*. Nothing is done for the parts that are
+    *lacking*, nor for programs that are, nor for what :func:`machine_part` calls a machine
+    that is. Last comes what most depends on the host: other machines, its programs, and
+    whole runs of the suite.
     """
     found: list[Task] = []
 
     def add(part: str, title: str, make: Callable[[], list[Sample]]) -> None:
-        if part in parts:
+        if part in parts and part not in lacking:
             found.append((title, make))
 
     def each_turn(number: int, settings: Sequence[Setting]) -> Iterator[tuple[str, Setting]]:
@@ -112,14 +128,18 @@ def tasks(
                 yield title, setting
 
     full_speed, defaults = (PKSM_FULL, KSM_FULL), (PKSM, KSM)
-    for mib, turns in plan.sizes:
-        for turn, setting in each_turn(turns, full_speed):
-            add("work", f"{setting.title}: {mib} MiB{turn}",
-                partial(bench_engine.work, lab, setting, mib, 8))  # fmt: skip
-    for procs in plan.procs[1:]:
-        for turn, setting in each_turn(plan.turns, full_speed):
-            add("work", f"{setting.title}: {procs} processes{turn}",
-                partial(bench_engine.work, lab, setting, plan.procs_mib, procs))  # fmt: skip
+    works = [(mib, 8, turns) for mib, turns in plan.sizes]
+    works += [(plan.procs_mib, procs, plan.turns) for procs in plan.procs[1:]]
+    for mib, procs, turns in works:
+        for number, (turn, setting) in enumerate(each_turn(turns, full_speed)):
+            for measure in (bench_engine.unmatched, bench_engine.merged):
+                add("work",
+                    f"{setting.title}: {mib} MiB of {procs}, {measure.__name__}{turn}",
+                    partial(bench_engine.work, lab, setting, mib, procs,
+                            number // len(full_speed), measure))  # fmt: skip
+    for setting in full_speed:
+        add("work", f"{setting.title}: metadata of {plan.metadata_mib} MiB",
+            partial(bench_engine.metadata, lab, setting, plan.metadata_mib))  # fmt: skip
     for boot in range(plan.path_boots):
         add("paths", f"fault, free, fork, copy and exit, boot {boot + 1} of {plan.path_boots}",
             partial(bench_paths.paths, lab, boot, plan.path_turns, plan.path_repeat,
@@ -129,10 +149,11 @@ def tasks(
         for turn, setting in each_turn(plan.convergence_turns, settings):
             add("convergence", f"{setting.title}: converging on {mib} MiB of {procs}{turn}",
                 partial(bench_engine.convergence, lab, setting, mib, procs))  # fmt: skip
-        # KSM takes so long by its defaults that once shows it.
+        # KSM by its defaults takes long.
         if mib in plan.slow_mib and procs == 8:
-            add("convergence", f"{KSM.title}: converging on {mib} MiB",
-                partial(bench_engine.convergence, lab, KSM, mib, procs))  # fmt: skip
+            for turn, setting in each_turn(plan.convergence_turns, [KSM]):
+                add("convergence", f"{setting.title}: converging on {mib} MiB{turn}",
+                    partial(bench_engine.convergence, lab, setting, mib, procs))  # fmt: skip
     for mib, procs in plan.idle:
         for turn, setting in each_turn(plan.turns, defaults):
             add("idle", f"{setting.title}: nothing changes in {mib} MiB of {procs}{turn}",
@@ -143,19 +164,22 @@ def tasks(
             add("volatile", f"{setting.title}: all of {mib} MiB of {procs} changes{turn}",
                 partial(bench_engine.volatile, lab, setting, mib, procs,
                         plan.volatile_seconds))  # fmt: skip
-    settings = [PKSM, KSM, KSM_FULL] if plan is FULL else [PKSM, KSM]
-    for turn, setting in each_turn(plan.turns, settings):
+    for turn, setting in each_turn(plan.turns, [PKSM, KSM, KSM_FULL]):
         add("savings", f"{setting.title}: what is saved of a mix{turn}",
             partial(bench_engine.savings, lab, setting, plan.savings_mib,
-                    plan.savings_seconds))  # fmt: skip
+                    plan.visit_seconds))  # fmt: skip
     for turn, setting in each_turn(plan.turns, full_speed):
         add("rmap", f"{setting.title}: a page shared 10,000 times{turn}",
             partial(bench_engine.rmap, lab, setting))  # fmt: skip
-    for machine in bench_contention.MACHINES if plan.contention_turns else ():
-        add("contention", f"fault and free on several CPUs: {machine[0]}",
-            partial(bench_contention.contention, lab, machine, plan.contention_turns,
-                    say))  # fmt: skip
+    for machine in bench_contention.MACHINES:
+        for boot in range(plan.contention_boots if machine_part(machine) not in lacking else 0):
+            add("contention",
+                f"{machine_part(machine)}, boot {boot + 1} of {plan.contention_boots}",
+                partial(bench_contention.contention, lab, machine, boot, plan.contention_turns,
+                        say))  # fmt: skip
     for name in bench_programs.PROGRAMS if plan.programs else ():
+        if name in lacking:
+            continue
         for turn, setting in each_turn(plan.turns, defaults):
             add("programs", f"{setting.title}: {name}{turn}",
                 partial(bench_programs.program, lab, setting, name))  # fmt: skip
@@ -175,9 +199,9 @@ def run(
 ) -> None:
     """Make the measurements *todo* but for those whose titles are in *done*.
 
-    *made* is told of each, or *failed* when it raises a LinuxUmError, or what a file of the
-    guest says; *step* of the one that begins. Raises the last error when the first
-    :data:`MOST_FAILURES` have failed, and nothing has not.
+    *made* is told of each, or *failed* when it has raised an Exception twice; *step* of the
+    one that begins. Raises the last error when the first :data:`MOST_FAILURES` have failed,
+    and nothing has not.
     """
     left = [task for task in todo if task[0] not in done]
     failures, succeeded = 0, len(left) < len(todo)
@@ -185,10 +209,10 @@ def run(
         step(f"{count + len(todo) - len(left)} of {len(todo)}: {title}")
         began = time.monotonic()
         try:
-            samples = _made_by(make)
+            samples = _made_by(make, title, step)
         except LinuxUmError as error:
             failures += 1
-            failed(title, error, len(left) - count)
+            failed(title, str(error), len(left) - count)
             if failures == MOST_FAILURES and not succeeded:
                 raise
             continue
@@ -196,14 +220,23 @@ def run(
         made(samples, title, time.monotonic() - began, len(left) - count)
 
 
-def _made_by(make: Callable[[], list[Sample]]) -> list[Sample]:
-    """Make a measurement. Raises LinuxUmError, whatever went wrong: the others go on."""
+def _made_by(
+    make: Callable[[], list[Sample]], title: str, step: Callable[[str], None]
+) -> list[Sample]:
+    """Make a measurement, and once more when it fails, of which *step* is told.
+
+    Raises LinuxUmError, whatever went wrong the second time: the others go on.
+    """
+    try:
+        return make()
+    except Exception as error:
+        step(f"once more: {title} ({error})")
     try:
         return make()
     except LinuxUmError:
         raise
-    except (OSError, ValueError) as error:
-        raise BenchError(str(error), "see the guest's log") from error
+    except OSError as error:
+        raise BenchError(f"{type(error).__name__}: {error}") from error
     except Exception as error:
         raise BenchError(f"{type(error).__name__}: {error}", "that is a bug") from error
 

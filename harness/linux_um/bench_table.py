@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The report as text: targets first, in red where they are missed, then every result."""
+"""The report as text: every result, then the targets, in red where they are missed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .bench_facts import PATH_STEPS, Result, Results, Slope
+from .bench_facts import Result, Results, Slope
 from .bench_lab import SETTINGS
+from .bench_overheads import PATH_STEPS, Overhead
 from .bench_targets import Target, number
 
 TITLES = {
-    "floor hash": "floor: hash of a cold page",
+    "floor hash": "floor: hash of a cold page, the engine's",
+    "floor xxh64": "floor: hash of a cold page, xxh64",
+    "floor least hash": "floor: the lesser of both in each run",
     "floor memcmp": "floor: comparison of two cold pages",
     "floor follow": "floor: hash of a page behind the last one",
     "floor pte": "floor: PTE cleared, flushed, set",
+    "merged, to the floor": "CPU per merged page, to the floor of its run",
+    "unmatched, to a hash": "CPU per unmatched page, to a cold hash",
+    "unmatched, to a hash that is foreseen": "the same, to a hash that is foreseen",
+    "unmatched and watched, to a hash": "the same with the second look",
     "merged": "CPU per merged page",
     "unmatched": "CPU per unmatched page",
     "reads per unmatched page": "pages read per unmatched page",
@@ -27,8 +34,9 @@ TITLES = {
     "idle wake-ups": "nothing changes: wake-ups of the daemon",
     "first minute": "the minute after merging: CPU",
     "first minute wake-ups": "the minute after merging: wake-ups",
-    "volatile": "every page changes 10 times a second: daemon",
+    "volatile": "every page changes 10 times a second: CPU",
     "volatile, per GiB": "the same, for a GiB",
+    "reads per volatile page": "pages read per page that changes, in a minute",
     "saved at rest": "saved of a mix at rest",
     "saved at peak": "saved of a mix at peak",
     "savings CPU": "kernel's CPU for the mix, all of it",
@@ -42,7 +50,7 @@ VARIANT_TITLES = {
     "none-a": "no merger", "none-b": "no merger, again", "pksm-off": "PKSM off",
     "pksm-stopped": "PKSM stopped", "pksm-on": "PKSM on", "ksm-on": "KSM on",
 }  # fmt: skip
-_RED, _GREEN, _RESET = "\033[31m", "\033[32m", "\033[0m"
+_RED, _GREEN, _YELLOW, _RESET = "\033[31m", "\033[32m", "\033[33m", "\033[0m"
 
 
 def red(text: str, *, colour: bool) -> str:
@@ -63,10 +71,26 @@ def engine_title(name: str) -> str:
     return setting.title if setting is not None else VARIANT_TITLES.get(name, name)
 
 
+def kind_of(target: Target) -> str:
+    """Return ``met``, ``missed``, ``unknown`` where it was not measured, or what it may be.
+
+    Which is ``above`` where the number is above its limit, and ``close`` where it is not, by
+    less than is sure.
+    """
+    if target.met is not None:
+        return "met" if target.met else "missed"
+    if target.value is None:
+        return "unknown"
+    return "above" if target.above else "close"
+
+
+_VERDICTS = {"met": "met", "missed": "MISSED", "above": "ABOVE?", "close": "close", "unknown": ""}
+_COLOURS = {"met": _GREEN, "missed": _RED, "above": _YELLOW}
+
+
 def verdict(target: Target) -> str:
-    """Return ``met``, ``MISSED``, ``close`` where it may be either, or nothing."""
-    unknown = "" if target.value is None else "close"
-    return {True: "met", False: "MISSED", None: unknown}[target.met]
+    """Return in a word what became of a target, or nothing where it was not measured."""
+    return _VERDICTS[kind_of(target)]
 
 
 def targets_table(targets: Sequence[Target], *, colour: bool) -> str:
@@ -76,10 +100,31 @@ def targets_table(targets: Sequence[Target], *, colour: bool) -> str:
         line = f"{each.title:59} {each.text:>16}  {each.bound:14} {verdict(each):7}"
         if each.note:
             line += f" {each.note}"
-        if colour and each.met is not None:
-            line = f"{_GREEN if each.met else _RED}{line}{_RESET}"
+        if colour and kind_of(each) in _COLOURS:
+            line = f"{_COLOURS[kind_of(each)]}{line}{_RESET}"
         lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def overhead_text(each: Overhead) -> tuple[str, str, str, str, str]:
+    """Return step, variant, median, interval and noise of an overhead, as people read them."""
+    apart = "" if each.apart is None else f"{100 * each.apart:.1f} %"
+    return (
+        each.step, engine_title(each.variant), f"{100 * each.share:+.1f} %",
+        f"{100 * each.low:+.1f} .. {100 * each.high:+.1f} %", apart,
+    )  # fmt: skip
+
+
+OVERHEADS_HEAD = ("more than without PKSM", "", "median", "is in", "the same kernel twice")
+
+
+def overheads_table(found: Sequence[Overhead]) -> str:
+    """Return what the hooks cost more, and by how much two guests of a kernel differ."""
+    rows = [OVERHEADS_HEAD, *(overhead_text(each) for each in found)]
+    return "\n".join(
+        f"{step:44} {variant:18} {share:>9}  {inside:18} {apart:>10}".rstrip()
+        for step, variant, share, inside, apart in rows
+    )
 
 
 def results_table(results: Results) -> str:
@@ -115,27 +160,38 @@ def slopes_table(slopes: Sequence[Slope]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def harness_table(harness: Mapping[str, Any]) -> str:
-    """Return how long the harness takes, as a table."""
-    return "\n".join(
-        f"{each['title']:63} {each['median']:9.2f} s            "
-        f"{each['min']:.2f} .. {each['max']:.2f} ({len(each['runs'])})"
-        for each in harness.values()
-    )
+def harness_table(harness: Mapping[str, Any], *, colour: bool) -> str:
+    """Return how long the harness takes, as a table; in red what has failed."""
+    lines = []
+    for each in harness.values():
+        line = (
+            f"{each['title']:63} {each['median']:9.2f} s            "
+            f"{each['min']:.2f} .. {each['max']:.2f} ({len(each['runs'])})"
+        )
+        if each["failed"]:
+            line = red(f"{line}  FAILED: {each['failed']}", colour=colour)
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def summary(targets: Sequence[Target]) -> str:
     """Return one line that says how many targets are met."""
-    met = [each.met for each in targets]
-    absent = [each.value for each in targets].count(None)
-    text = f"{met.count(True)} targets met, {met.count(False)} missed"
-    for count, what in ((met.count(None) - absent, "too close to say"), (absent, "not measured")):
-        text += f", {count} {what}" if count else ""
+    kinds = [kind_of(each) for each in targets]
+    text = f"{kinds.count('met')} targets met, {kinds.count('missed')} missed"
+    for kind, what in (
+        ("above", "above the limit by less than is sure"),
+        ("close", "too close to say"),
+        ("unknown", "not measured"),
+    ):
+        text += f", {kinds.count(kind)} {what}" if kind in kinds else ""
     return text
 
 
 def changes_table(now: Results, before: Results, *, colour: bool) -> str:
-    """Return what became slower or faster since another run, by more than both have spread."""
+    """Return what became slower or faster since another run, by more than both have spread.
+
+    What was measured once has no spread: that is said.
+    """
     old = {(each.what, each.engine, each.mib, each.procs): each for each in before.all}
     lines = []
     for each in now.all:
@@ -153,7 +209,10 @@ def changes_table(now: Results, before: Results, *, colour: bool) -> str:
         if other.stat.median > 0 and each.stat.median > 0:
             line += f"  {each.stat.median / other.stat.median:.2f} ×"
         line += f"  {_WORDS[each.unit in _OF_TIME][change > 0]}"
-        if colour:
+        # One run may have been anything: that is no change that is sure.
+        sure = min(each.stat.runs, other.stat.runs) > 1
+        line += "" if sure else ", perhaps: one run"
+        if colour and sure:
             better = (change > 0) is each.what.startswith("saved")
             line = f"{_GREEN if better else _RED}{line}{_RESET}"
         lines.append(line)

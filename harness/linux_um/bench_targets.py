@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .bench_facts import Overhead, Result, Results, Sample, contended, overheads, slope
+from .bench_facts import Result, Results, Sample, slope
 from .bench_lab import SETTINGS
+from .bench_overheads import Overhead, contended, overheads
+from .bench_programs import PROGRAMS
 
 # Names of settings, as in bench_lab.
 _PKSM, _FULL = "pksm", "pksm-full"
 _KSM, _KSM_FULL = "ksm", "ksm-full"
 _KSMS = [each.name for each in SETTINGS.values() if not each.is_pksm]
+
+# How many processes a hoard has where nothing else is said.
+USUAL_PROCS = 8
 
 # Pages of programs that are not the workload's are alike as well.
 _POSSIBLE = 1.05
@@ -21,10 +26,11 @@ _POSSIBLE = 1.05
 
 @dataclass(frozen=True)
 class Target:
-    """A number that is to be at most, or at least, some limit.
+    """A number that is to be at most, or at least, some limit; ``strict``: above it.
 
     ``value`` is None where it was not measured. Where it is not sure, it is between
-    ``low`` and ``high``; nothing can be said where the limit is between them, too.
+    ``low`` and ``high``; nothing can be said where the limit is between them, too. What was
+    measured of something that ``failed`` has missed its target, whatever the number is.
     """
 
     name: str
@@ -36,14 +42,18 @@ class Target:
     note: str = ""
     low: float | None = None
     high: float | None = None
+    strict: bool = False
+    failed: bool = False
 
     @property
     def met(self) -> bool | None:
         """Whether it is reached; None where that is not known."""
         if self.value is None:
             return None
+        if self.failed:
+            return False
         if self.at_least:
-            return self.value >= self.limit
+            return self.value > self.limit or (self.value == self.limit and not self.strict)
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
         if low > self.limit:
@@ -51,18 +61,29 @@ class Target:
         return True if high <= self.limit else None
 
     @property
+    def above(self) -> bool:
+        """Whether the number is above its limit, and only not by more than is sure."""
+        return self.value is not None and self.met is None and self.value > self.limit
+
+    @property
     def bound(self) -> str:
         """The limit as text."""
-        return f"{'≥' if self.at_least else '≤'} {number(self.limit)}{_spaced(self.unit)}"
+        sign = (">" if self.strict else "≥") if self.at_least else "≤"
+        return f"{sign} {number(self.limit)}{_spaced(self.unit)}"
 
     @property
     def text(self) -> str:
-        """The value as text."""
-        return "not measured" if self.value is None else number(self.value) + _spaced(self.unit)
+        """The value as text, with so many digits that it does not seem to be its limit."""
+        if self.value is None:
+            return "not measured"
+        text = number(self.value)
+        if float(text) == self.limit != self.value:
+            text = f"{self.value:.6g}"
+        return text + _spaced(self.unit)
 
     def facts(self) -> dict[str, Any]:
         """Return it for the JSON file."""
-        return {**asdict(self), "met": self.met}
+        return {**asdict(self), "met": self.met, "above": self.above}
 
 
 def _spaced(unit: str) -> str:
@@ -78,19 +99,16 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return one / other if one is not None and other else None
-
-
-def _sum(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
 def targets_of(
-    results: Results, samples: Sequence[Sample], harness: Mapping[str, Any]
+    results: Results,
+    samples: Sequence[Sample],
+    harness: Mapping[str, Any],
+    quick_seconds: float | None = None,
 ) -> list[Target]:
-    """Return every target, in the order of the report."""
+    """Return every target, in the order of the report.
+
+    *quick_seconds* is how long it has taken to measure all of the quick mode.
+    """
     return [
         *_work(results),
         *_convergence(results),
@@ -100,11 +118,19 @@ def targets_of(
         *_savings(results, samples),
         *_scaling(results),
         *_harness(harness),
+        Target("quick", "a quick run, all of its measurements", quick_seconds, 120, "s"),
     ]
 
 
 def _size(result: Result) -> str:
-    return f"{result.mib} MiB"
+    """Return the size of a result, with the number of processes where it is not the usual one."""
+    procs = "" if result.procs in (None, USUAL_PROCS) else f" of {result.procs}"
+    return f"{result.mib} MiB{procs}"
+
+
+def _ratio_of(pair: tuple[Result, Result]) -> float:
+    """Return the ratio of two medians that are above nothing."""
+    return pair[0].stat.median / pair[1].stat.median
 
 
 def _against(found: tuple[Result, Result] | None) -> tuple[float | None, str]:
@@ -115,79 +141,116 @@ def _against(found: tuple[Result, Result] | None) -> tuple[float | None, str]:
     note = _size(found[0])
     if max(one.runs, other.runs) > 1 and other.low > 0:
         note += f", {number(one.low / other.high)} .. {number(one.high / other.low)}"
+    if min(one.runs, other.runs) == 1:
+        note += ", one run"
     return one.median / other.median, note
 
 
 def _work(results: Results) -> list[Target]:
-    merged, unmatched = results.value("merged", _FULL), results.value("unmatched", _FULL)
-    watched = results.value("watched", _FULL)
-    hashing, follow = results.value("floor hash", ""), results.value("floor follow", "")
-    least = _sum(hashing, results.value("floor memcmp", ""), results.value("floor pte", ""))
     ratio, note = _against(results.pair("merged", _FULL, _KSM_FULL))
-    foreseen = _ratio(unmatched, follow)
+    foreseen = results.value("unmatched, to a hash that is foreseen", _FULL)
     return [
         Target("merged-to-ksm", "CPU per merged page, to that of KSM", ratio, 0.25, "×", note=note),
-        Target("merged-to-floor", "CPU per merged page, to the floor", _ratio(merged, least), 1.6,
-               "×", note="one hash, one comparison, one PTE replaced"),
-        Target("unmatched-to-floor", "CPU per unmatched page, to one cold hash",
-               _ratio(unmatched, hashing), 1.4, "×",
-               note=f"{number(foreseen)}× of a hash that is foreseen" if foreseen else ""),
-        Target("watched-to-floor", "the same with the second and last look, and the watch",
-               _ratio(_sum(unmatched, watched), hashing), 1.4, "×"),
+        _to_floor(results, "merged-to-floor", "CPU per merged page, to the floor",
+                  "merged, to the floor", 1.6, "hash, comparison, PTE"),
+        _to_floor(results, "unmatched-to-floor", "CPU per unmatched page, to one cold hash",
+                  "unmatched, to a hash", 1.4,
+                  f"{number(foreseen)}× of a hash that is foreseen" if foreseen else ""),
+        _to_floor(results, "watched-to-floor",
+                  "the same with the second and last look, and the watch",
+                  "unmatched and watched, to a hash", 1.4, ""),
     ]  # fmt: skip
 
 
+def _to_floor(
+    results: Results, name: str, title: str, what: str, limit: float, note: str
+) -> Target:
+    """Return the target of a ratio to the floor of the same run, at the largest size."""
+    found = results.last(what, _FULL)
+    if found is None:
+        return Target(name, title, None, limit, "×")
+    stat = found.stat
+    notes = [_size(found), f"{number(stat.low)} .. {number(stat.high)}", note]
+    return Target(name, title, stat.median, limit, "×",
+                  note=", ".join(text for text in notes if text))  # fmt: skip
+
+
 def _convergence(results: Results) -> list[Target]:
-    both = results.pair("convergence", _KSM, _PKSM)
-    ratio, note = _against(both)
+    """Return the targets of converging; of all sizes and numbers of processes the worst counts."""
+    pairs = results.pairs("convergence", _KSM, _PKSM)
+    ratio, note = _against(min(pairs, key=_ratio_of) if pairs else None)
     found = [
         Target("convergence-to-ksm", "convergence, times faster than KSM's defaults", ratio, 50,
-               "×", at_least=True, note=note)
+               "×", at_least=True, note=f"{note}{_others(pairs)}")
     ]  # fmt: skip
     for name, title, what in (
         ("convergence-to-best", "time to converge", "convergence"),
         ("convergence-cpu", "CPU to converge", "convergence CPU"),
     ):
-        best, ours = _best_of_ksm(results, what), results.last(what, _PKSM)
-        ratio, note = _against((ours, best)) if ours is not None and best is not None else (None, "")
-        found.append(
-            Target(name, f"{title}, to that of KSM at its best", ratio, 1, "×",
-                   note=f"{SETTINGS[best.engine].title}; {note}" if best is not None else "")
-        )  # fmt: skip
+        pairs = _to_best_of_ksm(results, what)
+        worst = max(pairs, key=_ratio_of) if pairs else None
+        ratio, note = _against(worst)
+        if worst is not None:
+            note = f"{SETTINGS[worst[1].engine].title}; {note}{_others(pairs)}"
+        found.append(Target(name, f"{title}, to that of KSM at its best", ratio, 1, "×", note=note))
     return found
 
 
-def _best_of_ksm(results: Results, what: str) -> Result | None:
-    """Return the least that any setting of KSM has taken at the size that counts for PKSM."""
-    ours = results.last(what, _PKSM)
-    if ours is None:
-        return None
-    found = [
-        each for each in results.find(what)
-        if each.engine in _KSMS and (each.mib, each.procs) == (ours.mib, ours.procs)
-    ]  # fmt: skip
-    return min(found, key=lambda each: each.stat.median) if found else None
+def _others(pairs: Sequence[tuple[Result, Result]]) -> str:
+    """Return what the ratios of all *pairs* are, where there are several."""
+    ratios = [_ratio_of(pair) for pair in pairs]
+    if len(ratios) < 2:
+        return ""
+    return f"; of {len(ratios)} sizes {number(min(ratios))} .. {number(max(ratios))}"
+
+
+def _to_best_of_ksm(results: Results, what: str) -> list[tuple[Result, Result]]:
+    """Return each result of PKSM with the least that any setting of KSM has taken there."""
+    found = []
+    for ours in results.find(what, _PKSM):
+        theirs = [
+            each for each in results.find(what)
+            if each.engine in _KSMS and (each.mib, each.procs) == (ours.mib, ours.procs)
+            and each.stat.median > 0
+        ]  # fmt: skip
+        if theirs:
+            found.append((ours, min(theirs, key=lambda each: each.stat.median)))
+    return found
 
 
 def _quiet(results: Results) -> list[Target]:
-    first = results.value("first minute wake-ups", _PKSM)
-    volatile = results.last("volatile", _PKSM)
+    """Return the targets of doing nothing: of all runs of all sizes the worst counts."""
     return [
-        Target("idle", "wake-ups of pksmd while nothing changes",
-               results.value("idle wake-ups", _PKSM), 0, "/min",
-               note=f"{number(first)} in the minute after merging" if first is not None else ""),
-        Target("volatile", "pksmd while every page changes ten times a second",
-               volatile.stat.median if volatile is not None else None, 1, "% of a CPU",
-               note=_size(volatile) if volatile is not None else ""),
+        _most(results, "idle-first", "wake-ups of pksmd in the minute after all is merged",
+              "first minute wake-ups", 0, "/min"),
+        _most(results, "idle", "wake-ups of pksmd in a minute, when all is watched",
+              "idle wake-ups", 0, "/min"),
+        _most(results, "volatile", "PKSM in a minute in which every page changes 600 times",
+              "volatile", 1, "% of a CPU"),
     ]  # fmt: skip
+
+
+def _most(
+    results: Results, name: str, title: str, what: str, limit: float, unit: str
+) -> Target:
+    """Return the target of the most that any run of any size has had of *what* with PKSM."""
+    found = results.find(what, _PKSM)
+    worst = max(found, key=lambda each: each.stat.high, default=None)
+    if worst is None:
+        return Target(name, title, None, limit, unit)
+    runs = sum(each.stat.runs for each in found)
+    return Target(name, title, worst.stat.high, limit, unit,
+                  note=f"{_size(worst)}; the most of {runs} run{'s' if runs > 1 else ''}")  # fmt: skip
 
 
 def _overhead(name: str, title: str, each: Overhead | None, allowed: float) -> Target:
     if each is None:
         return Target(name, title, None, allowed, "%")
     low, high = 100 * each.low, 100 * each.high
-    return Target(name, title, 100 * each.share, allowed, "%", low=low, high=high,
-                  note=f"{low:+.1f} .. {high:+.1f} %")  # fmt: skip
+    note = f"{low:+.1f} .. {high:+.1f} %"
+    if each.apart is not None:
+        note += f"; the same kernel twice: {100 * each.apart:.1f} %"
+    return Target(name, title, 100 * each.share, allowed, "%", low=low, high=high, note=note)
 
 
 def _paths(samples: Sequence[Sample]) -> list[Target]:
@@ -210,18 +273,17 @@ def _paths(samples: Sequence[Sample]) -> list[Target]:
 
 
 def _memory(results: Results) -> list[Target]:
+    """Return the targets of metadata, of all memory that was taken for it, at the largest size."""
     found = []
-    for kind, limit, note in (
-        ("tracked", 12, "of all memory, tracked or not"),
-        ("absorbed", 32, ""),
-        ("shared", 64, ""),
-    ):
-        value = results.value(f"bytes per {kind} page", _FULL)
-        # The last slab is never full: that is no byte for each page.
-        whole = round(value) if value is not None and kind != "tracked" else value
+    for kind, limit in (("tracked", 12), ("absorbed", 32), ("shared", 64)):
+        each = results.last(f"bytes per {kind} page", _FULL)
+        note = _size(each) if each is not None else ""
+        share = results.value("memory that is tracked", _FULL)
+        if kind == "tracked" and share is not None:
+            note += f"; {number(share)} % of the guest's memory is tracked"
         found.append(
-            Target(f"bytes-{kind}", f"memory per {kind} page", whole, limit, "B",
-                   note=note or (f"{value:.2f}" if value is not None else ""))
+            Target(f"bytes-{kind}", f"memory per {kind} page",
+                   each.stat.median if each is not None else None, limit, "B", note=note)
         )  # fmt: skip
     return found
 
@@ -233,9 +295,13 @@ def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
     measurement is wrong, and no engine good.
     """
     found = [
-        Target(f"saved-{when}", f"saved at {when} of a mix, to KSM's defaults",
-               _against(results.pair(f"saved at {when}", _PKSM, _KSM))[0], 1,
-               "×", at_least=True)
+        Target(f"saved-{when}{name}", f"saved at {when} of a mix, to {title}",
+               _against(results.pair(f"saved at {when}", _PKSM, engine))[0], 1,
+               "×", at_least=True, strict=when == "peak",
+               note=_not_at_rest(samples, (_PKSM, engine)))
+        for engine, name, title in (
+            (_KSM, "", "KSM's defaults"), (_KSM_FULL, "-best", "KSM at full speed"),
+        )
         for when in ("rest", "peak")
     ]  # fmt: skip
     shares: list[tuple[float, str]] = [
@@ -253,20 +319,46 @@ def _savings(results: Results, samples: Sequence[Sample]) -> list[Target]:
         Target("saved-possible", "saved of a mix at most, to what its contents allow",
                most, _POSSIBLE, "×", note=SETTINGS[engine].title if engine else "")
     )  # fmt: skip
-    for when in ("rest", "peak"):
-        whats = {each.what for each in results.all if each.what.startswith(f"saved at {when}, ")}
-        ratios = {
-            what.partition(", ")[2]: ratio for what in whats
-            if (ratio := _against(results.pair(what, _PKSM, _KSM))[0]) is not None
-        }  # fmt: skip
-        worst = min(ratios, key=lambda name: ratios[name], default=None)
-        found.append(
-            Target(f"programs-{when}", f"saved at {when} of programs, to KSM's defaults",
-                   ratios[worst] if worst is not None else None, 1, "×", at_least=True,
-                   note=f"{worst}; best of {len(ratios)}: {max(ratios.values()):.2f}×"
-                   if worst is not None else "")
-        )  # fmt: skip
-    return found
+    return [*found, *(_programs(results, when) for when in ("rest", "peak"))]
+
+
+def _not_at_rest(samples: Sequence[Sample], engines: Sequence[str]) -> str:
+    """Return a note that says which of *engines* had not come to rest when its time was over."""
+    restless = dict.fromkeys(
+        SETTINGS[s["engine"]].title for s in samples
+        if s["what"] == "savings" and s["engine"] in engines and not s["steady"]
+    )  # fmt: skip
+    return f"not at rest yet: {' and '.join(restless)}" if restless else ""
+
+
+def _programs(results: Results, when: str) -> Target:
+    """Return the target of all programs. There is none unless each was measured with both."""
+    ratios: dict[str, float] = {}
+    absent, unequalled = [], []
+    for name in PROGRAMS:
+        both = results.pair(f"saved at {when}, {name}", _PKSM, _KSM)
+        if both is None:
+            absent.append(name)
+            continue
+        ours, theirs = (each.stat.median for each in both)
+        if theirs > 0:
+            ratios[name] = ours / theirs
+        elif ours > theirs:
+            unequalled.append(name)
+        else:
+            # Neither has saved anything, or PKSM has lost.
+            ratios[name] = 1.0 if ours == theirs else 0.0
+    worst = min(ratios, key=lambda name: ratios[name], default=None)
+    notes = [
+        f"{worst}; best of {len(ratios)}: {max(ratios.values()):.2f}×" if worst is not None else "",
+        f"KSM has saved nothing of {', '.join(unequalled)}" if unequalled else "",
+        f"not measured: {', '.join(absent)}" if absent else "",
+    ]
+    return Target(
+        f"programs-{when}", f"saved at {when} of programs, to KSM's defaults",
+        ratios[worst] if worst is not None and not absent else None, 1, "×", at_least=True,
+        strict=when == "peak", note="; ".join(note for note in notes if note),
+    )  # fmt: skip
 
 
 def _scaling(results: Results) -> list[Target]:
@@ -285,11 +377,15 @@ def _scaling(results: Results) -> list[Target]:
 
 
 def _harness(harness: Mapping[str, Any]) -> list[Target]:
-    suite, bugs, edit = (
-        harness.get(name, {}).get("median") for name in ("suite", "bugs", "edit")
-    )
-    return [
-        Target("bugs", "the tests of known classes of bugs", bugs, 90, "s"),
-        Target("suite", "the whole suite", suite, 90, "s"),
-        Target("edit", "edit of one engine file, to a test that has passed", edit, 20, "s"),
-    ]
+    found = []
+    for name, title, limit in (
+        ("bugs", "the tests of known classes of bugs", 90),
+        ("suite", "the whole suite", 90),
+        ("edit", "edit of one engine file, to a test that has passed", 20),
+    ):
+        each = harness.get(name, {})
+        failed = each.get("failed", "")
+        found.append(
+            Target(name, title, each.get("median"), limit, "s", note=failed, failed=bool(failed))
+        )
+    return found

@@ -62,15 +62,16 @@ def runs_of(trace: str, comm: str) -> list[int]:
     return found
 
 
-def wakings_of(trace: str, comm: str) -> list[float]:
-    """Return when *comm* was woken, in seconds since :func:`start`.
+def wakings_of(trace: str, comm: str, since: float | None = None) -> list[float]:
+    """Return when *comm* was woken, in seconds since *since*, or since :func:`start`.
 
-    Raises BenchError for a trace without a beginning.
+    *since* is a time of the guest's monotonic clock, in seconds. Raises BenchError for a
+    trace without a beginning.
     """
     begin = _BEGIN.search(trace)
     if begin is None:
         raise BenchError("the trace of the scheduler has no beginning", "give it a larger buffer")
-    first = _ns(begin[1], begin[2])
+    first = _ns(begin[1], begin[2]) if since is None else round(since * 1e9)
     return [
         (_ns(seconds, micros) - first) / 1e9
         for seconds, micros, name in _WAKING.findall(trace)

@@ -71,7 +71,7 @@ def looks_beside_an_attacker(boot_fresh: BootFresh, setting: Setting) -> float:
         attacker.order(f"change {CHANGE_MS} 3000")
         attacker.send(f"change {CHANGE_MS} 20000")
         read = read_until_merged(guest, setting)
-        attacker.answer()
+        attacker.answers(1)
     return max(0, read - VICTIM_MIB * 256) / (ATTACKER_MIB * 256)
 
 

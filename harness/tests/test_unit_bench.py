@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
@@ -11,8 +10,6 @@ import re
 import sys
 import threading
 import time
-from collections import Counter
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,16 +18,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linux_um import bench, bench_harness, bench_html, bench_instructions  # noqa: E402
-from linux_um import bench_lab  # noqa: E402
-from linux_um import bench_run, bench_table, bench_trace  # noqa: E402
+from linux_um import bench, bench_html, bench_instructions, bench_plots  # noqa: E402
+from linux_um import bench_table, bench_trace  # noqa: E402
 from linux_um.bench_contention import cpu_counts  # noqa: E402
-from linux_um.bench_facts import Result, Results, Stat, harness_of, interval  # noqa: E402
-from linux_um.bench_facts import overheads, results_of, slope, slopes_of  # noqa: E402
+from linux_um.bench_facts import Result, Results, Stat, harness_of, slope, slopes_of  # noqa: E402
 from linux_um.bench_lab import BenchError  # noqa: E402
+from linux_um.bench_overheads import contended, interval, overheads  # noqa: E402
+from linux_um.bench_programs import PROGRAMS  # noqa: E402
+from linux_um.bench_results import results_of  # noqa: E402
 from linux_um.bench_targets import Target, number, targets_of  # noqa: E402
-from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
-from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
 RECORDED = Path(__file__).resolve().parent / "bench_recorded.json"
@@ -50,17 +46,24 @@ def target(samples: list[Sample], name: str) -> Target:
     return found[name]
 
 
-def work(what: str, engine: str, cpu_us: float, mib: int = 64) -> Sample:
+def work(what: str, engine: str, cpu_us: float, mib: int = 64, run: str = "run") -> Sample:
     """Return a sample of a thousand pages that took *cpu_us* each, beside polls of 5 ms."""
     return {
-        "what": what, "engine": engine, "mib": mib, "procs": 8, "pages": 1000,
+        "what": what, "engine": engine, "mib": mib, "procs": 8, "pages": 1000, "run": run,
         "cpu_ns": int(cpu_us * 1e6) + 5_000_000, "polls_cpu_ns": 5_000_000, "scanned_pages": 1010,
     }  # fmt: skip
 
 
-def floor(step: str, us: float) -> Sample:
+def floor(step: str, us: float, run: str = "run") -> Sample:
     """Return a sample of the floor."""
-    return {"what": "floor", "step": step, "steps_per_sample": 64, "median_ns": int(us * 64e3)}
+    return {"what": "floor", "step": step, "run": run, "steps_per_sample": 64,
+            "median_ns": int(us * 64e3)}  # fmt: skip
+
+
+def floors(run: str = "run", hash_us: float = 1.0) -> list[Sample]:
+    """Return all of the floor: as much for xxh64 as for the engine's hash, if not more."""
+    took = {"hash": hash_us, "xxh64": 1.0, "memcmp": 0.5, "pte": 0.25, "follow": 0.1}
+    return [floor(step, us, run) for step, us in took.items()]
 
 
 def test_a_page_costs_the_cpu_time_less_that_of_polling() -> None:
@@ -77,18 +80,40 @@ def test_ratios_are_of_medians_at_the_largest_size() -> None:
         work("merged", "pksm-full", 2.2, mib=256),
         *(work("merged", "ksm-full", cost) for cost in (10.0, 11.0, 12.0)),
         work("merged", "pksm-full", 99.0, mib=16), work("merged", "ksm-full", 1.0, mib=16),
-        work("unmatched", "pksm-full", 1.8),
-        floor("hash", 1.0), floor("memcmp", 0.5), floor("pte", 0.25), floor("follow", 0.1),
     ]  # fmt: skip
     assert target(samples, "merged-to-ksm").value == pytest.approx(2.2 / 11.0)
     assert target(samples, "merged-to-ksm").met is True
     assert target(samples, "merged-to-ksm").note == "64 MiB, 0.17 .. 0.80"
-    assert target(samples, "merged-to-floor").value == pytest.approx(2.2 / 1.75)
+
+
+def test_what_a_page_costs_is_compared_with_the_floor_of_its_own_run() -> None:
+    """A host that is slower in the second run is so for both."""
+    samples = [
+        *floors("one"), work("merged", "pksm-full", 3.5, run="one"),
+        *(floor(each["step"], 2 * each["median_ns"] / 64e3, "two") for each in floors()),
+        work("merged", "pksm-full", 7.0, run="two"),
+        *floors("three"), work("unmatched", "pksm-full", 1.8, run="three"),
+        work("merged", "ksm-full", 9.0, run="of KSM, which has no floor"),
+    ]  # fmt: skip
+    found = target(samples, "merged-to-floor")
+    assert found.value == pytest.approx(2) and found.met is False
+    assert found.note == "64 MiB, 2 .. 2, hash, comparison, PTE"
     missed = target(samples, "unmatched-to-floor")
     assert missed.value == pytest.approx(1.8) and missed.met is False
-    assert missed.note == "18× of a hash that is foreseen"
-    samples.append(work("watched", "pksm-full", 1.3))
+    assert missed.note == "64 MiB, 1.80 .. 1.80, 18× of a hash that is foreseen"
+    samples.append(work("watched", "pksm-full", 1.3, run="three"))
     assert target(samples, "watched-to-floor").value == pytest.approx(3.1)
+
+
+def test_an_engine_with_a_slower_hash_has_no_higher_floor() -> None:
+    """It is slower in the floor as well: xxh64 is not."""
+    sound = [*floors(hash_us=0.8), work("unmatched", "pksm-full", 1.0)]
+    slow = [*floors(hash_us=6.4), work("unmatched", "pksm-full", 6.6)]
+    assert target(sound, "unmatched-to-floor").value == pytest.approx(1.0 / 0.8)
+    assert target(sound, "unmatched-to-floor").met is True
+    each = target(slow, "unmatched-to-floor")
+    assert each.value == pytest.approx(6.6) and each.met is False
+    assert results_of(slow).value("floor hash", "") == pytest.approx(6.4)
 
 
 def test_results_are_paired_at_the_largest_size_that_both_have() -> None:
@@ -115,31 +140,48 @@ def converged(engine: str, ms: int, cpu_ms: int, mib: int = 64) -> Sample:
 
 
 def test_convergence_is_compared_with_the_best_setting_of_ksm_by_name() -> None:
-    """Whichever that is, in time and in CPU time; at the size of PKSM's own result."""
+    """Whichever that is, in time and in CPU time; at the size at which PKSM is worst."""
     samples = [
         converged("pksm", 300, 60), converged("ksm-full", 240, 120),
         converged("ksm-advisor", 150, 80), converged("ksm", 9000, 30),
-        converged("ksm-advisor", 1, 1, mib=16),
+        converged("pksm", 400, 100, mib=256), converged("ksm-full", 400, 200, mib=256),
+        converged("ksm", 36000, 90, mib=256), converged("ksm-advisor", 1, 1, mib=16),
     ]  # fmt: skip
     time, cpu = (target(samples, name) for name in ("convergence-to-best", "convergence-cpu"))
-    assert time.value == pytest.approx(2) and time.note == "KSM, advisor; 64 MiB"
-    assert cpu.value == pytest.approx(2) and cpu.note == "KSM, defaults; 64 MiB"
-    assert target(samples, "convergence-to-ksm").value == pytest.approx(30)
+    assert time.value == pytest.approx(2)
+    assert time.note == "KSM, advisor; 64 MiB, one run; of 2 sizes 1 .. 2"
+    assert cpu.value == pytest.approx(2)
+    assert cpu.note == "KSM, defaults; 64 MiB, one run; of 2 sizes 1.11 .. 2"
+    defaults = target(samples, "convergence-to-ksm")
+    assert defaults.value == pytest.approx(30) and defaults.met is False
+    assert defaults.note == "64 MiB, one run; of 2 sizes 30 .. 90"
 
 
-def test_the_advisor_is_measured_as_often_as_full_speed() -> None:
-    lab = bench_lab.Lab("6.12", Term(quiet=True))
-    titles = [title for title, _ in bench_run.tasks(bench_run.FULL, lab, ("convergence",), print)]
-    often = Counter(title.partition(":")[0] for title in titles)
-    assert often["KSM, advisor"] == often["KSM, full speed"] > often["KSM, defaults"]
+def idle(window: str, wakeups: int, mib: int = 32, engine: str = "pksm") -> Sample:
+    """Return a sample of a minute in which nothing changes."""
+    return {"what": "idle", "engine": engine, "mib": mib, "procs": 8, "seconds": 60,
+            "window": window, "running": True, "cpu_ns": 1, "cpu_seconds": 60,
+            "wakeups": wakeups}  # fmt: skip
 
 
-@pytest.mark.parametrize("plan", [bench_run.QUICK, bench_run.FULL])
-def test_no_two_measurements_have_the_same_title(plan: bench_run.Plan) -> None:
-    """A run that is resumed knows by it what was made."""
-    todo = bench_run.tasks(plan, bench_lab.Lab("6.12", Term(quiet=True)), bench_run.PARTS, print)
-    titles = [title for title, _ in todo]
-    assert len(set(titles)) == len(titles) > 30
+def test_one_wake_up_in_one_run_of_one_size_misses_the_target() -> None:
+    """Both in the minute after all is merged, and later."""
+    samples = [idle("last", 0, mib) for mib in (64, 256, 1024) for _ in range(3)]
+    assert target(samples, "idle").met is True and target(samples, "idle-first").value is None
+    samples += [idle("last", 2, 256), idle("first", 0, 64), idle("first", 4, 64)]
+    assert target(samples, "idle").value == 2 and target(samples, "idle").met is False
+    assert target(samples, "idle").note == "256 MiB; the most of 10 runs"
+    assert target(samples, "idle-first").value == 4
+
+
+def test_what_every_page_changes_costs_is_less_that_without_the_engine() -> None:
+    sample = {"what": "volatile", "engine": "pksm", "mib": 16, "procs": 4, "seconds": 60,
+              "pages": 4096, "cpu_ns": 900_000_000, "stopped_cpu_ns": 300_000_000,
+              "scanned_pages": 8192}  # fmt: skip
+    assert target([sample], "volatile").value == pytest.approx(1)
+    assert target([sample], "volatile").note == "16 MiB of 4; the most of 1 run"
+    assert results_of([sample]).value("volatile, per GiB", "pksm") == pytest.approx(64)
+    assert results_of([sample]).value("reads per volatile page", "pksm") == 2
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
@@ -151,12 +193,22 @@ def test_a_limit_is_met_when_it_is_reached() -> None:
     assert Target("a", "a", 1.0, 1.0).met and Target("a", "a", 1.0, 1.0, at_least=True).met
     assert not Target("a", "a", 1.01, 1.0).met
     assert not Target("a", "a", 0.99, 1.0, at_least=True).met
+    assert not Target("a", "a", 1.0, 1.0, at_least=True, strict=True).met
+    assert Target("a", "a", 1.01, 1.0, at_least=True, strict=True).met
+    assert Target("a", "a", 1.0, 1.0, at_least=True, strict=True).bound == "> 1"
+
+
+def test_what_is_above_its_limit_does_not_look_as_if_it_were_not() -> None:
+    each = Target("a", "a", 32.0213, 32, "B")
+    assert each.met is False and each.text == "32.0213 B"
+    assert Target("a", "a", 32.0, 32, "B").text == "32 B"
+    assert Target("a", "a", 40.123, 32, "B").text == "40.1 B"
 
 
 def saved(engine: str, *pages: int) -> Sample:
     """Return a sample of a mix of which 100 pages can be saved at rest, and 200 at its peak."""
     return {
-        "what": "savings", "engine": engine, "mib": 1, "cpu_ns": 1, "samples":
+        "what": "savings", "engine": engine, "mib": 1, "cpu_ns": 1, "steady": True, "samples":
         [[when, number] for when, number in enumerate(pages)],
         "possible_at_rest_pages": 100, "possible_at_peak_pages": 200,
     }  # fmt: skip
@@ -169,6 +221,38 @@ def test_more_saved_than_there_is_to_save_is_shown_as_an_error() -> None:
         each = target([*good, wrong], "saved-possible")
         assert each.met is False and each.value == pytest.approx(1.3)
         assert each.note == "KSM, full speed"
+
+
+def test_savings_are_compared_with_both_settings_of_ksm() -> None:
+    """At the peak as much is not enough; and who had not come to rest is said."""
+    samples = [saved("pksm", 0, 150, 90), saved("ksm", 0, 120, 90), saved("ksm-full", 0, 150, 100)]
+    samples[2]["steady"] = False
+    values = {each.name: (each.value, each.met) for each in targets_of(results_of(samples), samples, {})}
+    assert values["saved-rest"] == (1, True) and values["saved-peak"] == (1.25, True)
+    assert values["saved-rest-best"] == (0.9, False) and values["saved-peak-best"] == (1, False)
+    assert target(samples, "saved-rest-best").note == "not at rest yet: KSM, full speed"
+    assert target(samples, "saved-rest").note == ""
+
+
+def of_program(name: str, engine: str, *pages: int) -> Sample:
+    """Return a sample of what is saved of a program."""
+    return {"what": "programs", "engine": engine, "program": name, "cpu_ns": 1,
+            "samples": [[when, number] for when, number in enumerate(pages)]}  # fmt: skip
+
+
+def test_no_program_is_left_out_of_those_that_count() -> None:
+    """Neither one that was not measured, nor one of which KSM has saved nothing."""
+    names = list(PROGRAMS)
+    samples = [of_program(name, engine, 0, 200, 100) for name in names for engine in ("pksm", "ksm")]
+    each = target(samples, "programs-rest")
+    assert each.value == 1 and each.met is True
+    assert target(samples, "programs-peak").met is False
+    absent = target(samples[:-1], "programs-rest")
+    assert absent.value is None and absent.note.endswith(f"not measured: {names[-1]}")
+    nothing = [*samples[:-1], of_program(names[-1], "ksm", 0, 0, 0)]
+    assert target(nothing, "programs-rest").note.endswith(f"KSM has saved nothing of {names[-1]}")
+    lost = [*samples[:-2], of_program(names[-1], "pksm", 0, 0, -5), nothing[-1]]
+    assert target(lost, "programs-rest").value == 0 and target(lost, "programs-rest").met is False
 
 
 def test_what_is_not_above_nothing_has_no_part_in_a_slope() -> None:
@@ -219,7 +303,8 @@ def test_overhead_is_of_each_turn_without_what_an_order_takes() -> None:
     assert results_of(samples).value("exit", "pksm-on") == pytest.approx(100)
     said = target(samples, "populate-pksm-on")
     assert said.limit == 2 and said.value == pytest.approx(6) and said.met is False
-    assert said.note == "+5.0 .. +7.0 %" and target(samples, "exit-pksm-on").met is True
+    assert said.note == "+5.0 .. +7.0 %; the same kernel twice: 0.0 %"
+    assert target(samples, "exit-pksm-on").met is True
 
 
 def test_turns_of_one_boot_are_not_taken_for_many_boots() -> None:
@@ -287,8 +372,17 @@ def test_what_is_too_close_to_its_limit_is_neither_met_nor_missed() -> None:
     hidden = Target("a", "a", 1.0, 2.0, low=-5.0, high=7.0)
     assert hidden.met is None and bench_table.verdict(hidden) == "close"
     assert "1 too close to say" in bench_table.summary([hidden])
-    assert Target("a", "a", 2.5, 2.0, low=1.5, high=3.5).met is None
+    assert "\033" not in bench_table.targets_table([hidden], colour=True)
     assert Target("a", "a", 1.0, 2.0, low=0.0, high=2.0).met is True
+
+
+def test_what_is_above_its_limit_by_less_than_is_sure_has_a_word_and_a_colour() -> None:
+    above = Target("a", "a", 2.5, 2.0, low=1.5, high=3.5)
+    assert above.met is None and above.facts()["above"] is True
+    assert bench_table.verdict(above) == "ABOVE?"
+    assert bench_table.targets_table([above], colour=True).splitlines()[1].startswith("\033[33m")
+    assert "1 above the limit by less than is sure" in bench_table.summary([above])
+    assert "close" not in bench_table.summary([above])
 
 
 def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
@@ -317,29 +411,48 @@ def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
     assert results.value("saved at peak", "pksm") == max(n for _, n in saved["samples"]) / 256
 
 
-def test_metadata_is_all_objects_of_a_slab_over_the_pages_that_have_one() -> None:
-    memory = {"slab_pksm_sharer": {"objects": 1001, "bytes": 32},
-              "slab_pksm_stable_node": {"objects": 110, "bytes": 48}}  # fmt: skip
+def test_metadata_is_all_pages_of_a_slab_over_the_pages_that_have_one() -> None:
+    memory = {"slab_pksm_sharer": {"objects": 1001, "bytes": 32, "page_bytes": 8 * 4096},
+              "slab_pksm_stable_node": {"objects": 85, "bytes": 48, "page_bytes": 4096}}  # fmt: skip
     counted = {"pages_sharing": 1000, "pages_shared": 100}
     sample = {**work("merged", "pksm-full", 1.0), "memory": memory, "counters": counted}
-    assert target([sample], "bytes-absorbed").value == 32
-    assert target([sample], "bytes-absorbed").note == "32.03"
-    assert target([sample], "bytes-shared").value == 53
+    absorbed = target([sample], "bytes-absorbed")
+    assert absorbed.value == pytest.approx(32.768) and absorbed.met is False
+    assert target([sample], "bytes-shared").value == pytest.approx(40.96)
+    assert target([sample], "bytes-tracked").value is None
+
+
+def test_metadata_of_all_memory_is_divided_by_the_pages_that_are_tracked() -> None:
+    memory = {"page_ext_bytes_per_page": 8, "spanned_pages": 1000, "index_bytes": 2800}
+    counted = {"pages_new": 100, "pages_unshared": 700, "pages_volatile": 60, "pages_shared": 40}
+    sample = {"what": "metadata", "engine": "pksm-full", "mib": 512, "procs": 8,
+              "memory": memory, "counters": counted}  # fmt: skip
+    each = target([sample], "bytes-tracked")
+    assert each.value == pytest.approx(12) and each.met is True
+    assert each.note == "512 MiB; 90 % of the guest's memory is tracked"
+    assert results_of([sample]).value("bytes per page of memory", "pksm-full") == pytest.approx(10.8)
 
 
 def test_a_slower_engine_is_called_slower(document: dict[str, Any]) -> None:
-    """And what is not slower by more than the runs differ is not."""
+    """Also when its hash is, which is in the floor; and what has only spread is not."""
     slow = copy.deepcopy(document["samples"])
     for sample in slow:
         if sample["what"] == "unmatched" and sample["engine"] == "pksm-full":
             sample["cpu_ns"] *= 8
+        if sample["what"] == "floor" and sample["step"] in ("hash", "follow"):
+            sample["median_ns"] *= 8
     now, before = results_of(slow), results_of(document["samples"])
     text = bench_table.changes_table(now, before, colour=False)
-    assert [line for line in text.splitlines() if "slower" in line]
-    assert all("PKSM, full speed" in line and "unmatched" in line for line in text.splitlines())
+    assert [line for line in text.splitlines() if "CPU per unmatched page" in line and "slower" in line]
     assert "faster" in bench_table.changes_table(before, now, colour=False)
     assert "nothing has changed" in bench_table.changes_table(now, now, colour=False)
     assert target(slow, "unmatched-to-floor").met is False
+
+
+def test_a_change_of_which_there_was_one_run_is_not_sure() -> None:
+    once, often = ([work("merged", "pksm-full", cost) for cost in costs] for costs in ((2.0,), (9.0, 9.1)))
+    text = bench_table.changes_table(results_of(often), results_of(once), colour=True)
+    assert "slower, perhaps: one run" in text and "\033" not in text
 
 
 @pytest.mark.parametrize(
@@ -362,7 +475,7 @@ def test_a_change_is_told_by_its_own_word(
 ) -> None:
     """Also where there was nothing before, or a difference that was below it."""
     old, new = (
-        Results([Result(what, "pksm", unit, Stat.of([value]))]) for value in (before, now)
+        Results([Result(what, "pksm", unit, Stat.of([value] * 2))]) for value in (before, now)
     )
     text = bench_table.changes_table(new, old, colour=True)
     if not said:
@@ -379,6 +492,7 @@ def test_missed_targets_are_red_where_there_are_colours(document: dict[str, Any]
     for line in bench_table.targets_table(found, colour=True).splitlines():
         assert line.startswith("\033[31m") == ("MISSED" in line)
         assert line.startswith("\033[32m") == (" met" in line)
+        assert line.startswith("\033[33m") == ("ABOVE?" in line)
     met, missed = plain.count(" met"), plain.count("MISSED")
     assert f"{met} targets met, {missed} missed" in bench_table.summary(found)
 
@@ -387,11 +501,16 @@ def test_the_page_has_everything_inside_of_it(document: dict[str, Any]) -> None:
     results = results_of(document["samples"])
     found = targets_of(results, document["samples"], harness_of(document["samples"]))
     svg = '<svg><path id="a"/><use xlink:href="#a"/></svg>'
-    text = bench_html.page(document, results, found, [], [("one", svg), ("two", svg)])
+    more = overheads(document["samples"])
+    text = bench_html.page(
+        document, results, found, [], more, [("one", svg), ("two", svg)], ["wrong"]
+    )
     assert not re.search(r"(src|href)=['\"](?!#)", text)
     for each in found:
         assert escape(each.title) in text
     assert text.count("class='missed'") == sum(each.met is False for each in found)
+    assert text.count("class='above'") == sum(each.above for each in found)
+    assert "the same kernel twice" in text and "<p class='warning'>wrong</p>" in text
     # Two plots with the same ids do not take each other's parts.
     assert 'id="one-a"' in text and 'xlink:href="#two-a"' in text
 
@@ -405,173 +524,34 @@ def test_the_report_is_made_again_from_the_file(
     again = json.loads((tmp_path / "bench.json").read_text())
     assert again["samples"] == document["samples"]
     assert {each["name"] for each in again["targets"]} >= {"merged-to-ksm", "idle", "saved-peak"}
+    assert all(each["apart"] is not None for each in again["overheads"])
+    assert "the same kernel twice" in said
     assert {path.name for path in tmp_path.glob("*.png")} >= {"work.png", "savings.png"}
     assert (tmp_path / "index.html").read_text().count("<svg") >= 4
 
 
-def words_of(output: Path, *options: str) -> argparse.Namespace:
-    """Return what ``bench`` with *options* is called with, for a report in *output*."""
-    parser = argparse.ArgumentParser()
-    bench.add_parsers(parser.add_subparsers())
-    words = ["bench", "--only", "work", "-o", str(output), "--arch", "um", *options]
-    return parser.parse_args(words)
-
-
-def measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Any], *options: str
-) -> tuple[int | None, Path]:
-    """Run bench with measurements that end as *outcomes*; return its status, and its file."""
-
-    def make(outcome: Any) -> list[Sample]:
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return [work("merged", "pksm-full", float(outcome))]
-
-    todo = [(f"number {n}", partial(make, outcome)) for n, outcome in enumerate(outcomes)]
-    monkeypatch.setattr(bench_run, "tasks", lambda *_: todo)
-    monkeypatch.setattr(bench_run, "profiles_of", lambda _: ())
-    output = tmp_path / "new" / "report"
-    try:
-        status = bench.bench_command(words_of(output, *options), Term(quiet=True))
-        return status, output / "bench.json"
-    except BenchError:
-        return None, output / "bench.json"
-
-
-def test_one_that_fails_does_not_keep_the_others_from_being_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_plot_that_cannot_be_drawn_does_not_keep_the_rest_from_the_report(
+    document: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is said in the report, and by the status."""
-    status, path_ = measured(tmp_path, monkeypatch, [2.0, 3.0, BenchError("broken"), 4.0])
-    assert status is None
-    document = bench.read(path_)
-    assert len(document["samples"]) == 3 and document["left"] == 0
-    assert document["failed"] == [["number 2", "broken"]]
-    assert "PARTIAL: 1 of 4 measurements have failed: number 2" in capsys.readouterr().out
-    assert "PARTIAL" in (path_.parent / "index.html").read_text()
+    def broken(*_: Any) -> Any:
+        raise ValueError("nothing to draw")
+
+    monkeypatch.setattr(bench_plots, "PLOTS", (("bad", broken), *bench_plots.PLOTS[:2]))
+    bench.report(document, tmp_path, None, Term(quiet=True))
+    said = "no plot bad: ValueError: nothing to draw"
+    assert said in capsys.readouterr().out
+    text = (tmp_path / "index.html").read_text()
+    assert said in text and text.count("<svg") == 2
+    assert (tmp_path / "work.png").is_file() and not (tmp_path / "bad.png").exists()
 
 
-def test_a_run_that_is_interrupted_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path_ = tmp_path / "new" / "report" / "bench.json"
-    with pytest.raises(KeyboardInterrupt):
-        measured(tmp_path, monkeypatch, [2.0, 3.0, KeyboardInterrupt(), 4.0])
-    document = bench.read(path_)
-    assert len(document["samples"]) == 2 and document["left"] == 2
-    bench.report(document, path_.parent, None, Term(quiet=True))
-    assert "PARTIAL: the run has ended early; 2 of 4" in capsys.readouterr().out
-    assert "PARTIAL" in (path_.parent / "index.html").read_text()
-    # What was made is not made again.
-    never = AssertionError("made again")
-    status, _ = measured(tmp_path, monkeypatch, [never, never, 5.0, 4.0], "--resume")
-    assert status == 0 and "PARTIAL" not in capsys.readouterr().out
-    assert len(bench.read(path_)["samples"]) == 4
-    with pytest.raises(BenchError, match="has other mode"):
-        bench.bench_command(words_of(path_.parent, "--resume", "--quick"), Term(quiet=True))
-
-
-def test_where_nothing_works_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = BenchError("broken")
-    status, path_ = measured(tmp_path, monkeypatch, [broken, OSError("no such file"), broken, 4.0])
-    assert status is None
-    document = bench.read(path_)
-    said = [said.partition(";")[0] for _, said in document["failed"]]
-    assert said == ["broken", "no such file", "broken"]
-    assert document["left"] == 1
-    # But for that, what works is measured.
-    outcomes = [2.0, broken, broken, broken, 4.0]
-    status, path_ = measured(tmp_path, monkeypatch, outcomes)
-    assert status is None and len(bench.read(path_)["samples"]) == 2
-
-
-def test_a_run_to_its_end_is_not_partial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, path_ = measured(tmp_path, monkeypatch, [2.0, 3.0])
-    assert status == 0 and "PARTIAL" not in capsys.readouterr().out
-    document = bench.read(path_)
-    assert document["left"] == 0 and len(document["samples"]) == 2
-    assert [title for title, _ in document["steps"]] == ["number 0", "number 1"]
-    assert "PARTIAL" not in (path_.parent / "index.html").read_text()
-
-
-def test_a_place_for_the_report_is_made_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "new").write_text("a file")
-    with pytest.raises(LinuxUmError, match="--output"):
-        measured(tmp_path, monkeypatch, [AssertionError("measured")])
-
-
-LAUNCHER = """\
-#!/bin/sh
-here=$(dirname "$0")
-source=$here/pksm/mm/pksm/merge.c
-gcc -fsyntax-only -D__maybe_unused= "$source" || exit 1
-echo "$here $* $(grep -c edited "$source")" >> "$LOG"
-[ "$1" != "$FAILS" ] || { echo said why; exit 3; }
-"""
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return what stands for the repository, with a launcher that writes down what it is told."""
-    root = tmp_path / "repository"
-    source = root / bench_harness.EDITED
-    source.parent.mkdir(parents=True)
-    source.write_text("int x;\n")
-    (root / "linux-um").write_text(LAUNCHER)
-    (root / "linux-um").chmod(0o755)
-    monkeypatch.setattr(bench_harness, "repo_root", lambda: root)
-    monkeypatch.setenv("LOG", str(tmp_path / "log"))
-    monkeypatch.setenv("FAILS", "nothing")
-    return root
-
-
-def test_the_edit_that_is_measured_is_one_of_a_copy(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which was built before, so that no more than the one file has changed."""
-    assert bench_harness.edit_to_test(["--profile", "fast"]) > 0
-    assert (repository / bench_harness.EDITED).read_text() == "int x;\n"
-    built, tested = (line.split() for line in (tmp_path / "log").read_text().splitlines())
-    assert built[0] == tested[0] != str(repository)
-    assert built[1:] == ["build", "--profile", "fast", "1"]
-    assert tested[1:6] == ["test", "--profile", "fast", "-n", "0"]
-    assert tested[6] == f"{tested[0]}/{bench_harness.EDIT_TEST}" and tested[7] == "2"
-    assert not Path(tested[0]).exists()
-    monkeypatch.setenv("FAILS", "build")
-    with pytest.raises(BenchError, match="build ends with 3: said why"):
-        bench_harness.edit_to_test([])
-
-
-def test_the_test_that_follows_an_edit_is_there() -> None:
-    name, _, test = bench_harness.EDIT_TEST.partition("::")
-    assert f"def {test}(" in (repo_root() / name).read_text()
-    assert (repo_root() / bench_harness.EDITED).is_file()
-
-
-@pytest.mark.parametrize(("name", "words"), [("suite", []), ("bugs", ["-m", "regression"])])
-def test_the_suite_is_measured_as_a_whole_and_in_part(
-    repository: Path, tmp_path: Path, name: str, words: list[str]
-) -> None:
-    (measure,) = (run for each, _, run in bench_harness.MEASUREMENTS if each == name)
-    assert measure(["--kernel", "6.12"]) > 0
-    said = (tmp_path / "log").read_text().split()[1:]
-    assert said == ["test", "--kernel", "6.12", *words, "0"]
-    assert bench_run.FULL.suite and not bench_run.QUICK.suite
-
-
-def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
-    wrong = tmp_path / "bench.json"
-    wrong.write_text("{}")
-    for path_ in (wrong, tmp_path / "none.json"):
-        with pytest.raises(BenchError, match="bench.json|none.json"):
-            bench.read(path_)
-    with pytest.raises(UsageError, match="no such part"):
-        bench.parts_of("work,nonsense")
-    assert bench.parts_of("work,idle") == ("work", "idle")
+def test_what_has_too_few_pages_to_be_timed_is_left_out() -> None:
+    sample = {"what": "cow", "engine": "pksm-full", "mib": 1, "procs": 8, "pages_per_call": 512,
+              "ns": []}  # fmt: skip
+    assert not results_of([sample]).find("break")
 
 
 def test_the_trace_says_when_a_task_ran_and_was_woken() -> None:
@@ -585,6 +565,7 @@ prev_prio=125 prev_state=S ==> next_comm=swapper next_pid=0 next_prio=120
 """
     assert bench_trace.runs_of(trace, "ksmd") == [250_000]
     assert bench_trace.wakings_of(trace, "ksmd") == [pytest.approx(1.5)]
+    assert bench_trace.wakings_of(trace, "ksmd", 11.25) == [pytest.approx(0.25)]
     assert bench_trace.wakings_of(trace, "pksmd") == []
     with pytest.raises(BenchError, match="no beginning"):
         bench_trace.wakings_of("", "ksmd")
@@ -596,20 +577,33 @@ def test_numbers_have_three_digits_that_matter() -> None:
     )
 
 
-def contended(machine: str, engine: str, cpus: int, page_ns: int) -> Sample:
+def at_once(
+    machine: str, engine: str, cpus: int, page_ns: int, boot: int = 0, turn: int = 0
+) -> Sample:
     """Return a sample in which 1000 pages have cost *page_ns* each, on so many CPUs at once."""
-    return {"what": "contention", "machine": machine, "engine": engine, "procs": cpus, "turn": 0,
-            "pages": 1000, "usecs": page_ns // cpus}  # fmt: skip
+    return {"what": "contention", "machine": machine, "engine": engine, "procs": cpus,
+            "boot": boot, "turn": turn, "pages": 1000, "usecs": page_ns // cpus}  # fmt: skip
 
 
 def test_contention_is_what_a_page_costs_the_cpu_that_has_it() -> None:
-    samples = [contended("UML", "pksm-on", 1, 800), contended("UML", "pksm-on", 2, 900),
-               contended("QEMU", "pksm-on", 1, 5000), contended("UML", "pksm-off", 1, 780)]  # fmt: skip
+    samples = [at_once("UML", "pksm-on", 1, 800), at_once("UML", "pksm-on", 2, 900),
+               at_once("QEMU", "pksm-on", 1, 5000), at_once("UML", "pksm-off", 1, 780)]  # fmt: skip
     found = results_of(samples).find("fault and free, UML", "pksm-on")
     assert [(each.procs, each.stat.median) for each in found] == [(1, 800), (2, 900)]
     (other,) = results_of(samples).find("fault and free, QEMU")
     assert other.stat.median == 5000
     assert "2 CPUs" in bench_table.results_table(results_of(samples))
+
+
+def test_turns_of_guests_that_were_booted_once_are_one_boot() -> None:
+    samples = []
+    for boot, costs in enumerate(((1000, 1010, 1090), (1040, 1040, 1040), (1100, 900, 1060))):
+        for turn, cost in enumerate(costs):
+            samples += [at_once("UML", "pksm-off", 2, 1000, boot, turn),
+                        at_once("UML", "pksm-on", 2, cost, boot, turn)]  # fmt: skip
+    (each,) = contended(samples)
+    assert [each.share, each.low, each.high] == pytest.approx([0.04, 0.01, 0.06])
+    assert each.apart is None and target(samples, "contention-UML, 2 CPUs").met is None
 
 
 @pytest.mark.parametrize(

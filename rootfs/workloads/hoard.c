@@ -26,6 +26,7 @@
 #define MAX_PROCS	256
 #define CHUNK		256UL	/* pages that are filled or read at a time */
 #define MAX_IOV		512UL	/* writes by one call */
+#define STEADY_SHARE	1000	/* by a part in so many that what is saved may change */
 
 enum { S_DUP = 1, S_UNIQUE, S_PLACE };
 enum { DO_FILL = 1, DO_DROP, DO_CHANGE };
@@ -112,21 +113,33 @@ static int do_fill(unsigned int proc)
 	return 0;
 }
 
-/* Flips a bit of each page every @period ms, an even number of times. */
+/*
+ * Changes each page every @period ms, and gives it back what it had in the end. It never
+ * has the same contents twice meanwhile: whoever looks at it as often as it changes, or
+ * half as often, is to find that it does.
+ */
 static int do_change(uint32_t period, uint64_t ms)
 {
-	uint64_t end = now_ms() + ms, next = now_ms();
-	bool odd = false;
+	uint64_t *had = malloc(opt.pages * sizeof(*had)), round, end = now_ms() + ms, next = now_ms();
 	size_t i;
 
-	while (now_ms() < end || odd) {
-		for (i = 0; i < opt.pages; i++)
-			region[i * PAGE_BYTES] ^= 1;
-		odd = !odd;
+	if (!had)
+		return -ENOMEM;
+	for (i = 0; i < opt.pages; i++)
+		memcpy(&had[i], region + i * PAGE_BYTES, sizeof(*had));
+	for (round = 1; now_ms() < end; round++) {
+		for (i = 0; i < opt.pages; i++) {
+			uint64_t now = had[i] + round;
+
+			memcpy(region + i * PAGE_BYTES, &now, sizeof(now));
+		}
 		next += period;
 		if (next > now_ms())
 			sleep_ms((unsigned int)(next - now_ms()));
 	}
+	for (i = 0; i < opt.pages; i++)
+		memcpy(region + i * PAGE_BYTES, &had[i], sizeof(*had));
+	free(had);
 	return 0;
 }
 
@@ -196,8 +209,13 @@ static void drop(void)
 static void change(unsigned int period, unsigned int ms)
 {
 	struct order o = { .op = DO_CHANGE, .arg = period, .value = ms };
+	unsigned int i;
 
 	worker_all(workers, opt.procs, &o);
+	for (i = 0; i < opt.procs; i++) {
+		if (workers[i].last.status)
+			die(EXIT_ENV, "process %u: %s", i, strerror(-workers[i].last.status));
+	}
 	printf("{\"ok\": true}\n");
 }
 
@@ -222,8 +240,8 @@ static void wait_for(const char *text, unsigned int interval, unsigned int secon
 	} while (!holds && now < end);
 	if (stop)
 		control_write("run", "0");
-	printf("{\"ok\": %s, \"polls\": %" PRIu64 ", \"ns\": %" PRIu64 "}\n",
-	       holds ? "true" : "false", polls, now - last_write_ns);
+	printf("{\"ok\": %s, \"polls\": %" PRIu64 ", \"ns\": %" PRIu64 ", \"at_ns\": %" PRIu64 "}\n",
+	       holds ? "true" : "false", polls, now - last_write_ns, now);
 }
 
 /* What polling costs, for it to be taken off. */
@@ -238,23 +256,45 @@ static void poll(const char *name, unsigned int times)
 	printf("{\"polls\": %u}\n", times);
 }
 
-/* What is saved, in pages, and when: a sample every @interval ms. */
-static void sample(unsigned int interval, unsigned int ms)
+static bool nearly(int64_t a, int64_t b)
 {
-	uint64_t start = now_ms(), next = start;
+	return llabs(a - b) <= llabs(a) / STEADY_SHARE;
+}
+
+/*
+ * What is saved, in pages, and when: a sample every @interval ms, for @ms; or until it has
+ * stayed nearly the same for @steady ms, unless that is 0.
+ */
+static void sample(unsigned int interval, unsigned int steady, unsigned int ms)
+{
+	uint64_t start = now_ms(), next = start, since = start;
+	int64_t level = 0;
 
 	printf("{\"samples\": [");
 	for (;;) {
-		printf("[%" PRIu64 ", %" PRId64 ", %" PRId64 "]", now_ns() / 1000000,
-		       counter("pages_sharing"), zero_pages());
+		int64_t more = counter("pages_sharing"), zero = zero_pages();
+
+		printf("[%" PRIu64 ", %" PRId64 ", %" PRId64 "]", now_ns() / 1000000, more, zero);
+		if (!nearly(level, more + zero)) {
+			level = more + zero;
+			since = now_ms();
+		}
 		next += interval;
-		if (next >= start + ms)
+		if (next >= start + ms || (steady && now_ms() >= since + steady))
 			break;
 		printf(", ");
 		if (next > now_ms())
 			sleep_ms((unsigned int)(next - now_ms()));
 	}
-	printf("]}\n");
+	printf("], \"steady\": %s}\n", steady && now_ms() >= since + steady ? "true" : "false");
+}
+
+/* Here, so that an order that comes with it begins at the same moment. */
+static void run(const char *value)
+{
+	if (control_write("run", value))
+		die(EXIT_ENV, "run: %s", strerror(errno));
+	printf("{\"ok\": true}\n");
 }
 
 /* Every page of every process. To read them through /proc leaves them merged. */
@@ -333,7 +373,7 @@ static void pause_ms(unsigned int ms)
 
 static void obey(const char *line)
 {
-	unsigned int one, two;
+	unsigned int one, two, three;
 	char text[96];
 
 	if (!strcmp(line, "fill\n"))
@@ -351,7 +391,11 @@ static void obey(const char *line)
 	else if (sscanf(line, "poll %95s %u", text, &one) == 2)
 		poll(text, one);
 	else if (sscanf(line, "sample %u %u", &one, &two) == 2 && one)
-		sample(one, two);
+		sample(one, 0, two);
+	else if (sscanf(line, "steady %u %u %u", &one, &two, &three) == 3 && one)
+		sample(one, two, three);
+	else if (sscanf(line, "run %95s", text) == 1)
+		run(text);
 	else if (sscanf(line, "sleep %u", &one) == 1)
 		pause_ms(one);
 	else if (sscanf(line, "break %u", &one) == 1 && one < opt.procs)
@@ -381,6 +425,8 @@ static void __noreturn usage(void)
 		"  until COND MS S       the same, and stop the engine then\n"
 		"  poll COUNTER N        read a counter N times, to see what that costs\n"
 		"  sample MS ALL         what is saved, every MS ms, for ALL ms\n"
+		"  steady MS FOR ALL     the same, until nothing has changed FOR so many ms\n"
+		"  run VALUE             what the engine is to do: 0, 1, 2\n"
 		"  change MS ALL         change each page every MS ms, for ALL ms\n"
 		"  sleep MS              do nothing\n"
 		"  break PROCESS         write to each page of one process\n"

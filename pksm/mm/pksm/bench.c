@@ -5,7 +5,8 @@
  * floor	what the hardware takes for the steps that merging a page cannot do
  *		without. Writing a number of pages measures:
  *
- *			hash	one hash of a cold page
+ *			hash	one hash of a cold page, as the engine has it
+ *			xxh64	one hash of a cold page by lib/xxhash, as KSM has it
  *			memcmp	one comparison of two equal cold pages
  *			follow	one hash of a page that lies behind the last one
  *			pte	one PTE cleared, flushed and set again
@@ -18,8 +19,9 @@
  *
  * Pages are cold when there are more of them than the caches of the machine hold, and
  * when no prefetcher knows which comes next: they are visited in random order. pksmd
- * visits pages in the order in which they were born, where "follow" is the least. A
- * sample that was interrupted is long, and does not move the median.
+ * visits pages in the order in which they were born, where "follow" is the least. The
+ * hash that is not the engine's is there so that a slower engine does not make the floor
+ * higher by as much. A sample that was interrupted is long, and does not move the median.
  */
 #define pr_fmt(fmt) "pksm: " fmt
 
@@ -39,6 +41,7 @@
 #include <linux/timekeeping.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
+#include <linux/xxhash.h>
 
 #include "internal.h"
 
@@ -51,8 +54,10 @@
 /* More would only be more host mappings on User-Mode Linux. */
 #define PKSM_BENCH_MAX_PTES	16384UL
 
+/* All but the last one are done with a number of pages. */
 enum pksm_bench_step {
 	PKSM_BENCH_HASH,
+	PKSM_BENCH_XXH64,
 	PKSM_BENCH_MEMCMP,
 	PKSM_BENCH_FOLLOW,
 	PKSM_BENCH_PTE,
@@ -61,6 +66,7 @@ enum pksm_bench_step {
 
 static const char *const pksm_bench_names[NR_PKSM_BENCH_STEPS] = {
 	[PKSM_BENCH_HASH]	= "hash",
+	[PKSM_BENCH_XXH64]	= "xxh64",
 	[PKSM_BENCH_MEMCMP]	= "memcmp",
 	[PKSM_BENCH_FOLLOW]	= "follow",
 	[PKSM_BENCH_PTE]	= "pte",
@@ -160,6 +166,15 @@ static void pksm_bench_done(struct pksm_bench *bench, enum pksm_bench_step step)
 	bench->nr_samples = 0;
 }
 
+static u64 pksm_bench_xxh64(struct page *page)
+{
+	const void *addr = kmap_local_page(page);
+	u64 hash = xxh64(addr, PAGE_SIZE, 0);
+
+	kunmap_local(addr);
+	return hash;
+}
+
 /* What is done of @step with number @i of the pages. */
 static u64 pksm_bench_one(struct pksm_bench *bench, enum pksm_bench_step step,
 			  unsigned long i)
@@ -171,6 +186,8 @@ static u64 pksm_bench_one(struct pksm_bench *bench, enum pksm_bench_step step,
 	switch (step) {
 	case PKSM_BENCH_HASH:
 		return pksm_hash_page(pages[order[i]]);
+	case PKSM_BENCH_XXH64:
+		return pksm_bench_xxh64(pages[order[i]]);
 	case PKSM_BENCH_MEMCMP:
 		return pksm_pages_equal(pages[order[i]],
 					pages[order[half + i]]);
@@ -274,17 +291,14 @@ static int pksm_bench_pte(struct pksm_bench *bench)
 static int pksm_bench_floor(unsigned long nr_pages)
 {
 	struct pksm_bench bench = { };
+	enum pksm_bench_step step;
 	int err;
 
 	if (!pksm_nr_buckets())
 		return -ENODATA;	/* The hash has no key yet. */
 	err = pksm_bench_alloc(&bench, nr_pages);
-	if (!err)
-		err = pksm_bench_pages(&bench, PKSM_BENCH_HASH);
-	if (!err)
-		err = pksm_bench_pages(&bench, PKSM_BENCH_MEMCMP);
-	if (!err)
-		err = pksm_bench_pages(&bench, PKSM_BENCH_FOLLOW);
+	for (step = 0; !err && step < PKSM_BENCH_PTE; step++)
+		err = pksm_bench_pages(&bench, step);
 	if (!err)
 		err = pksm_bench_pte(&bench);
 	pksm_bench_free(&bench);
