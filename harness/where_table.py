@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Makes the table of which test ran where, from what runs of the suite have left.
 
-    where_table.py TITLE=JUNIT.XML... > harness/tests/where.md
+    where_table.py TITLE=JUNIT.XML[,JUNIT.XML...]... > harness/tests/where.md
 
 Each run of `./linux-um test` leaves the results of its tests in junit.xml, or where
 --junitxml says. TITLE names the kernel and the machine; columns are in the order given.
+Of a test that is in several files of a title the last counts, and the table says how
+many there are of these.
 """
 
 from __future__ import annotations
@@ -35,12 +37,20 @@ class Run:
     title: str
     files: dict[str, Counter[str]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    again: int = 0
 
     @classmethod
-    def read(cls, title: str, path: Path) -> Run:
-        """Read a junit file. Raises OSError, or ElementTree.ParseError."""
+    def read(cls, title: str, *paths: Path) -> Run:
+        """Read junit files. Raises OSError, or ElementTree.ParseError."""
         run = cls(title)
-        for case in ElementTree.parse(path).getroot().iter("testcase"):
+        cases: dict[tuple[str, str], ElementTree.Element] = {}
+        for path in paths:
+            for case in ElementTree.parse(path).getroot().iter("testcase"):
+                key = case.get("classname", ""), case.get("name", "")
+                # What fails in its test and in what comes after it is there twice.
+                run.again += key in cases and path != paths[0]
+                cases[key] = case
+        for case in cases.values():
             name = case.get("classname", "").rsplit(".", 1)[-1]
             skipped = case.find("skipped")
             if skipped is not None:
@@ -80,6 +90,8 @@ def table(runs: list[Run]) -> str:
         lines.append(f"| {name} | " + " | ".join(run.cell(name) for run in runs) + " |")
     lines.append(f"| {_TOTAL} | " + " | ".join(run.total() for run in runs) + " |")
     for run in runs:
+        if run.again:
+            lines += ["", f"{run.title}: {run.again} tests were run again."]
         if run.reasons:
             lines += ["", f"Skipped, {run.title}:", ""]
             lines += [f"- {number}: {reason}" for reason, number in run.reasons.most_common()]
@@ -110,7 +122,11 @@ def parse(text: str) -> list[Run]:
     titled = {run.title: run for run in runs}
     reasons: Counter[str] = Counter()
     for line in text.splitlines():
-        if begins := re.fullmatch(r"Skipped, (.*):", line):
+        if again := re.fullmatch(r"(.*): (\d+) tests were run again\.", line):
+            if again[1] not in titled:
+                raise ValueError(f"{line!r}: there is no such run")
+            titled[again[1]].again = int(again[2])
+        elif begins := re.fullmatch(r"Skipped, (.*):", line):
             if begins[1] not in titled:
                 raise ValueError(f"{line!r}: there is no such run")
             reasons = titled[begins[1]].reasons
@@ -127,12 +143,12 @@ def main(arguments: list[str]) -> int:
         try:
             if not equals:
                 raise ValueError("not TITLE=JUNIT.XML")
-            runs.append(Run.read(title, Path(path)))
+            runs.append(Run.read(title, *map(Path, path.split(","))))
         except (OSError, ValueError, ElementTree.ParseError) as error:
             print(f"where_table.py: {argument}: {error}", file=sys.stderr)
             return 125
     if not runs:
-        print("usage: where_table.py TITLE=JUNIT.XML...", file=sys.stderr)
+        print("usage: where_table.py TITLE=JUNIT.XML[,JUNIT.XML...]...", file=sys.stderr)
         return 125
     sys.stdout.write(HEAD + table(runs))
     return 0

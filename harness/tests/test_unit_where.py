@@ -123,6 +123,16 @@ def test_the_table_says_what_passed_failed_and_was_skipped(tmp_path: Path) -> No
     assert "- 1: no CPU" in lines
 
 
+def test_of_what_was_run_again_the_last_counts_and_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "one.xml").write_text(JUNIT)
+    (tmp_path / "two.xml").write_text(JUNIT.replace("<failure/>", ""))
+    text = table(f"here={tmp_path}/one.xml,{tmp_path}/two.xml").stdout
+    assert "| test_a | 2 |" in text.splitlines()
+    assert "here: 3 tests were run again." in text.splitlines()
+    assert stale(text, {"test_a", "test_b"}) == ""
+    assert "there is no such run" in stale(text.replace("here: 3", "else: 3"), {"test_a", "test_b"})
+
+
 def test_what_is_no_result_of_a_run_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.xml").write_text("<testsuites>")
     for argument in ("no-title", f"x={tmp_path}/missing.xml", f"x={tmp_path}/bad.xml"):
