@@ -31,6 +31,8 @@ from linux_um.source import default_kernel, series_of
 BOUND = "/sys/kernel/mm/pksm/max_page_sharing"
 VMAS = 20000
 MAPPINGS = 100000
+# As good as none.
+NO_BOUND = 2**31 - 1
 # So much longer may it take; each system call under UML has its own cost besides.
 ABOUT_THE_SAME = 5.0
 # What tells one VMA from 20000: with the bug 9 to 66 were measured, without it at most 1.
@@ -78,6 +80,25 @@ def test_r13_a_page_in_100000_places_is_found_as_fast_as_any(
     figure("rmap walk of a content in 100000 places, to one in two", f"{ratio(said):.1f}×")
     once = machine_of(pytestconfig).walks_once
     assert ratio(said) < (ABOUT_THE_SAME * 2 if once else bound / 2)
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.needs_pksm
+@pytest.mark.real_time
+@pytest.mark.regression("R13")
+def test_r13_without_a_bound_each_of_100000_places_is_a_step_of_a_walk(
+    boot_fresh: BootFresh, figure: Figure
+) -> None:
+    """R13: what the test above says of an engine whose pages are shared without a bound."""
+    guest = boot_fresh(mem="256M")
+    need_bound(guest)
+    guest.set_pksm("max_page_sharing", NO_BOUND)
+    before = baseline(settle(guest))
+    said = storm(guest, "sharers", procs=5, pages=MAPPINGS // 5)
+    # But for pages that were looked at before they had been filled.
+    assert said["many"]["mapcount"] > MAPPINGS * 0.99
+    figure("rmap walk of a content in 100000 places, to one in two, without a bound", f"{ratio(said):.0f}×")
+    guest.set_pksm("max_page_sharing", 256)
     assert baseline(settle(guest)) == before
 
 
