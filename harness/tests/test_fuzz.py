@@ -105,7 +105,8 @@ def test_a_seed_comes_to_the_same_savings(fuzzer: Fuzzer) -> None:
     settled = [{name: run.report["settled"][name] for name in SETTLED} for run in (first, second)]
     # But for a page or two of the agent, which waits for the host as long as that takes.
     assert settled[0] == pytest.approx(settled[1], abs=OF_THE_AGENT)
-    assert settled[0]["pages_sharing"] > 10 * OF_THE_AGENT
+    # Of two users each has some pages that others of his have, too.
+    assert settled[0]["pages_sharing"] > 5 * OF_THE_AGENT
 
 
 def across(fuzzer: Fuzzer, domain: str, other: int) -> int:
