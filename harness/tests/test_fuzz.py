@@ -124,15 +124,16 @@ def test_a_seed_repeats_itself(fuzzer: Fuzzer) -> None:
 @pytest.mark.time_travel
 @pytest.mark.um_only
 def test_a_seed_comes_to_the_same_savings(fuzzer: Fuzzer) -> None:
-    """Where no content depends on what reclaim has dropped."""
-    fuzzer.sizes = [*fuzzer.sizes, "--without", f"free,{','.join(BY_CHANCE)}"]
+    """Where no content depends on what reclaim has dropped, and no setting keeps pages apart."""
+    fuzzer.sizes = [*fuzzer.sizes, "--without", f"free,set,{','.join(BY_CHANCE)}"]
     first, second = fuzzer.seed(4, OPS), fuzzer.seed(4, OPS)
     assert not first.kind and not second.kind, f"{first.said}{second.said}"
     assert first.report["digest"] == second.report["digest"]
     settled = [{name: run.report["settled"][name] for name in SETTLED} for run in (first, second)]
     # But for a page or two of the agent, which waits for the host as long as that takes.
     assert settled[0] == pytest.approx(settled[1], abs=OF_THE_AGENT)
-    assert settled[0]["pages_sharing"] > 10 * OF_THE_AGENT
+    # Of two users each has some pages that others of his have, too.
+    assert settled[0]["pages_sharing"] > 5 * OF_THE_AGENT
 
 
 def across(fuzzer: Fuzzer, domain: str, other: int) -> int:
