@@ -59,7 +59,7 @@ STEADY_MS, STEADY_MOST_MS, STEADY_EVERY_MS = 30_000, 300_000, 250
 BUSY_STEADY_MS, BUSY_STEADY_MOST_MS, BUSY_STEADY_EVERY_MS = 1_500, 30_000, 50
 VISIT_EVERY_MS = 50
 # Beside pages that fill nearly all of its memory a guest has so much, in MiB.
-TIGHT_SPARE_MIB = 48
+TIGHT_SPARE_MIB = 24
 
 
 def floor(guest: Guest) -> list[Sample]:
