@@ -59,7 +59,7 @@ STEADY_MS, STEADY_MOST_MS, STEADY_EVERY_MS = 30_000, 300_000, 250
 BUSY_STEADY_MS, BUSY_STEADY_MOST_MS, BUSY_STEADY_EVERY_MS = 1_500, 30_000, 50
 VISIT_EVERY_MS = 50
 # Beside pages that fill nearly all of its memory a guest has so much, in MiB.
-TIGHT_SPARE_MIB = 48
+TIGHT_SPARE_MIB = 24
 
 
 def floor(guest: Guest) -> list[Sample]:
@@ -153,8 +153,14 @@ def _deal_with_own_pages(guest: Guest, setting: Setting, pages: Hoard) -> None:
     """
     if setting.is_pksm:
         set_engine(guest, setting, "run", "1")
-        pages.order(f"sleep {OWN_PAGES_MS[not setting.full_speed]}")
+        _own_pages(setting, pages)
         set_engine(guest, setting, "run", "0")
+
+
+def _own_pages(setting: Setting, pages: Hoard) -> None:
+    """Wait until PKSM, which is running, has dealt with the pages of the guest's programs."""
+    if setting.is_pksm:
+        pages.order(f"sleep {OWN_PAGES_MS[not setting.full_speed]}")
 
 
 def _ready(setting: Setting, number: int) -> tuple[int, int]:
@@ -264,8 +270,9 @@ def convergence(lab: Lab, setting: Setting, mib: int, procs: int) -> list[Sample
                 number = pages.order("fill")["expected_sharing"]
                 filled = kernel_cpu_ns(guest) - start
                 pages.order("drop")
-            _deal_with_own_pages(guest, setting, pages)
             set_engine(guest, setting, "run", "1")
+            # And goes on: what was stopped begins with what has come meanwhile.
+            _own_pages(setting, pages)
             goal = engine_file(guest, setting, "pages_sharing") + int(number * NEARLY_ALL)
             start = kernel_cpu_ns(guest)
             pages.order("fill")

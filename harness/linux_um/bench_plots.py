@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,10 @@ _STYLE = {
     "axes.titlesize": 12, "axes.titleweight": "bold", "legend.frameon": False,
     "svg.hashsalt": "linux-um", "svg.fonttype": "none",
 }  # fmt: skip
+
+
+# How much of the time until savings have come to rest is shown: as many visits.
+_SEEN = 3
 
 
 def _error(stat: Any) -> tuple[float, float]:
@@ -143,20 +148,38 @@ def _over_time(axes: Any, samples: Sequence[Sample]) -> None:
 
 
 def _savings(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:
-    """What is saved of a mix, over time."""
+    """What is saved of a mix, over time: alone, with a second half, and alone again.
+
+    Each of them from its beginning on, and no longer than there is something to see.
+    """
     found = [sample for sample in samples if sample["what"] == "savings"]
     if not found:
         return None
-    figure, axes = plt.subplots()
-    _over_time(axes, found)
-    for name in ("possible_at_rest_pages", "possible_at_peak_pages"):
-        axes.axhline(found[0][name] / 256, color="#999999", linestyle=":", linewidth=1)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds of the guest (a second half of the processes comes and goes)")
-    axes.set_ylabel("MiB saved")
-    axes.set_title("Savings over time; dotted: what the contents allow")
-    axes.legend()
+    titles = {
+        "alone": "half of the processes", "visited": "the other half has come",
+        "left": "and gone",
+    }  # fmt: skip
+    figure, every = plt.subplots(1, len(titles), sharey=True)
+    for axes, (name, title) in zip(every, titles.items(), strict=True):
+        _over_time(axes, [_part_of(sample, name) for sample in found])
+        for possible in ("possible_at_rest_pages", "possible_at_peak_pages"):
+            axes.axhline(found[0][possible] / 256, color="#999999", linestyle=":", linewidth=1)
+        axes.set_xlim(0, found[0]["visit_seconds"] * (1 if name == "visited" else _SEEN))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds")
+        axes.set_title(title)
+    every[0].set_ylabel("MiB saved; dotted: what the contents allow")
+    every[0].legend(loc="lower right")
     return figure
+
+
+def _part_of(sample: Sample, name: str) -> Sample:
+    """Return a sample of savings with that part of it which is called *name*, from 0 on."""
+    began = sample["began_ms"]
+    first = began[name]
+    end = min((when for when in began.values() if when > first), default=math.inf)
+    return {**sample, "samples": [[when - first, pages] for when, pages in sample["samples"]
+                                  if first <= when < end]}  # fmt: skip
 
 
 def _programs(plt: Any, _results: Results, samples: Sequence[Sample]) -> Any:

@@ -34,7 +34,7 @@ TITLES = {
     "idle wake-ups": "nothing changes: wake-ups of the daemon",
     "first minute": "the minute after merging: CPU",
     "first minute wake-ups": "the minute after merging: wake-ups",
-    "volatile": "every page changes 10 times a second: CPU",
+    "volatile": "every page changes: engine, writes with it",
     "volatile, per GiB": "the same, for a GiB",
     "reads per volatile page": "pages read per page that changes, in a minute",
     "saved at rest": "saved of a mix at rest",

@@ -225,7 +225,7 @@ def _quiet(results: Results) -> list[Target]:
               "first minute wake-ups", 0, "/min"),
         _most(results, "idle", "wake-ups of pksmd in a minute, when all is watched",
               "idle wake-ups", 0, "/min"),
-        _most(results, "volatile", "PKSM in a minute in which every page changes 600 times",
+        _most(results, "volatile", "PKSM, and what writes cost more, while every page changes",
               "volatile", 1, "% of a CPU"),
     ]  # fmt: skip
 

@@ -389,24 +389,31 @@ def test_recorded_data_give_these_results(document: dict[str, Any]) -> None:
     """Worked out by hand from the numbers in the file."""
     samples = document["samples"]
     results = results_of(samples)
-    ours = sorted([(79095895 - 4242150) / 14336, (44727550 - 1354950) / 14336,
-                   (48339747 - 1983685) / 14336])  # fmt: skip
-    theirs = sorted([(116159812 - 7406869) / 14336, (186562033 - 13792387) / 14336,
-                     (132633614 - 7489748) / 14336])  # fmt: skip
+    ours = sorted([(24033895 - 1007340) / 14336, (19948711 - 1190412) / 14336,
+                   (20363099 - 781299) / 14336])  # fmt: skip
+    theirs = sorted([(46731035 - 2303076) / 14336, (68713241 - 3680252) / 14336,
+                     (47718526 - 2924141) / 14336])  # fmt: skip
     merged = results.last("merged", "pksm-full")
     assert merged is not None
     assert [1000 * x for x in (merged.stat.low, merged.stat.median, merged.stat.high)] == (
         pytest.approx(ours)
     )
     assert target(samples, "merged-to-ksm").value == pytest.approx(ours[1] / theirs[1])
-    assert results.value("floor hash", "") == pytest.approx(70400 / 64e3)
-    assert results.value("convergence", "pksm") == pytest.approx(440.137472)
-    assert target(samples, "convergence-to-ksm").value == pytest.approx(10237862400 / 440137472)
-    assert results.value("convergence CPU", "pksm") == pytest.approx((91731859 - 22075673) / 1e6)
-    assert results.value("idle wake-ups", "pksm") == 2
-    assert results.value("idle", "ksm") == pytest.approx((130511209 - 5403989) / 1e7 / 150)
-    assert results.value("volatile", "ksm") == pytest.approx(100 * 20359000 / 5003647365)
-    assert results.value("rmap walk, per mapping", "pksm-full") == pytest.approx(36.2752)
+    run = [s for s in samples if s.get("run") == "merged, pksm-full, 64 MiB, 8 processes, turn 0"]
+    (one,) = results_of(run).find("merged, to the floor")
+    least_ns = (55552 + 61440 + 256) / 64
+    assert one.stat.median == pytest.approx((24033895 - 1007340) / 14336 / least_ns)
+    assert results.value("convergence", "pksm-full") is None
+    converged = results.find("convergence", "pksm")[0]
+    assert converged.stat.median == pytest.approx(420.007424)
+    assert target(samples, "convergence-to-ksm").value == pytest.approx(9952656128 / 420007424)
+    assert target(samples, "convergence-to-best").value == pytest.approx(420007424 / 53114880)
+    used = results.find("convergence CPU", "pksm")[0]
+    assert used.stat.median == pytest.approx((40112031 - 21570310 - 4278747) / 1e6)
+    assert target(samples, "idle-first").value == 2 and target(samples, "idle").value == 0
+    assert results.value("idle", "ksm") == pytest.approx((307386704 - 2771778) / 1e7 / 460)
+    assert results.value("volatile", "pksm") == pytest.approx((807037877 - 144755483) / 1e7 / 60)
+    assert results.value("rmap walk, per mapping", "pksm-full") == pytest.approx(30.4384)
     saved = next(s for s in samples if s["what"] == "savings" and s["engine"] == "pksm")
     assert results.value("saved at peak", "pksm") == max(n for _, n in saved["samples"]) / 256
 
