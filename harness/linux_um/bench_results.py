@@ -213,7 +213,10 @@ def _metadata(samples: Sequence[Sample]) -> list[Result]:
 
 
 def _kept_bytes(sample: Sample) -> dict[str, float]:
-    """Return what is kept of a page, of a sample in which pages are like no other."""
+    """Return what is kept of a page, of a sample in which pages are like no other.
+
+    Of PKSM only a kernel of the profile bench says it.
+    """
     memory, tracked = sample["memory"], tracked_pages(sample)
     if not tracked:
         return {}
@@ -224,6 +227,8 @@ def _kept_bytes(sample: Sample) -> dict[str, float]:
             "bytes per page of memory": kept / memory["spanned_pages"],
             "memory that is tracked": 100 * tracked / memory["spanned_pages"],
         }
+    if "slab_ksm_rmap_item" not in memory:
+        return {}
     # KSM has a record of each mapping that it looks at, and of each address space.
     kept = sum(memory[name]["page_bytes"] for name in ("slab_ksm_rmap_item", "slab_ksm_mm_slot"))
     return {"bytes per tracked page": kept / tracked}

@@ -438,6 +438,8 @@ def test_metadata_of_all_memory_is_divided_by_the_pages_that_are_tracked() -> No
     assert each.value == pytest.approx(12) and each.met is True
     assert each.note == "512 MiB; 90 % of the guest's memory is tracked"
     assert results_of([sample]).value("bytes per page of memory", "pksm-full") == pytest.approx(10.8)
+    # A kernel that does not say it.
+    assert not results_of([{**sample, "memory": {"slab_pksm_sharer": {}}}]).all
 
 
 def test_a_slower_engine_is_called_slower(document: dict[str, Any]) -> None:
