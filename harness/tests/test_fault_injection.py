@@ -317,8 +317,9 @@ def unmerging(site: str, how: str, boot_fresh: BootFresh) -> None:
 def moving(site: str, how: str, boot_fresh: BootFresh) -> None:
     """UFFDIO_MOVE of a merged page says ENOMEM, and the page is where it was."""
     lab = boot_lab(boot_fresh)
-    steps = ["sizes 2 32", "map 0 0+32 0", "map 1 0+32 0", "mergeable 0 0+32", "mergeable 1 0+32"]
-    steps += ["dup 0 0+16 1", "dup 1 0+16 1", *["sleep 100"] * 20]
+    # Processes 0 and 2, since 1 is another user's.
+    steps = ["sizes 3 32", "map 0 0+32 0", "map 2 0+32 0", "mergeable 0 0+32", "mergeable 2 0+32"]
+    steps += ["dup 0 0+16 1", "dup 2 0+16 1", *["sleep 100"] * 20]
     moves = [f"uffd_move 0 {page}+1 {page + 16}" for page in range(16)]
     lab.guest.run(["sh", "-c", "cat >/list"],
                   input="".join(f"{line}\n" for line in [*steps, *moves, "verify_all"]).encode())
