@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 from linux_um import bench_engine, bench_lab, bench_table
-from linux_um.bench_facts import Result, Results, Stat
+from linux_um.bench_facts import Results, Stat
 from linux_um.bench_results import results_of
 from linux_um.source import default_kernel
 from linux_um.term import Term
@@ -31,8 +31,9 @@ PROFILES = ("fast", "mutant")
 
 MIB = 16
 TURNS = 3
-# Of KSM's cost: about a third is usual, and with eight hashes it is more than all of it.
-LIMIT = 0.8
+# Of KSM's cost: a fifth is usual, and half or more with eight hashes, seven of which are of
+# a page that is in the cache by then.
+LIMIT = 0.35
 
 
 def test_an_unmatched_page_costs_much_less_than_under_ksm(request: pytest.FixtureRequest) -> None:
@@ -54,17 +55,11 @@ def test_an_unmatched_page_costs_much_less_than_under_ksm(request: pytest.Fixtur
     results = results_of(samples)
     now, theirs = (results.last("unmatched", name) for name in (ours.name, "ksm-full"))
     assert now is not None and theirs is not None
-    said = bench_table.changes_table(Results([now]), Results([share_of(theirs, now)]), colour=False)
-    assert "slower" not in said, f"{said}, {LIMIT} of {theirs.stat.median:.2f} µs under KSM"
+    # The other run: what PKSM is to cost at most.
+    most = replace(now, stat=Stat.of([LIMIT * theirs.stat.median] * TURNS))
+    said = bench_table.changes_table(Results([now]), Results([most]), colour=False)
+    assert "slower" not in said, said
     reads = results.value("reads per unmatched page", ours.name)
     assert reads is not None and reads < 1.2
     again = results.value("reads per watched page", ours.name)
     assert again is not None and 0.9 < again < 1.2
-
-
-def share_of(theirs: Result, now: Result) -> Result:
-    """Return what PKSM was to cost at most, in place of *now*, where KSM has cost *theirs*."""
-    stat = theirs.stat
-    return replace(
-        now, stat=Stat(LIMIT * stat.median, LIMIT * stat.low, LIMIT * stat.high, stat.runs)
-    )
