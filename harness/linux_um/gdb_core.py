@@ -117,6 +117,8 @@ class CoreKeeper:
             core.unlink(missing_ok=True)
         elif keep_kernel(self._rundir, self._pid, self._kernel, term=self._term):
             (self._rundir / LOG_NAME).unlink()
+        else:
+            self._term.warn(f"gdb has left no core dump; it said: {self._rundir / LOG_NAME}")
 
 
 def keep_kernel(rundir: Path, pid: int, kernel: Kernel, *, term: Term) -> bool:

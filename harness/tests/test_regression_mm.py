@@ -219,7 +219,8 @@ def test_r4_no_process_waits_for_the_engine_to_end(poisoned: Guest, figure: Figu
         "racing an unmerge, by exits: met",
         f"{report.raw['met']} times in {report.raw['unmerge_usecs'] / 1000:.0f} ms",
     )
-    assert report.raw["met"] >= 10
+    # Who waits for it ends after it: it would be none, or the one that was before its lock.
+    assert report.raw["met"] >= 3
 
 
 @pytest.mark.regression("R4")
