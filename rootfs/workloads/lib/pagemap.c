@@ -13,6 +13,12 @@
 #define PM_PRESENT	(1ULL << 63)
 #define PM_SWAP		(1ULL << 62)
 #define PM_PFN_MASK	((1ULL << 55) - 1)
+/*
+ * Of what is no present page: its kind. The last of all is a mark that userfaultfd
+ * leaves where there is nothing; nobody counts that as memory.
+ */
+#define PM_KIND_MASK	31
+#define PM_KIND_MARK	31
 #define KPF_ANON	(1ULL << 12)
 #define KPF_COMPOUND	(3ULL << 15)	/* head or tail */
 #define KPF_KSM		(1ULL << 21)
@@ -52,7 +58,7 @@ static int pagestat_entry(int flags_fd, uint64_t entry, struct pagestat *st)
 	st->pages++;
 	st->soft_dirty += !!(entry & PM_SOFT_DIRTY);
 	st->uffd_wp += !!(entry & PM_UFFD_WP);
-	if (entry & PM_SWAP)
+	if ((entry & PM_SWAP) && (entry & PM_KIND_MASK) != PM_KIND_MARK)
 		st->swapped++;
 	if (!(entry & PM_PRESENT))
 		return 0;
