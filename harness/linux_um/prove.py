@@ -44,7 +44,7 @@ _LOOK_SECONDS = 0.5
 # How long a part may take to end its guests when it is told to.
 _END_SECONDS = 60.0
 # What would change what a part does, without a word in its command.
-_NOT_INHERITED = (
+NOT_INHERITED = (
     ENV_PROFILE, ENV_KERNEL, ENV_ARCH, ENV_ACCEL, ENV_COVERAGE, "KERNEL_SRC", "LINUX_UM_TARBALL",
     "CC", "PYTEST_ADDOPTS",
 )  # fmt: skip
@@ -366,7 +366,7 @@ def run(part: Part, words: Sequence[str], log: Path, state: State, step: Step) -
 
 def environment() -> dict[str, str]:
     """Return the environment of a part: its words alone say what it does."""
-    kept = {name: text for name, text in os.environ.items() if name not in _NOT_INHERITED}
+    kept = {name: text for name, text in os.environ.items() if name not in NOT_INHERITED}
     return {**kept, "LINUX_UM_PYTHON": sys.executable, "TERM": "dumb"}
 
 
