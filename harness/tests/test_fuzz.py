@@ -15,7 +15,7 @@ from linux_um import cli, commands_fuzz, fuzz, kconfig
 from linux_um.errors import UsageError
 from linux_um.fuzz import Fuzzer, Result
 from linux_um.fuzz_shrink import Shrinker, about, kind_of, process_of
-from linux_um.guest import BootOptions, Guest
+from linux_um.guest import BootOptions, Guest, Process
 from linux_um.source import default_kernel
 from linux_um.term import Term
 
@@ -206,6 +206,17 @@ def put(guest: Guest, path: str, text: str) -> None:
     guest.run(["sh", "-c", f"cat >{path}"], input=text.encode())
 
 
+def spoil(guest: Guest, job: Process, pid: int, address: int) -> str:
+    """Write one byte into a process of fuzzmm, and return what that says of it when it ends."""
+    guest.sh(
+        f"printf '\\377' | dd of=/proc/{pid}/mem bs=1 seek={address} conv=notrunc 2>/dev/null"
+    )
+    job.close_stdin()
+    done = job.wait(60)
+    assert done.status == fuzz.STATUS_WRONG
+    return done.stderr
+
+
 def test_a_byte_that_somebody_else_writes_is_found(boot_fresh: BootFresh) -> None:
     """fuzzmm says where it is, what was to be there, and what was done to that page last."""
     guest = boot_fresh()
@@ -215,15 +226,9 @@ def test_a_byte_that_somebody_else_writes_is_found(boot_fresh: BootFresh) -> Non
     assert report["ok"] and report["ops"] == 7, report
     child = guest.sh("pidof fuzzmm").stdout.split()
     victim = max(int(pid) for pid in child)
-    guest.sh(
-        f"printf '\\377' | dd of=/proc/{victim}/mem bs=1 seek=$((({BASE_PAGE} + 1) * 4096 + 8)) "
-        "conv=notrunc 2>/dev/null"
-    )
-    job.close_stdin()
-    done = job.wait(60)
-    assert done.status == fuzz.STATUS_WRONG
-    lines = done.stderr.splitlines()
-    assert "wrong byte" in lines[0] and f"pid {victim}" in lines[0], done.stderr
+    said = spoil(guest, job, victim, (BASE_PAGE + 1) * 4096 + 8)
+    lines = said.splitlines()
+    assert "wrong byte" in lines[0] and f"pid {victim}" in lines[0], said
     assert "page 1 address 0x2000001008 offset 8: expected 0x02, got 0xff" in lines[0]
     assert [line.split() for line in lines[2:]][:3] == [
         ["0", "map", "0", "0+4", "1"],
@@ -239,19 +244,13 @@ def test_a_shared_byte_that_somebody_else_writes_is_found(boot_fresh: BootFresh)
     job = guest.start(["fuzzmm", "--from-script", "/script", "--hold"])
     report = json.loads(job.wait_output("}}\n"))
     assert report["ok"] and report["ops"] == 3, report
-    pid = guest.sh("pidof fuzzmm").stdout.split()[0]
+    pid = int(guest.sh("pidof fuzzmm").stdout.split()[0])
     # Of what is shared, these pages were made last.
     maps = guest.read_file(f"/proc/{pid}/maps")
     shared = re.findall(r"^(\w+)-\w+ rw-s \S+ \S+ (\d+)", maps, re.MULTILINE)
     start = int(max(shared, key=lambda place: int(place[1]))[0], 16)
-    guest.sh(
-        f"printf '\\377' | dd of=/proc/{pid}/mem bs=1 seek={start + 4096 + 8} conv=notrunc "
-        "2>/dev/null"
-    )
-    job.close_stdin()
-    done = job.wait(60)
-    assert done.status == fuzz.STATUS_WRONG
-    assert "wrong byte 8 of shared page 1: at operation 2" in done.stderr
+    said = spoil(guest, job, pid, start + 4096 + 8)
+    assert "wrong byte 8 of shared page 1: at operation 2" in said
 
 
 def test_a_printed_list_is_the_same_run(boot_fresh: BootFresh) -> None:
