@@ -139,6 +139,10 @@ class Workload:
             raise BenchError(f"{self._argv[0]} has ended: {process.stderr.strip()}", "try it")
         return [json.loads(line) for line in lines[self._orders - number : self._orders]]
 
+    def answered(self) -> bool:
+        """Return whether all orders are done."""
+        return self._process.stdout.count("\n") >= self._orders
+
     def order(self, order: str, timeout: float = 600.0) -> dict[str, Any]:
         """Give an order and return its answer; as :meth:`answers`."""
         return self.orders([order], timeout)[0]
