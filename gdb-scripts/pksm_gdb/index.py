@@ -108,7 +108,8 @@ def read_marks(name: str) -> Marks:
     return Marks(name, word("buckets"), word("words"), bool(word("any", 1)))
 
 
-# pksm_interval(): what waits a second time waits a little, and nothing waits for hours.
+# pksm_interval(): what waits a second time waits for longer, and nothing waits for hours.
+_BACKOFF = 10
 _MIN_BACKOFF_MILLISECS = 10
 _MAX_INTERVAL_MILLISECS = 3600 * 1000
 
@@ -117,7 +118,7 @@ def interval_millisecs(level: int) -> int:
     """Return how long pages of a level wait at least; at most it is twice that."""
     settle = kernel.variable("pksm_settle_millisecs")
     if level:
-        settle = max(settle, _MIN_BACKOFF_MILLISECS)
+        settle = max(settle * _BACKOFF, _MIN_BACKOFF_MILLISECS)
     return min(settle << level, _MAX_INTERVAL_MILLISECS)
 
 

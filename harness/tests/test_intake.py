@@ -234,7 +234,7 @@ def test_r46_a_hash_does_not_outlive_its_page(guest: Guest) -> None:
     report = pageops(
         guest, "@0:fill=unique", "@1:fill=unique", "settle", "stat=indexed",
         "set=settle_millisecs:60000", "@0:madvise=dontneed", "@1:madvise=dontneed",
-        "@0:fill=dup", "@1:fill=dup", "stat=reborn", "set=settle_millisecs:200", "settle",
+        "@0:fill=dup", "@1:fill=dup", "stat=reborn", "set=settle_millisecs:20", "settle",
         "stat=end", "verify",
         procs=2, pages=512,
     )  # fmt: skip

@@ -2,9 +2,11 @@
 /*
  * PKSM: pages that wait to be hashed.
  *
- * One queue for each level. A new page waits in level 0 for pksm_settle_millisecs;
- * a page that could not be had is put back one level higher, where the wait is
- * twice as long, and a page that had changed as much higher as is due to its age.
+ * One queue for each level. A new page waits in level 0 for pksm_settle_millisecs,
+ * which is short: most pages are written once, and then not for long. A page that was
+ * looked at in vain waits for longer. One that could not be had is put back one level
+ * higher, where the wait is twice as long, and one that had changed as much higher as
+ * is due to its age.
  * Each queue is two chains: pages are added to
  * @filling; when the interval of the queue is over, @ripening becomes @ripe and
  * is worked off, and @filling becomes @ripening. So a page waits between one and
@@ -18,7 +20,7 @@
 
 #include "internal.h"
 
-unsigned int pksm_settle_millisecs = 200;
+unsigned int pksm_settle_millisecs = 20;
 
 /**
  * struct pksm_queue - one level
@@ -47,7 +49,11 @@ static struct pksm_queue pksm_queues[PKSM_NR_LEVELS] = {
 
 static_assert(PKSM_NR_LEVELS - 1 <= PKSM_LEVEL_MASK >> PKSM_LEVEL_SHIFT);
 
-/* Even with a settle time of 0, what was put back waits a little. */
+/*
+ * What was put back waits for as many settle times, and then doubled by its level; a
+ * little even with a settle time of 0.
+ */
+#define PKSM_BACKOFF			10U
 #define PKSM_MIN_BACKOFF_MILLISECS	10U
 
 /* No page waits longer than that, in seconds. */
@@ -55,18 +61,19 @@ static_assert(PKSM_NR_LEVELS - 1 <= PKSM_LEVEL_MASK >> PKSM_LEVEL_SHIFT);
 
 static unsigned long pksm_interval(u32 level)
 {
+	const unsigned long most = PKSM_MAX_INTERVAL * HZ;
 	unsigned int msecs = pksm_settle_millisecs;
 
 	if (level)
-		msecs = max(msecs, PKSM_MIN_BACKOFF_MILLISECS);
-	return min(msecs_to_jiffies(msecs) << level, PKSM_MAX_INTERVAL * HZ);
+		msecs = max(msecs * PKSM_BACKOFF, PKSM_MIN_BACKOFF_MILLISECS);
+	return min(min(msecs_to_jiffies(msecs), most) << level, most);
 }
 
 /**
  * pksm_age_level - how long a page of an age has to wait
  * @age: how often it had changed after it was hashed, at most PKSM_MAX_AGE
  *
- * With a settle time of 200 ms these are 0.4, 1.6, 12.8 and 102 seconds, each of
+ * With a settle time of 20 ms these are 0.4, 1.6, 12.8 and 102 seconds, each of
  * them at least once and at most twice.
  *
  * Return: The level of the queue for it.

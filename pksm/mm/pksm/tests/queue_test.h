@@ -155,8 +155,9 @@ void pksm_test_queue_interval(struct kunit *test)
 					    "level %u of %u ms", level,
 					    settle[i]);
 	}
-	WRITE_ONCE(pksm_settle_millisecs, 200);
-	KUNIT_EXPECT_EQ(test, pksm_interval(1), 2 * pksm_interval(0));
+	WRITE_ONCE(pksm_settle_millisecs, 100);
+	KUNIT_EXPECT_EQ(test, pksm_interval(1),
+			2 * PKSM_BACKOFF * pksm_interval(0));
 	WRITE_ONCE(pksm_settle_millisecs, old);
 	pksm_test_end(test);
 }
