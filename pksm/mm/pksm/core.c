@@ -31,8 +31,8 @@ static_assert(PKSM_MERGED == 0 && PKSM_NOMEM == 7);
 /* Pages between two chances for others to take pksm_mutex. */
 #define PKSM_BATCH	64U
 
-/* Buckets of the index; many of them are empty, or have only watched pages. */
-#define PKSM_RESCAN_BATCH	128U
+/* The same of those that are looked at once more, which takes longer. */
+#define PKSM_RESCAN_BATCH	32U
 
 /* The queues, both indexes and the stable nodes; see internal.h. */
 DEFINE_MUTEX(pksm_mutex);

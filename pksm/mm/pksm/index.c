@@ -282,27 +282,14 @@ unsigned long pksm_unstable_next(u64 hash, unsigned long pfn)
 }
 
 /**
- * pksm_unstable_unwatched - look for pages that are not watched yet
- * @bucket: number of the bucket
- * @pfn: what the last call returned, still in the bucket; PKSM_END to begin
+ * pksm_unstable_unwatched - is a page in the index, and not watched yet?
+ * @state: the state of its record, seen under pksm_mutex
  *
- * Return: The page frame number of a page that was hashed, or PKSM_END.
+ * Return: true when it is.
  */
-unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn)
+bool pksm_unstable_unwatched(u32 state)
 {
-	u32 next;
-
-	lockdep_assert_held(&pksm_mutex);
-	next = pfn == PKSM_END ? pksm_unstable[bucket] : pksm_item(pfn)->next;
-	while (next != PKSM_END) {
-		struct pksm_rmap_item *item = pksm_item(next);
-		u32 state = READ_ONCE(item->state);
-
-		if (pksm_indexed(state) && !(state & PKSM_WATCHED))
-			break;
-		next = item->next;
-	}
-	return next;
+	return pksm_indexed(state) && !(state & PKSM_WATCHED);
 }
 
 /**

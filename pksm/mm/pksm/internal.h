@@ -378,7 +378,7 @@ void pksm_unstable_insert_watched(unsigned long pfn,
 				  u32 age);
 void pksm_unstable_unlink(unsigned long pfn, struct pksm_rmap_item *item);
 unsigned long pksm_unstable_next(u64 hash, unsigned long pfn);
-unsigned long pksm_unstable_unwatched(unsigned long bucket, unsigned long pfn);
+bool pksm_unstable_unwatched(u32 state);
 unsigned long pksm_unstable_peek(u64 hash, unsigned long pfn);
 bool pksm_unstable_holds(u32 state, u64 hash);
 bool pksm_unstable_note_dead(u32 state);
@@ -548,6 +548,7 @@ void pksm_sharer_drop(struct pksm_stable_node *node,
 		      struct pksm_sharer *sharer);
 
 /* sweep.c */
+struct page *pksm_next_frame(unsigned long *pfn);
 void pksm_sweep_start(void);
 void pksm_sweep_stop(void);
 unsigned long pksm_sweep_timeout(void);

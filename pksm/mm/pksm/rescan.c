@@ -4,9 +4,11 @@
  *
  * A page of the unstable index may change, and its hash is then good for nothing:
  * nobody who becomes its equal will find it. So, pksm_rescan_seconds after the
- * first such page came, pksmd passes over the index. Each page that is not watched
- * yet becomes so and is read again. If it is what it was, that was the last time;
- * if it has changed, it goes back to a queue, for a time that grows with its age.
+ * first such page came, pksmd passes over the page frames, whose records lie side by
+ * side, and so do, mostly, the pages of a process: the index would lead to and fro in all
+ * of memory. Each page of the index that is not watched yet becomes so and is read again.
+ * If it is what it was, that was the last time; if it has changed, it goes back to a
+ * queue, for a time that grows with its age.
  *
  * So each page is read twice, and its intervals grow, from then on for as long as
  * it keeps changing. When nothing but watched pages is left there are no passes.
@@ -20,6 +22,7 @@
  * All of it is guarded by pksm_mutex.
  */
 #include <linux/jiffies.h>
+#include <linux/memblock.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
@@ -30,10 +33,13 @@
 
 unsigned int pksm_rescan_seconds = 20;
 
-/* Passes over the whole index. */
+/* Page frames in one step: with most of them there is nothing to do. */
+#define PKSM_RESCAN_STEP	4096U
+
+/* Passes over all of the index. */
 unsigned long pksm_full_scans;
 
-static unsigned long pksm_rescan_bucket;
+static unsigned long pksm_rescan_pfn;
 static unsigned long pksm_rescan_due;	/* in jiffies: when the pass begins */
 static bool pksm_rescan_wanted;
 static unsigned int pksm_rescan_backoff;	/* how often the interval was doubled */
@@ -89,7 +95,7 @@ unsigned long pksm_rescan_timeout(void)
 	lockdep_assert_held(&pksm_mutex);
 	if (!pksm_rescan_wanted || !pksm_rescan_seconds)
 		return MAX_SCHEDULE_TIMEOUT;
-	if (pksm_rescan_bucket || time_after_eq(jiffies, pksm_rescan_due))
+	if (pksm_rescan_pfn || time_after_eq(jiffies, pksm_rescan_due))
 		return 0;
 	return pksm_rescan_due - jiffies;
 }
@@ -176,6 +182,10 @@ static void pksm_rescan_folio(struct folio *folio, struct pksm_rmap_item *item)
 	if (result != PKSM_MERGED || !pksm_no_foreign_reference(folio))
 		return;
 
+	/* It is on its way while the page tables are looked for. */
+	pksm_read_ahead(folio_page(folio, 0));
+	pksm_read_ahead_rest();
+
 	/* In this order: a write from now on is told, or its page is read after. */
 	pksm_rescan_set(item, 0, PKSM_WATCHED);
 	if (!pksm_watch(folio)) {
@@ -229,39 +239,41 @@ static void pksm_rescan_page(unsigned long pfn)
 	folio_put(folio);
 }
 
-static void pksm_rescan_bucket_of(unsigned long bucket)
-{
-	unsigned long pfn, next;
-
-	for (pfn = pksm_unstable_unwatched(bucket, PKSM_END); pfn != PKSM_END;
-	     pfn = next) {
-		/* Look ahead: this record may leave the bucket. */
-		next = pksm_unstable_unwatched(bucket, pfn);
-		pksm_rescan_page(pfn);
-		cond_resched();
-	}
-}
-
 /**
- * pksm_rescan - go on with the pass over the index, or begin it
- * @budget: how many buckets to look at
+ * pksm_rescan - go on with the pass, or begin it
+ * @budget: how many pages to look at
  *
  * Context: pksmd, pksm_mutex held. May sleep.
  */
 void pksm_rescan(unsigned int budget)
 {
+	unsigned int step;
+
 	lockdep_assert_held(&pksm_mutex);
 	/* Pages in the LRU batches have one reference more. */
-	if (!pksm_rescan_bucket) {
+	if (!pksm_rescan_pfn) {
 		lru_add_drain_all();
 		pksm_rescan_done = 0;
 	}
-	while (pksm_rescan_bucket < pksm_nr_buckets()) {
-		if (!budget--)
-			return;
-		pksm_rescan_bucket_of(pksm_rescan_bucket++);
+	for (step = 0; step < PKSM_RESCAN_STEP && budget; step++) {
+		unsigned long pfn = pksm_rescan_pfn;
+		struct pksm_rmap_item *item;
+		struct page *page;
+
+		if (pfn >= max_pfn)
+			break;
+		page = pksm_next_frame(&pksm_rescan_pfn);
+		item = page ? __pksm_rmap_item(page) : NULL;
+		if (!item || !pksm_unstable_unwatched(READ_ONCE(item->state)))
+			continue;
+		pksm_rescan_page(pfn);
+		budget--;
+		cond_resched();
 	}
-	pksm_rescan_bucket = 0;
+	if (pksm_rescan_pfn < max_pfn && pksm_nr_class(PKSM_CLASS_UNSHARED))
+		return;
+
+	pksm_rescan_pfn = 0;
 	WRITE_ONCE(pksm_full_scans, pksm_full_scans + 1);
 	pksm_rescan_wanted = false;
 	if (pksm_rescan_done)

@@ -28,15 +28,31 @@
 
 /* What a page frame that is not there says of those behind it, in page frames. */
 #ifdef CONFIG_SPARSEMEM
-#define PKSM_SWEEP_HOLE		min(pageblock_nr_pages, PAGES_PER_SUBSECTION)
+#define PKSM_HOLE		min(pageblock_nr_pages, PAGES_PER_SUBSECTION)
 #else
-#define PKSM_SWEEP_HOLE		pageblock_nr_pages
+#define PKSM_HOLE		pageblock_nr_pages
 #endif
 
 static unsigned long pksm_sweep_pfn;
 static unsigned int pksm_sweep_passes;	/* how many may still follow */
 static unsigned long pksm_sweep_missed;
 static unsigned long pksm_sweep_due;	/* in jiffies: when the pass begins */
+
+/**
+ * pksm_next_frame - step over the page frames
+ * @pfn: the page frame number; afterwards the one to go on with
+ *
+ * Context: pksm_mutex held: until it is released the record of the page stays.
+ * Return: The page, or NULL when there is none.
+ */
+struct page *pksm_next_frame(unsigned long *pfn)
+{
+	struct page *page = pfn_to_online_page(*pfn);
+
+	lockdep_assert_held(&pksm_mutex);
+	*pfn = page ? *pfn + 1 : ALIGN(*pfn + 1, PKSM_HOLE);
+	return page;
+}
 
 /**
  * pksm_sweep_start - take in the pages that are there, from now on
@@ -134,15 +150,9 @@ void pksm_sweep(void)
 
 		if (pksm_sweep_pfn >= max_pfn)
 			break;
-		page = pfn_to_online_page(pksm_sweep_pfn);
-		if (!page) {
-			pksm_sweep_pfn = ALIGN(pksm_sweep_pfn + 1,
-					       PKSM_SWEEP_HOLE);
-			continue;
-		}
-		if (!pksm_sweep_page(page))
+		page = pksm_next_frame(&pksm_sweep_pfn);
+		if (page && !pksm_sweep_page(page))
 			pksm_sweep_missed++;
-		pksm_sweep_pfn++;
 	}
 	if (pksm_sweep_pfn < max_pfn)
 		return;

@@ -244,26 +244,20 @@ void pksm_test_unstable_reap_reborn(struct kunit *test)
 	pksm_test_end(test);
 }
 
-/* The pages of the test that a pass over the index would visit. */
+/* The pages of the test that a pass would look at. */
 static unsigned int pksm_test_unwatched(struct kunit *test)
 {
-	unsigned int found = 0, bit;
-	unsigned long bucket;
+	unsigned int found = 0, nr;
 
-	for (bucket = 0; bucket < pksm_nr_buckets(); bucket++) {
-		unsigned long pfn = PKSM_END;
-
-		while ((pfn = pksm_unstable_unwatched(bucket, pfn)) != PKSM_END) {
-			bit = pksm_test_bit(test, pfn);
-			KUNIT_EXPECT_FALSE(test, found & bit);
-			found |= bit;
-		}
+	for (nr = 0; nr < PKSM_TEST_PAGES; nr++) {
+		if (pksm_unstable_unwatched(pksm_test_state(test, nr)))
+			found |= BIT(nr);
 	}
 	return found;
 }
 
 /**
- * pksm_test_unstable_unwatched - a pass visits each page that is not watched
+ * pksm_test_unstable_unwatched - a pass looks at each page that is not watched
  * @test: the test
  */
 void pksm_test_unstable_unwatched(struct kunit *test)
