@@ -109,7 +109,7 @@ def read_marks(name: str) -> Marks:
 
 
 # pksm_interval(): what waits a second time waits for longer, and nothing waits for hours.
-_BACKOFF = 10
+_BACKOFF = 4
 _MIN_BACKOFF_MILLISECS = 10
 _MAX_INTERVAL_MILLISECS = 3600 * 1000
 

@@ -69,7 +69,7 @@ class Setting:
 
 PKSM = Setting("pksm", "PKSM, defaults", "bench")
 PKSM_FULL = Setting(
-    "pksm-full", "PKSM, full speed", "bench", (("max_cpu", "100"), ("settle_millisecs", "10"))
+    "pksm-full", "PKSM, full speed", "bench", (("max_cpu", "100"), ("settle_millisecs", "2"))
 )
 KSM = Setting("ksm", "KSM, defaults", "ksm")
 KSM_ADVISOR = Setting("ksm-advisor", "KSM, advisor", "ksm", (("advisor_mode", "scan-time"),))

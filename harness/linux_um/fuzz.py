@@ -199,7 +199,7 @@ class Fuzzer:
     def _check(self, guest: Guest, report: dict[str, Any]) -> None:
         """While all memory is held: with swap as it is, and without."""
         if self.has_laws():
-            for name, value in (("run", 1), ("settle_millisecs", 20), ("max_cpu", 100)):
+            for name, value in (("run", 1), ("settle_millisecs", 5), ("max_cpu", 100)):
                 guest.set_pksm(name, value)
             laws.check_laws(guest)
         guest.sh(f"swapoff {RAM_SWAP_DEVICE}")

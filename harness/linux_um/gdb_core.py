@@ -118,7 +118,10 @@ class CoreKeeper:
         elif keep_kernel(self._rundir, self._pid, self._kernel, term=self._term):
             (self._rundir / LOG_NAME).unlink()
         else:
-            self._term.warn(f"gdb has left no core dump; it said: {self._rundir / LOG_NAME}")
+            log = self._rundir / LOG_NAME
+            said = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+            last = " / ".join(line for line in said[-3:] if line) or "nothing"
+            self._term.warn(f"gdb has left no core dump; it said: {last} (all of it: {log})")
 
 
 def keep_kernel(rundir: Path, pid: int, kernel: Kernel, *, term: Term) -> bool:

@@ -24,7 +24,7 @@ def test_random_steps_keep_every_byte_and_leave_nothing(guest: Guest, seed: int)
 @pytest.mark.real_time
 def test_random_steps_in_real_time(guest: Guest) -> None:
     """The clock goes on and interrupts come whenever they come."""
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 5)
     before = settle(guest)
     report = workload(
         guest, ["churn", "--procs", "3", "--seconds", "8", "--pause-ms", "1", "--seed", "5"]

@@ -110,7 +110,7 @@ def test_a_page_that_changed_since_it_was_hashed_is_found_out(guest: Guest) -> N
     with the old contents. It is then hashed anew, so that process 2 finds it.
     """
     # There are many offsets, and each waits for pages to settle again and again.
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 5)
     for offset in OFFSETS:
         report = pageops(
             guest,

@@ -99,7 +99,7 @@ def test_r46_pages_freed_and_born_again_between_looks_are_told_apart(guest: Gues
     """R46: the same frames, other contents, while the old ones still wait in the lists."""
     steps = []
     for number in range(20):
-        steps += [f"fill=dup:{number}", "sleep=110", "madvise=dontneed"]
+        steps += [f"fill=dup:{number}", "sleep=30", "madvise=dontneed"]
     report = pageops(
         guest, *steps, "fill=dup:99", "settle", "stat=end", "verify", procs=3, pages=256
     )

@@ -67,7 +67,7 @@ USUAL: dict[str, int | str] = {
     "scope": "all",
     "domain": "user",
     "max_page_sharing": 256,
-    "settle_millisecs": 20,
+    "settle_millisecs": 50,
 }
 # What is called again and again while processes do whatever they do.
 RANDOM = ("node", "sharer", "sort", "copy", "charge", "unshare", "move")

@@ -8,10 +8,10 @@ from lab import GROUP, BootFresh, baseline, group, kin, meminfo, ram_swap, settl
 from linux_um.guest import Guest
 
 PAGES = 64
-# Pages that were written to again and again wait up to a thousand times as long as others.
-SETTLE_MS = 10
+# Pages that were written to again and again wait up to so many times as long as others.
+SETTLE_MS = 5
 SOON = f"set=settle_millisecs:{SETTLE_MS}"
-LONG = f"sleep={2 * 1024 * SETTLE_MS}"
+LONG = f"sleep={4096 * SETTLE_MS}"
 WAYS = ("remote", "ptrace", "memfile")
 
 

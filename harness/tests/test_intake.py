@@ -149,7 +149,7 @@ def test_r45_the_engine_keeps_the_anon_vma_of_those_who_have_gone(boot_fresh: Bo
     writes to all of them these pages go as well, and the four anon_vmas with them.
     """
     guest = boot_fresh(append=["slub_debug=FZU,anon_vma"])
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 5)
     # Or pages of the programs themselves may keep an anon_vma.
     guest.set_pksm("scope", "madvise")
     owned = [
@@ -234,7 +234,7 @@ def test_r46_a_hash_does_not_outlive_its_page(guest: Guest) -> None:
     report = pageops(
         guest, "@0:fill=unique", "@1:fill=unique", "settle", "stat=indexed",
         "set=settle_millisecs:60000", "@0:madvise=dontneed", "@1:madvise=dontneed",
-        "@0:fill=dup", "@1:fill=dup", "stat=reborn", "set=settle_millisecs:20", "settle",
+        "@0:fill=dup", "@1:fill=dup", "stat=reborn", "set=settle_millisecs:50", "settle",
         "stat=end", "verify",
         procs=2, pages=512,
     )  # fmt: skip

@@ -284,7 +284,7 @@ def test_new_pages_hold_the_scan_up_until_they_were_looked_at(guest: Guest) -> N
     assert guest.pksm("pages_new") >= 2 * 2 * 256
     assert wait_scans(guest, 1, seconds=3) == 0
     assert guest.pksm("pages_new") >= 2 * 2 * 256
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 50)
     assert wait_scans(guest, 2) >= 2
     # What the agent has touched since may be new.
     assert guest.pksm("pages_new") < 32
@@ -382,4 +382,4 @@ def defaults_again(guest: Guest) -> Iterator[None]:
     """The laws that are checked at the end of each test want a running engine."""
     yield
     write(guest, "run", 1)
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 50)

@@ -209,7 +209,7 @@ def test_a_large_folio_that_is_written_to_while_it_is_read_is_split_once(huge: G
 def test_equal_large_folios_of_khugepaged_leave_each_other_alone(huge: Guest) -> None:
     """They are not split for each other, and so they need not be read again either."""
     # A tenth of what is usual, so that the longest time to wait is 164 s.
-    huge.set_pksm("settle_millisecs", 20)
+    huge.set_pksm("settle_millisecs", 5)
     short, long = cost_of_time(
         huge, 480, 240, 960,
         before="pageops --huge --procs 2 --pages 512 set=run:0 madvise=nohugepage fill=dup "
@@ -223,7 +223,7 @@ def test_equal_large_folios_of_khugepaged_leave_each_other_alone(huge: Guest) ->
 
 @pytest.mark.time_travel
 def test_a_large_folio_that_is_held_is_not_read_again_and_again(huge: Guest) -> None:
-    huge.set_pksm("settle_millisecs", 20)
+    huge.set_pksm("settle_millisecs", 5)
     report = pageops(
         huge, "--huge", "fill=unique", "range=0-1", "pin", "range=all", "sleep=20000",
         "stat=read", "sleep=1000000", "stat=later", "range=0-1", "unpin", "range=all",

@@ -28,7 +28,7 @@ def test_r40_pinned_pages_cost_little_while_they_wait(guest: Guest) -> None:
     guest.run(["pinpages", "--mode", "vmsplice", "--pages", "64"])
     scanned = settle(guest)["pages_scanned"] - before
     # 128 pages and what else a few processes touch; 60 s of retries at each interval
-    # of a fixed 200 ms would be 64 * 300.
+    # of 200 ms would be 64 * 300.
     assert scanned < 4000
 
 

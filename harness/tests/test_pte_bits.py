@@ -95,7 +95,8 @@ def test_pages_that_userfaultfd_protects_are_not_merged(guest: Guest) -> None:
 def test_equal_pages_that_userfaultfd_protects_stay_as_they_are(guest: Guest) -> None:
     before = baseline(settle(guest))
     report = pageops(
-        guest, "fill=dup", "uffd_wp", "settle=60000", "stat=settled", "verify", "range=0-16",
+        guest, "set=settle_millisecs:200", "fill=dup", "uffd_wp", "settle=60000", "stat=settled",
+        "verify", "range=0-16",
         "poke=3", "range=all", "stat=written", "verify", procs=2, pages=PAGES,
     )  # fmt: skip
     assert report["settled"]["uffd_wp"] == 2 * PAGES

@@ -109,7 +109,7 @@ def test_a_longer_settle_time_makes_pages_wait_longer(guest: Guest) -> None:
     )  # fmt: skip
     assert report["early"]["merged_ptes"] == 0
     assert report["late"].sharing == 64
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 50)
 
 
 def test_only_root_may_change_anything(guest: Guest) -> None:

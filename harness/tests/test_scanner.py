@@ -56,7 +56,7 @@ def crowd_usecs(guest: Guest, pages: int) -> int:
 @pytest.mark.regression("R37")
 def test_r37_a_search_among_many_equal_pages_is_bounded(guest: Guest) -> None:
     """R37: with the page locked, each of them is compared with a few others, not with all."""
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 5)
     guest.set_pksm("max_page_sharing", 2)
     crowd_usecs(guest, 64)
     few, many = crowd_usecs(guest, 1000), crowd_usecs(guest, 8000)

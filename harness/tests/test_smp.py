@@ -87,7 +87,7 @@ def test_what_is_made_read_only_meanwhile_is_not_written_to_any_more(
     """
     guest = boot_fresh(mem="512M")
     guest.write_file("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")
-    guest.set_pksm("settle_millisecs", 20)
+    guest.set_pksm("settle_millisecs", 5)
     report = pageops(
         guest, "--huge", "fill=unique", "range=0-1", "mprotect=ro", "mprotect=rw", "range=all",
         "stat=mapped", "hold=unflushed", "&@0:stale=60", "held", "sleep=1000", "hold=off", "join",

@@ -180,7 +180,7 @@ def test_the_numbers_are_those_of_sysfs(guest: Guest) -> None:
 
 @pytest.mark.needs_pksm
 def test_a_change_of_a_control_is_seen(guest: Guest) -> None:
-    assert top_once(guest)["controls"]["settle_millisecs"] == "20"
+    assert top_once(guest)["controls"]["settle_millisecs"] == "50"
     guest.set_pksm("settle_millisecs", 30)
     assert top_once(guest)["controls"]["settle_millisecs"] == "30"
 
@@ -416,7 +416,7 @@ def test_the_view_draws_and_quits(guest: Guest) -> None:
         assert shown is not None and abs(int(shown.group(1)) - sharing) < 8, (sharing, text)
         for name in guest.sh("ls /sys/kernel/mm/pksm").stdout.split():
             screen.wait_for(rf"\b{name} ")
-        screen.wait_for(r"settle_millisecs +20\b")
+        screen.wait_for(r"settle_millisecs +50\b")
         guest.set_pksm("settle_millisecs", 111)
         screen.wait_for(r"settle_millisecs +111\b")
         screen.wait_for(r"every 0\.1 s")
@@ -430,9 +430,9 @@ def test_the_view_draws_and_quits(guest: Guest) -> None:
         screen.wait_for("pages_sharing")
         screen.send(" ")
         screen.wait_for("held; space goes on")
-        guest.set_pksm("settle_millisecs", 20)
+        guest.set_pksm("settle_millisecs", 50)
         screen.send(" ")
-        screen.wait_for(r"settle_millisecs +20\b")
+        screen.wait_for(r"settle_millisecs +50\b")
         screen.send("q")
         assert screen.wait_end() == 0
     lab.release(job)

@@ -65,7 +65,8 @@ def test_each_event_is_told_once(guest: Guest) -> None:
 def test_a_merge_that_fails_says_why(guest: Guest) -> None:
     """A page that somebody holds."""
     _, events = traced(
-        guest, "@0:fill=dup", "settle", "@1:fill=dup", "range=0-1", "@1:pin", "sleep=5000",
+        guest, "set=settle_millisecs:200", "@0:fill=dup", "settle", "@1:fill=dup", "range=0-1", "@1:pin",
+        "sleep=5000",
         "@1:unpin", "range=all", "settle", "verify",
     )  # fmt: skip
     results = Counter(

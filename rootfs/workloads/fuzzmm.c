@@ -349,7 +349,7 @@ static void align(void)
 static void begin(void)
 {
 	static const char *const controls[][2] = {
-		{ "run", "1" }, { "max_cpu", "100" }, { "settle_millisecs", "20" },
+		{ "run", "1" }, { "max_cpu", "100" }, { "settle_millisecs", "5" },
 		{ "rescan_seconds", "20" },
 	};
 	size_t i;

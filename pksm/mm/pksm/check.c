@@ -112,10 +112,10 @@ static void pksm_check_node(struct pksm_stable_node *node)
 static void pksm_check_records(void)
 {
 	unsigned long nr[NR_PKSM_CLASSES] = { }, listed = 0, indexed = 0;
-	unsigned long pfn;
+	unsigned long pfn, end = pksm_end_pfn();
 	int class;
 
-	for (pfn = 0; pfn < max_pfn; pfn++) {
+	for (pfn = 0; pfn < end; pfn++) {
 		struct page *page = pfn_to_online_page(pfn);
 		struct pksm_rmap_item *item = page ? __pksm_rmap_item(page) : NULL;
 		u32 state;

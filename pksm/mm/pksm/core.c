@@ -258,6 +258,7 @@ static void pksm_forget_everything(void)
 	pksm_unstable_reap();
 	pksm_unstable_empty();
 	pksm_queue_forget_all();
+	pksm_rescan_restart();
 }
 
 /*

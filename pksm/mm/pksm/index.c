@@ -45,8 +45,8 @@ static u64 pksm_known_secret;
 
 #ifdef CONFIG_PKSM_DEBUG
 /*
- * pksm_secret=NUMBER: the order of the buckets, and with it that in which pksmd looks at
- * pages, is the same at each boot, so that a test can be repeated exactly.
+ * pksm_secret=NUMBER: pages have the same hashes at each boot, and meet each other in the
+ * same buckets, so that a test can be repeated exactly.
  */
 static int __init pksm_secret_setup(char *value)
 {

@@ -548,6 +548,7 @@ void pksm_sharer_drop(struct pksm_stable_node *node,
 		      struct pksm_sharer *sharer);
 
 /* sweep.c */
+unsigned long pksm_end_pfn(void);
 struct page *pksm_next_frame(unsigned long *pfn);
 void pksm_sweep_start(void);
 void pksm_sweep_stop(void);

@@ -20,7 +20,7 @@
 
 #include "internal.h"
 
-unsigned int pksm_settle_millisecs = 20;
+unsigned int pksm_settle_millisecs = 50;
 
 /**
  * struct pksm_queue - one level
@@ -53,7 +53,7 @@ static_assert(PKSM_NR_LEVELS - 1 <= PKSM_LEVEL_MASK >> PKSM_LEVEL_SHIFT);
  * What was put back waits for as many settle times, and then doubled by its level; a
  * little even with a settle time of 0.
  */
-#define PKSM_BACKOFF			10U
+#define PKSM_BACKOFF			4U
 #define PKSM_MIN_BACKOFF_MILLISECS	10U
 
 /* No page waits longer than that, in seconds. */
@@ -73,7 +73,7 @@ static unsigned long pksm_interval(u32 level)
  * pksm_age_level - how long a page of an age has to wait
  * @age: how often it had changed after it was hashed, at most PKSM_MAX_AGE
  *
- * With a settle time of 20 ms these are 0.4, 1.6, 12.8 and 102 seconds, each of
+ * With a settle time of 50 ms these are 0.4, 1.6, 12.8 and 102 seconds, each of
  * them at least once and at most twice.
  *
  * Return: The level of the queue for it.

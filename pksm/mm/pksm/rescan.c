@@ -22,7 +22,6 @@
  * All of it is guarded by pksm_mutex.
  */
 #include <linux/jiffies.h>
-#include <linux/memblock.h>
 #include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
@@ -36,7 +35,7 @@ unsigned int pksm_rescan_seconds = 20;
 /* Page frames in one step: with most of them there is nothing to do. */
 #define PKSM_RESCAN_STEP	4096U
 
-/* Passes over all of the index. */
+/* Passes that have found nothing more to look at, or the end of memory. */
 unsigned long pksm_full_scans;
 
 static unsigned long pksm_rescan_pfn;
@@ -73,13 +72,14 @@ void pksm_rescan_want(void)
 }
 
 /**
- * pksm_rescan_restart - begin to wait again, after the interval was changed
+ * pksm_rescan_restart - begin to wait again, and then at the first page frame
  *
  * Context: pksm_mutex held.
  */
 void pksm_rescan_restart(void)
 {
 	lockdep_assert_held(&pksm_mutex);
+	pksm_rescan_pfn = 0;
 	pksm_rescan_backoff = 0;
 	pksm_rescan_due = jiffies + pksm_rescan_interval();
 }
@@ -247,6 +247,7 @@ static void pksm_rescan_page(unsigned long pfn)
  */
 void pksm_rescan(unsigned int budget)
 {
+	unsigned long end = pksm_end_pfn();
 	unsigned int step;
 
 	lockdep_assert_held(&pksm_mutex);
@@ -260,7 +261,7 @@ void pksm_rescan(unsigned int budget)
 		struct pksm_rmap_item *item;
 		struct page *page;
 
-		if (pfn >= max_pfn)
+		if (pfn >= end)
 			break;
 		page = pksm_next_frame(&pksm_rescan_pfn);
 		item = page ? __pksm_rmap_item(page) : NULL;
@@ -270,7 +271,7 @@ void pksm_rescan(unsigned int budget)
 		budget--;
 		cond_resched();
 	}
-	if (pksm_rescan_pfn < max_pfn && pksm_nr_class(PKSM_CLASS_UNSHARED))
+	if (pksm_rescan_pfn < end && pksm_nr_class(PKSM_CLASS_UNSHARED))
 		return;
 
 	pksm_rescan_pfn = 0;

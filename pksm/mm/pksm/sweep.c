@@ -13,8 +13,8 @@
  * All of it is guarded by pksm_mutex.
  */
 #include <linux/jiffies.h>
-#include <linux/memblock.h>
 #include <linux/memory_hotplug.h>
+#include <linux/mmzone.h>
 #include <linux/pageblock-flags.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
@@ -39,6 +39,24 @@ static unsigned long pksm_sweep_missed;
 static unsigned long pksm_sweep_due;	/* in jiffies: when the pass begins */
 
 /**
+ * pksm_end_pfn - where do the page frames end?
+ *
+ * Not every architecture keeps max_pfn right when memory is added.
+ *
+ * Context: Any. More of them may come and go at any time.
+ * Return: The page frame number behind the last that there is.
+ */
+unsigned long pksm_end_pfn(void)
+{
+	unsigned long end = 0;
+	int nid;
+
+	for_each_online_node(nid)
+		end = max(end, node_end_pfn(nid));
+	return end;
+}
+
+/**
  * pksm_next_frame - step over the page frames
  * @pfn: the page frame number; afterwards the one to go on with
  *
@@ -47,9 +65,10 @@ static unsigned long pksm_sweep_due;	/* in jiffies: when the pass begins */
  */
 struct page *pksm_next_frame(unsigned long *pfn)
 {
-	struct page *page = pfn_to_online_page(*pfn);
+	struct page *page;
 
 	lockdep_assert_held(&pksm_mutex);
+	page = pfn_to_online_page(*pfn);
 	*pfn = page ? *pfn + 1 : ALIGN(*pfn + 1, PKSM_HOLE);
 	return page;
 }
@@ -138,6 +157,7 @@ out:
  */
 void pksm_sweep(void)
 {
+	unsigned long end = pksm_end_pfn();
 	unsigned int step;
 
 	lockdep_assert_held(&pksm_mutex);
@@ -148,13 +168,13 @@ void pksm_sweep(void)
 	for (step = 0; step < PKSM_SWEEP_STEP; step++) {
 		struct page *page;
 
-		if (pksm_sweep_pfn >= max_pfn)
+		if (pksm_sweep_pfn >= end)
 			break;
 		page = pksm_next_frame(&pksm_sweep_pfn);
 		if (page && !pksm_sweep_page(page))
 			pksm_sweep_missed++;
 	}
-	if (pksm_sweep_pfn < max_pfn)
+	if (pksm_sweep_pfn < end)
 		return;
 
 	pksm_sweep_passes--;

@@ -145,7 +145,7 @@ static bool ksm_settle(uint64_t end)
 }
 
 /*
- * A page that was broken off a merged one waits for at most 160 settle times. One
+ * A page that was broken off a merged one waits for at most 64 settle times. One
  * that keeps changing waits for minutes, and whoever polls has such pages himself:
  * those are not waited for.
  */
@@ -154,7 +154,7 @@ static uint64_t pksm_patience_ms(void)
 	int64_t settle = 0;
 
 	counter_read("settle_millisecs", &settle);
-	return (uint64_t)settle * 200 + 2000;
+	return (uint64_t)settle * 80 + 2000;
 }
 
 static bool pksm_settle(uint64_t end)

@@ -106,7 +106,7 @@ static const struct {
 	{ "max_page_sharing", "3" }, { "max_page_sharing", "8" },
 	{ "max_page_sharing", "256" }, { "use_zero_pages", "1" }, { "use_zero_pages", "1" },
 	{ "use_zero_pages", "0" }, { "settle_millisecs", "0" }, { "settle_millisecs", "10" },
-	{ "settle_millisecs", "200" }, { "rescan_seconds", "1" }, { "rescan_seconds", "20" },
+	{ "settle_millisecs", "50" }, { "rescan_seconds", "1" }, { "rescan_seconds", "20" },
 	{ "max_cpu", "100" }, { "max_cpu", "5" },
 };
 
