@@ -63,6 +63,7 @@ describes itself by: {python} -m pytest --help
                      (profile smp; with --profile ksm: smp-ksm);
                      NUMBER at the same time (default 2), where there are many;
                      --share=K/N: the Kth and each Nth from there
+  --share K/N        the Kth of N shares of the tests, which make up the whole
   -k EXPRESSION      (pytest) only tests whose names match
   -n NUMBER          (pytest) guests at the same time
   -x                 (pytest) stop at the first failure"""

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import lab  # noqa: E402
 from lab import BootFresh  # noqa: E402
 from linux_um import build, kconfig  # noqa: E402
-from linux_um.errors import LinuxUmError  # noqa: E402
+from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
 from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.mutants import share_of  # noqa: E402
 from linux_um.options import default_arch, parse_size  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
 from linux_um.source import default_kernel  # noqa: E402
@@ -68,6 +69,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=default_arch(),
         choices=kconfig.ARCHES,
         help="the machine of the guests (default: $LINUX_UM_ARCH or um)",
+    )
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        default="1/1",
+        help="run the Kth of N shares of the tests, so that several runs make up the whole",
     )
     parser.addoption(
         "--update-walkthrough",
@@ -144,7 +151,8 @@ class Offer:
 # Last: only what is left to be run may ask for a kernel.
 @pytest.hookimpl(trylast=True)  # type: ignore[misc]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what the chosen profile or machine cannot run."""
+    """Leave a share of the tests, and skip what the chosen profile or machine cannot run."""
+    leave_share(config, items)
     offer = Offer(
         config.getoption("--profile"), config.getoption("--arch"),
         build=not config.option.collectonly,
@@ -153,6 +161,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = offer.lacks(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def leave_share(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out of *items* what is not of the share that was asked for.
+
+    A share is in one piece, since tests of a file have guests in common.
+    """
+    try:
+        (number, shares), _ = share_of([f"--share={config.getoption('--share')}"])
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    begin, end = (len(items) * part // shares for part in (number - 1, number))
+    others = items[:begin] + items[end:]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = items[begin:end]
 
 
 @pytest.hookimpl(hookwrapper=True)  # type: ignore[misc]
