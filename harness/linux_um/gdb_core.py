@@ -28,8 +28,8 @@ LOG_NAME = "core.log"
 ATTACH_SECONDS = 20.0
 END_SECONDS = 60.0
 _LOOK = 0.005
-# How often gdb tries to write a core.
-TRIES = 20
+# How often gdb tries to write a core, and for how many seconds it waits in between.
+TRIES, PAUSE = 20, 0.1
 COMMANDS = (
     "handle all nostop noprint pass",
     "handle SIGINT nostop noprint pass",
@@ -41,6 +41,7 @@ COMMANDS = (
     # sent them: gdb may find one gone before it was told. UML aborts until it is dead, and
     # so there is another time.
     f"""python
+import time
 import gdb
 for turn in range({TRIES}):
     if not gdb.selected_inferior().pid:
@@ -50,6 +51,8 @@ for turn in range({TRIES}):
         break
     except gdb.error as error:
         print(error)
+    # They have a little time for it.
+    time.sleep({PAUSE})
     try:
         gdb.execute("signal 0")
     except gdb.error as error:
