@@ -144,6 +144,14 @@ class Guest:
         """Return the oopses and the like in :meth:`own_log`."""
         return scan(self.own_log())
 
+    def host_error(self) -> HostError | None:
+        """Return the error for what the host did not let the guest have, by :meth:`own_log`."""
+        return self._machine.host_error(self.own_log())
+
+    def full_directory(self) -> str:
+        """Return a line on the host's directory of its memory, when that is full just now."""
+        return self._machine.full_directory()
+
     def lift_limits(self) -> None:
         """Wait for this guest as long as it takes from now on: a debugger stops it."""
         self._timeout = math.inf
@@ -396,7 +404,10 @@ class Guest:
             if status is None:
                 status = self._machine.kill()
             panicked = any(finding.kind == "panic" for finding in self.findings())
-            if self._complaint and not panicked:
+            refused = None if powered_down(self.console()) else self.host_error()
+            if refused is not None:
+                self._failure = refused
+            elif self._complaint and not panicked:
                 kind = LineError if self.booted else BootError
                 self._failure = kind(self._complaint, "see what writes to it in the guest")
             else:

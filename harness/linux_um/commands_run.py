@@ -240,6 +240,8 @@ def run_command(arguments: argparse.Namespace, term: Term) -> int:
             guest.result = {"status": status, "command": shlex.join(command)}
             if status != 0:
                 guest.result["outcome"] = "fail"
+                if full := guest.full_directory():
+                    term.warn(full)
     except LinuxUmError as error:
         _show_report(error)
         if status == 0 and error.exit_status == EXIT_TAINT:

@@ -40,6 +40,10 @@ class Check:
     mend: str = ""
     required: bool = True
 
+    def error(self) -> HostError:
+        """Return the error for a check that has failed."""
+        return HostError(f"{self.name}: {self.finding}", self.mend)
+
 
 @dataclass(frozen=True)
 class Directory:
@@ -89,7 +93,7 @@ class Facts:
         return cls(
             machine=platform.machine(),
             memory=Directory.look(memory_directory(mem_bytes)),
-            max_map_count=_read_int("/proc/sys/vm/max_map_count", 65530),
+            max_map_count=max_map_count(),
             ptrace_scope=_read_int("/proc/sys/kernel/yama/ptrace_scope", 0),
             xstate_bytes=xstate,
             ptrace_error=error,
@@ -256,12 +260,48 @@ def boot_checks(mem_bytes: int) -> Path:
         memory_check(Directory.look(directory), mem_bytes),
     ):
         if check.mend:
-            raise HostError(f"{check.name}: {check.finding}", check.mend)
+            raise check.error()
     return directory
+
+
+def mappings_error(max_map_count: int, mem_bytes: int) -> HostError:
+    """Return the error for a process in the guest that the host gave no more mappings."""
+    wanted = max(2 * max_map_count, mem_bytes // PAGE_BYTES + SPARE_MAPS)
+    return HostError(
+        "vm.max_map_count: a process in the guest takes more mappings than the "
+        f"{max_map_count} that the host lets it have",
+        f"spread the workload over processes, or run: sudo sysctl -w vm.max_map_count={wanted}",
+    )
+
+
+def memory_error(directory: Path, mem_bytes: int) -> HostError:
+    """Return the error for a guest whose memory found no room any more in *directory*."""
+    size = _mebibytes(mem_bytes)
+    return HostError(
+        f"guest memory directory: {directory} ran full while the guest ran, which takes up to "
+        f"{size}",
+        f"make room there, or set TMPDIR to a directory that allows exec and has {size} free, "
+        "or --mem",
+    )
+
+
+def full_warning(memory: Directory) -> str:
+    """Return a line for a command that has failed while *memory* is full; empty when it is not."""
+    if memory.free_bytes >= PAGE_BYTES:
+        return ""
+    return (
+        f"guest memory directory: {memory.path} is full, which may be why the command failed; "
+        "make room there, or set TMPDIR to another directory"
+    )
 
 
 def _mebibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 10 * 2**30 else f"{count // 2**20} MiB"
+
+
+def max_map_count() -> int:
+    """Return how many mappings the host lets a process have."""
+    return _read_int("/proc/sys/vm/max_map_count", 65530)
 
 
 def _read_int(path: str, default: int) -> int:

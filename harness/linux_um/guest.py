@@ -343,10 +343,13 @@ def _leave_counts(guest: Guest, image: build.Image) -> None:
 
 
 def _finish(guest: Guest, options: BootOptions) -> None:
-    """Power off and judge the log. Raises GuestOops and what power_off() raises."""
+    """Power off and judge the log. Raises GuestOops, HostError and what power_off() raises."""
     guest.power_off()
     findings = guest.findings()
     if findings and not options.allow_taint:
+        refused = guest.host_error()
+        if refused is not None:
+            raise refused
         first = findings[0]
         raise GuestOops(f"the kernel's log has a {first.kind}: {first.text}", "see the trace")
 

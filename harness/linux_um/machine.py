@@ -178,6 +178,20 @@ class Machine(ABC):
     def answers(self) -> bool:
         """Ask the kernel, not the agent, for something; return whether it answers."""
 
+    def host_error(self, log: str) -> HostError | None:
+        """Return the error for what the host did not let the machine have, by its *log*.
+
+        None when that is nothing, or not what is wrong.
+        """
+        return None
+
+    def full_directory(self) -> str:
+        """Return a line on the host's directory that holds its memory and is full.
+
+        Empty when there is none such just now.
+        """
+        return ""
+
     @abstractmethod
     def sysrq(self, key: str) -> None:
         """Press a key of magic SysRq; the answer goes to the log. Raises MachineError."""

@@ -119,9 +119,15 @@ _KINDS = tuple(
         ("hung task", r"^INFO: task .* blocked for more than \d+ seconds"),
         ("RCU stall", r"^(INFO: rcu|rcu: INFO: rcu).* (detected stalls|self-detected stall)"),
         ("objects left", r"^BUG .*: Objects remaining "),
-        ("host memory", r"UML ran out of memory on the host side"),
+        ("host mappings", r"UML ran out of memory on the host side"),
+        ("host memory", r"^Bus error - the host "),
         ("UML", r"^(Segfault with no mm|Kernel mode signal \d+|Kernel tried to access user memory)"),
     )
+)
+# Those of them that are the host's doing, and the panics that come of them.
+_HOST_KINDS = ("host mappings", "host memory")
+_PANIC_BY_HOST = re.compile(
+    r"Attempted to kill init|Failed to sync kernel TLBs|Kernel mode signal 7\b"
 )
 # What besides says where trouble begins in a log that is otherwise ordinary.
 _MATTERS = re.compile(
@@ -156,6 +162,22 @@ def scan(console: str) -> list[Finding]:
                     found.append(Finding(kind, number, text))
                 break
     return found
+
+
+def host_shortage(findings: Sequence[Finding]) -> str:
+    """Return the kind of what the host ran out of, if that is all that is wrong, or has ended
+    the guest; else an empty text.
+
+    That is "host mappings" or "host memory". What else is wrong may be the kernel's own
+    fault, and is to be told.
+    """
+    end = next((n for n, f in enumerate(findings) if f.kind == "panic"), None)
+    lacks = [f.kind for f in findings[:end] if f.kind in _HOST_KINDS]
+    if end is None:
+        guilty = len(lacks) == len(findings)
+    else:
+        guilty = _PANIC_BY_HOST.search(findings[end].text) is not None
+    return lacks[-1] if lacks and guilty else ""
 
 
 def _race_counts(lines: list[str]) -> bool:

@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from . import doctor
 from .errors import HostError
 from .machine import SWAP_FILE, Machine, MachineError, MachineOptions, make_swap_file
 from .mconsole import MconsoleError, mconsole
+from .options import parse_size
+from .outcome import host_shortage, scan, started
 from .paths import repo_root
 from .rundir import RunDir
 
@@ -37,6 +40,8 @@ class UmlMachine(Machine):
     def __init__(self, options: MachineOptions, rundir: RunDir) -> None:
         """Start it, as :meth:`Machine._start` says. Raises HostError."""
         super().__init__(options, rundir)
+        self._mem_bytes = parse_size(options.mem)
+        self._memory = options.memory or doctor.memory_directory(self._mem_bytes)
         make_swap_file(options, rundir.path)
         try:
             guest_in, self.line_out = os.pipe2(os.O_CLOEXEC)
@@ -44,9 +49,7 @@ class UmlMachine(Machine):
         except OSError as error:
             raise HostError(f"cannot start the guest: {error}") from error
         os.set_blocking(self.line_out, False)
-        environment = dict(os.environ)
-        if options.memory is not None:
-            environment["TMPDIR"] = str(options.memory)
+        environment = {**os.environ, "TMPDIR": str(self._memory)}
         command = machine_command(options, rundir.path, guest_in, guest_out)
         self._start(command, (guest_in, guest_out), environment)
 
@@ -68,12 +71,38 @@ class UmlMachine(Machine):
             return False
         return True
 
+    def host_error(self, log: str) -> HostError | None:
+        """Look for what UML says of the host, and at the memory's directory if it says nothing."""
+        memory = doctor.Directory.look(self._memory)
+        return host_error(log, memory, self._mem_bytes, doctor.max_map_count())
+
+    def full_directory(self) -> str:
+        """UML's memory is a file."""
+        return doctor.full_warning(doctor.Directory.look(self._memory))
+
     def sysrq(self, key: str) -> None:
         """Press a key by the management console. Raises MachineError."""
         try:
             mconsole(self._rundir.mconsole, f"sysrq {key}")
         except MconsoleError as error:
             raise MachineError(str(error)) from error
+
+
+def host_error(
+    log: str, memory: doctor.Directory, mem_bytes: int, max_map_count: int
+) -> HostError | None:
+    """Return the error for what the host did not let a guest have that has left *log*.
+
+    *memory* is the directory for its memory of *mem_bytes*, as it is now.
+    """
+    shortage = host_shortage(scan(log))
+    if shortage == "host mappings":
+        return doctor.mappings_error(max_map_count, mem_bytes)
+    if shortage == "host memory":
+        return doctor.memory_error(memory.path, mem_bytes)
+    # Memory may be lacking before there is a kernel that can say so.
+    check = doctor.memory_check(memory, mem_bytes)
+    return None if started(log) or not check.mend else check.error()
 
 
 def machine_command(

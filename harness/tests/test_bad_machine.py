@@ -50,6 +50,12 @@ ENDS = {
     "fails": "exit 3",
     "dies": "kill -KILL $$",
     "panics": "echo '[    0.200000] Kernel panic - not syncing: a fake'\nkill -ABRT $$",
+    "starves": "echo '[    0.200000] Bus error - the host /dev/shm or /tmp mount likely just ran "
+    "out of space'\necho '[    0.200000] Kernel panic - not syncing: Kernel mode signal 7'\n"
+    "kill -ABRT $$",
+    "unmapped": "echo '[    0.200000] UML ran out of memory on the host side! This can happen'\n"
+    "echo '[    0.200000] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0b'\n"
+    "kill -ABRT $$",
     "hangs": "exec sleep 1000",
     "garbage": "printf 'garb\\033[2J\\377age\\n' >&$line\nexec sleep 1000",
     "noise": "printf '\\033[2J\\377noise\\n'\nexit 3",
@@ -63,12 +69,16 @@ for word; do
 done
 """
 # Of each stage: the status, and what the line has, for each end.
+STARVED = (125, "guest memory directory: ")
+UNMAPPED = (125, "vm.max_map_count: a process in the guest takes more mappings than the ")
 OUT_OF_STEP = r"the agent's line is out of step: not a frame: b'garb\x1b[2J\xffage\n'"
 BEFORE = {
     "ends": (126, "the guest did not boot: it ended with exit status 0"),
     "fails": (126, "the guest did not boot: it ended with exit status 3"),
     "dies": (126, "the guest did not boot: it ended with signal 9"),
     "panics": (126, "the guest did not boot: Kernel panic - not syncing: a fake"),
+    "starves": STARVED,
+    "unmapped": UNMAPPED,
     "hangs": (126, "the guest did not boot within 5 s"),
     "garbage": (126, OUT_OF_STEP),
     "noise": (126, "the guest did not boot: it ended with exit status 3"),
@@ -89,6 +99,8 @@ EXPECTED = {
         "fails": (71, "the guest powered off (exit status 3) before the command ended"),
         "dies": (71, "the guest powered off (signal 9) before the command ended"),
         "panics": (134, "the guest's kernel panicked: Kernel panic - not syncing: a fake"),
+        "starves": STARVED,
+        "unmapped": UNMAPPED,
         "hangs": (124, "'true' did not end within 5 s; its kernel does not answer"),
         "garbage": (71, OUT_OF_STEP),
         "noise": (71, "the guest powered off (exit status 3) before the command ended"),
