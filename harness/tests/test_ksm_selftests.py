@@ -106,14 +106,24 @@ def test_ksm_functional_tests_give_the_same_results(both: tuple[Guest, Guest]) -
     assert done[0].status == done[1].status
 
 
+def ksm_test(guest: Guest, options: str, tries: int) -> str:
+    """Run ksm_tests until it succeeds, at most so often; return its status and what it says."""
+    said = ""
+    for _ in range(tries):
+        done = run(guest, f"ksm_tests {options} -l 60")
+        result = re.search(r"^(?:not ok|ok).*", done.stdout, re.MULTILINE)
+        said = f"{done.status}: {result.group(0) if result else done.stderr}"
+        if done.status == 0:
+            break
+    return said
+
+
 def test_ksm_tests_give_the_same_results(both: tuple[Guest, Guest]) -> None:
-    seen: list[dict[str, str]] = [{}, {}]
-    for which, guest in enumerate(both):
-        for options in KSM_TESTS:
-            done = run(guest, f"ksm_tests {options} -l 60")
-            result = re.search(r"^(?:not ok|ok).*", done.stdout, re.MULTILINE)
-            seen[which][options] = f"{done.status}: {result.group(0) if result else done.stderr}"
-    pksm, stock = seen
+    """Stock KSM has several tries: on a busy host it may not be done within the 60 seconds."""
+    pksm, stock = (
+        {options: ksm_test(guest, options, tries) for options in KSM_TESTS}
+        for guest, tries in zip(both, (1, 3), strict=True)
+    )
     for options in ("-M -p 10", "-U", "-Z -p 10 -z 0", "-Z -p 10 -z 1", "-P -s 8", "-C"):
         assert stock[options].startswith("0: ok"), stock
     # KSM may be too slow for a test on a machine that is emulated.
