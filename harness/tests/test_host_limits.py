@@ -44,7 +44,7 @@ SPARE = 4096
 # the guest may look on without asking for memory.
 FILL = """\
 (until [ -e "$1/ready" ] || ! kill -0 $$ 2>/dev/null; do sleep 0.05; done
- dd if=/dev/zero of="$1/fill" bs=4k 2>/dev/null; : >"$1/go") >/dev/null 2>&1 &
+ dd if=/dev/zero of="$1/fill" bs=4k || :; : >"$1/go") >/dev/null 2>&1 &
 """
 READY = "echo out; : >/share/ready; until [ -e /share/go ]; do :; done; "
 MEM = 64 << 20
