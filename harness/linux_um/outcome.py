@@ -119,7 +119,11 @@ _KINDS = tuple(
         ("hung task", r"^INFO: task .* blocked for more than \d+ seconds"),
         ("RCU stall", r"^(INFO: rcu|rcu: INFO: rcu).* (detected stalls|self-detected stall)"),
         ("objects left", r"^BUG .*: Objects remaining "),
-        ("host mappings", r"UML ran out of memory on the host side"),
+        # In the stub: it is told by another CPU, whose caller says no more than that.
+        (
+            "host mappings",
+            r"UML ran out of memory on the host side|stub syscall type \d+ failed, .* = 0xf{15}4$",
+        ),
         ("host memory", r"^Bus error - the host "),
         ("UML", r"^(Segfault with no mm|Kernel mode signal \d+|Kernel tried to access user memory)"),
     )

@@ -78,8 +78,8 @@ def test_a_process_that_ends_takes_its_pages_with_it(guest: Guest) -> None:
 def test_r49_pages_that_were_read_before_they_were_written_enter(guest: Guest) -> None:
     """R49: the zero page was mapped there; the write copies it."""
     report = pageops(
-        guest, "touch=read", "drain", "stat=before", "fill=unique", "stat=after",
-        procs=1, pages=PAGES,
+        guest, "touch=read", "drain", "set=settle_millisecs:60000", "stat=before", "fill=unique",
+        "stat=after", "set=settle_millisecs:50", procs=1, pages=PAGES,
     )  # fmt: skip
     grown = tracked(report["after"].counters) - tracked(report["before"].counters)
     assert grown == PAGES

@@ -97,7 +97,8 @@ def test_too_many_mappings_are_named_with_the_limit(runs: Path, maps: Path) -> N
     assert done.returncode == EXIT_LAUNCHER
     assert done.stdout == b"0\n139\n"
     assert b"outcome: broken host\n" in done.stderr
-    assert "UML ran out of memory" in (run_directory(done.stderr) / "console.log").read_text()
+    log = (run_directory(done.stderr) / "console.log").read_text()
+    assert "UML ran out of memory" in log or "stub syscall type" in log
     # Whoever lets an oops pass has the command's own status.
     assert launch(words[0], "--allow-taint", *words[1:]).returncode == 0
 
