@@ -119,7 +119,7 @@ _KINDS = tuple(
         ("hung task", r"^INFO: task .* blocked for more than \d+ seconds"),
         ("RCU stall", r"^(INFO: rcu|rcu: INFO: rcu).* (detected stalls|self-detected stall)"),
         ("objects left", r"^BUG .*: Objects remaining "),
-        # In the stub: it is told by another CPU, whose caller says no more than that.
+        # On 7.3 with SMP all that is said may be that a call in the stub got ENOMEM.
         (
             "host mappings",
             r"UML ran out of memory on the host side|stub syscall type \d+ failed, .* = 0xf{15}4$",
