@@ -94,8 +94,8 @@ def parts(directory: Path) -> list[Part]:
     security = ("test", *_tests(*attacks))
     bad = ("test", *_tests(
         "unit_host", "unit_build", "unit_intact", "unit_source", "words", "workload_usage",
-        "machine", "bad_machine", "bad_host", "run_control", "sysfs_nonsense", "ksm_compat",
-        "rescan", "pace", "boot_param", "top", "gdb_session",
+        "machine", "bad_machine", "bad_host", "host_limits", "run_control", "sysfs_nonsense",
+        "ksm_compat", "rescan", "pace", "boot_param", "top", "gdb_session",
     ))  # fmt: skip
     meetings = _tests(
         "smp", "churn", "moments", "pins", "fork", "cow", "swap", "migrate", "intake",
