@@ -100,7 +100,7 @@ def _begin(wishes: dict[str, Any]) -> None:
     if "core" in wishes:
         gdb.execute(f"core-file {wishes['core']}", to_string=True)
     if "keep_core" in wishes:
-        _keep_core(wishes["keep_core"])
+        _End(wishes["keep_core"])
     if _launcher is not None and wishes.get("announce"):
         _launcher.ask("attached")
     if wishes.get("command"):
@@ -193,15 +193,24 @@ def _attach(pid: int) -> None:
         raise SessionError(f"cannot attach to process {pid}: {reason}; {mend}") from error
 
 
-def _keep_core(target: str) -> None:
-    """Write a core dump when the guest stops at SIGABRT, the end of a panic."""
+class _End(gdb.Breakpoint):
+    """Stops where a panic ends, before UML sends SIGTERM to all its processes.
 
-    def on_stop(event: Any) -> None:
-        if getattr(event, "stop_signal", "") == "SIGABRT" and not os.path.exists(target):
+    gdb traces some of them, and cannot write a core when one has just died.
+    """
+
+    def __init__(self, target: str) -> None:
+        super().__init__("os_dump_core", internal=True)
+        self._target = target
+        gdb.events.stop.connect(self._on_stop)
+
+    def _on_stop(self, event: Any) -> None:
+        ends = self in getattr(event, "breakpoints", ())
+        aborts = getattr(event, "stop_signal", "") == "SIGABRT"
+        if (ends or aborts) and not os.path.exists(self._target):
             gdb.execute("set use-coredump-filter off")
-            gdb.execute(f"generate-core-file {target}")
-
-    gdb.events.stop.connect(on_stop)
+            gdb.execute(f"generate-core-file {self._target}")
+            gdb.write("The guest's kernel has panicked, and ends.\n")
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@
 The host's own core dumps cannot be relied on: where they go is the host's
 affair, and the guest's memory, a mapping of a shared file, is not part of
 them. So a gdb without symbols is attached to the UML process. It passes every
-signal on, and at SIGABRT, by which UML ends after a panic, it writes the core
-before it lets the process die of it. Status and messages stay as they are.
+signal on, and where UML begins to end after a panic, in os_dump_core(), it
+writes the core before it lets the process die of SIGABRT. Status and messages
+stay as they are.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ END_SECONDS = 60.0
 _LOOK = 0.005
 # How often gdb tries to write a core, and for how many seconds it waits in between.
 TRIES, PAUSE = 20, 0.1
+# Where UML sends SIGTERM to all its processes; gdb traces those that share memory with it, and
+# cannot read the registers of one that has died of that.
+PLACE = "os_dump_core"
 COMMANDS = (
     "handle all nostop noprint pass",
     "handle SIGINT nostop noprint pass",
+    # In case it ends in another way.
     "handle SIGABRT stop print pass",
     # All mappings but files: gdb counts the guest's memory, a deleted file, among them.
     "set use-coredump-filter off",
     "continue",
-    # Processes that share memory with UML are dying by then, of the SIGTERM that it has
-    # sent them: gdb may find one gone before it was told. UML aborts until it is dead, and
-    # so there is another time.
+    # UML aborts until it is dead, and so there is another time.
     f"""python
 import time
 import gdb
@@ -51,15 +54,28 @@ for turn in range({TRIES}):
         break
     except gdb.error as error:
         print(error)
-    # They have a little time for it.
+    # What is dying has a little time for it.
     time.sleep({PAUSE})
     try:
         gdb.execute("signal 0")
     except gdb.error as error:
         print(error)
-end""",
+""",
+    "handle SIGABRT nostop noprint pass",
     "continue",
 )
+
+
+def break_command(linux: Path) -> list[str]:
+    """Return gdb's command that stops the kernel *linux* as it ends, if its symbols say where."""
+    if shutil.which("nm") is None:
+        return []
+    done = subprocess.run(["nm", str(linux)], capture_output=True, text=True, check=False)
+    return [
+        f"break *0x{fields[0]}"
+        for fields in map(str.split, done.stdout.splitlines())
+        if fields[1:] == ["T", PLACE]
+    ]
 
 
 class CoreKeeper:
@@ -76,7 +92,7 @@ class CoreKeeper:
         words = ["gdb", "-q", "-batch", "-nx", "-iex", "set debuginfod enabled off",
                  "-iex", "set auto-load libthread-db off", "-iex", "set exec-file-mismatch off",
                  "-e", str(kernel.linux), "-p", str(pid)]  # fmt: skip
-        for command in COMMANDS:
+        for command in [*break_command(kernel.linux), *COMMANDS]:
             words += ["-ex", command]
         try:
             with open(rundir / LOG_NAME, "wb") as log:
