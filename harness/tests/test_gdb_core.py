@@ -20,7 +20,7 @@ from linux_um.guest import BootOptions, boot  # noqa: E402
 from linux_um.paths import runs_root  # noqa: E402
 from test_gdb_session import background, one_line, script  # noqa: E402
 from test_gdb_session import Script  # noqa: E402
-from runlab import launch, run_directory, runs  # noqa: E402
+from runlab import LIMIT, launch, run_directory, runs, start  # noqa: E402
 
 __all__ = ["runs", "script"]
 
@@ -98,9 +98,10 @@ def test_without_the_option_there_is_none(runs: Path) -> None:
 
 def test_a_run_that_goes_well_leaves_nothing(runs: Path) -> None:
     """Neither a core dump nor a debugger."""
-    done = launch("run", "--keep-core", "--keep", "--", "sh", "-c", "echo out; exit 0")
-    assert (done.returncode, done.stdout) == (0, b"out\n")
-    run = (runs_root() / "latest").resolve()
+    launcher = start("run", "--keep-core", "--keep", "--", "echo", "out")
+    assert launcher.communicate(timeout=LIMIT)[0] == b"out\n"
+    assert launcher.returncode == 0
+    [run] = runs_root().glob(f"*-echo-{launcher.pid}.*")
     assert not (run / CORE_NAME).exists() and not (run / "linux").exists()
     assert launch("run", "--keep-core", "--", "sh", "-c", "exit 9").returncode == 9
 
