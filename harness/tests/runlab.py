@@ -53,11 +53,11 @@ def marked(mark: str) -> list[str]:
         try:
             environment = (entry / "environ").read_bytes()
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
         except OSError:
             continue
         if mark.encode() in environment.split(b"\0") and state != "Z":
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            found.append(f"{entry.name} {state} {command[:100]}")
+            found.append(f"{entry.name} {state} {command[:100].decode()}")
     return found
 
 
