@@ -109,13 +109,17 @@ def test_a_page_that_changed_since_it_was_hashed_is_found_out(guest: Guest) -> N
     The page of process 0 is in the index by a hash that no longer holds when process 1 comes
     with the old contents. It is then hashed anew, so that process 2 finds it.
     """
-    # There are many offsets, and each waits for pages to settle again and again.
+    # There are many offsets, and each waits for pages to settle again and again. The engine
+    # stops while a process writes, which a busy host may keep from it for longer than that.
     guest.set_pksm("settle_millisecs", 5)
     for offset in OFFSETS:
         report = pageops(
             guest,
-            "@0:fill=dup", "settle", f"@0:poke={offset}", "@1:fill=dup", "settle", "stat=changed",
-            "verify", "@2:fill=dup", f"@2:poke={offset}", "settle", "stat=found", "verify",
+            "set=run:0", "@0:fill=dup", "set=run:1", "settle",
+            "set=run:0", f"@0:poke={offset}", "@1:fill=dup", "set=run:1", "settle",
+            "stat=changed", "verify",
+            "set=run:0", "@2:fill=dup", f"@2:poke={offset}", "set=run:1", "settle",
+            "stat=found", "verify",
             procs=3, pages=16,
         )  # fmt: skip
         assert report["changed"]["merged_ptes"] == 0, f"offset {offset}"

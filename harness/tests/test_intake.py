@@ -156,9 +156,11 @@ def test_r45_the_engine_keeps_the_anon_vma_of_those_who_have_gone(boot_fresh: Bo
         step for who in range(4)
         for step in (f"@{who}:range={4 * who}-{4 * who + 4}", f"@{who}:fill=dup")
     ]  # fmt: skip
+    # A page that was read before it was full would wait for the second look.
+    filled = ["set=run:0", *owned, "set=run:1", "settle", "set=run:0", "@4:fill=dup", "set=run:1"]
     # Host and guest tell each other by controls of the engine how far they are.
     job = guest.start(
-        ["pageops", "--procs", "5", "--pages", "16", "madvise=mergeable", *owned, "settle", "@4:fill=dup", "settle",
+        ["pageops", "--procs", "5", "--pages", "16", "madvise=mergeable", *filled, "settle",
          "stat=all", *(f"@{who}:exit" for who in range(4)), "set=rescan_seconds:19",
          "wait=settle_millisecs==21", "@4:poke=1", "set=rescan_seconds:18",
          "wait=settle_millisecs==22", "verify"]
