@@ -43,8 +43,8 @@ def test_every_sharer_may_write_at_once(guest: Guest) -> None:
 def test_writing_zeros_back_to_the_zero_page_is_private(guest: Guest) -> None:
     guest.set_pksm("use_zero_pages", 1)
     report = pageops(
-        guest, "fill=zero", "settle", "stat=zero", "@0:poke=100", "verify", "stat=broken",
-        "settle", "verify",
+        guest, "fill=zero", "settle", "set=run:0", "stat=zero", "@0:poke=100", "verify",
+        "stat=broken", "set=run:1", "settle", "verify",
         procs=3, pages=32,
     )  # fmt: skip
     assert report["zero"]["zero"] == 3 * 32

@@ -374,7 +374,7 @@ def test_a_test_under_gdb(runs: Path, script: Script, tmp_path: Path) -> None:
         "from linux_um.guest import boot_guest\n"
         "PROFILE = os.environ['LINUX_UM_PROFILE']\n"
         "def test_it():\n"
-        "    with boot_guest(PROFILE, timeout=10) as guest:\n"
+        "    with boot_guest(PROFILE, timeout=60) as guest:\n"
         "        assert guest.run(['echo', 'x'], timeout=0.5).stdout == 'x\\n'\n"
         "    with boot_guest(PROFILE) as second:\n"
         "        assert second.run(['echo', 'y']).stdout == 'y\\n'\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from lab import BootFresh, baseline, cost_of_time, pageops, parse_report, ram_swap, settle, vmstat
 from linux_um.guest import Guest
+from linux_um.laws import WORKLOAD_SECONDS
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_TRANSPARENT_HUGEPAGE")]
 
@@ -301,7 +302,8 @@ def test_khugepaged_and_pksm_do_not_undo_each_others_work(huge: Guest) -> None:
                       "fill=zero", "range=512-1024", "fill=dup", "stat=filled", "settle",
                       "sleep=10000000", "range=all", "verify"])  # fmt: skip
     look = "grep -E '^thp_(split_page|collapse_alloc) ' /proc/vmstat"
-    done = huge.sh(f"sleep 2000; {look}; sleep 6000; {look}")
+    # khugepaged is awake ten times a second all the time.
+    done = huge.sh(f"sleep 2000; {look}; sleep 6000; {look}", timeout=4 * WORKLOAD_SECONDS)
     assert job.poll() is None, job.stderr
     seen = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert len(seen) == 2 * len(names)

@@ -24,6 +24,8 @@ def sparse(guest: Guest, *options: str) -> dict[str, Any]:
 @pytest.mark.regression("R36")
 def test_r36_the_emptiness_of_a_huge_mapping_costs_nothing(guest: Guest) -> None:
     """R36: 480 GiB with 64 pages in it, against the same 64 pages side by side."""
+    # What the second look reads is of the programs' own.
+    guest.set_pksm("rescan_seconds", 0)
     dense = sparse(guest, "--dense")
     far = sparse(guest, "--gib", "480")
     for said in (dense, far):
@@ -59,7 +61,9 @@ def test_r37_a_search_among_many_equal_pages_is_bounded(guest: Guest) -> None:
     guest.set_pksm("settle_millisecs", 5)
     guest.set_pksm("max_page_sharing", 2)
     crowd_usecs(guest, 64)
-    few, many = crowd_usecs(guest, 1000), crowd_usecs(guest, 8000)
+    few = crowd_usecs(guest, 1000)
+    # The clock may go on while others have the CPU; what is quadratic is so each time.
+    many = min(crowd_usecs(guest, 8000) for _ in range(3))
     # Eight times as many pages: about eight times the work, or 64 times if all are tried. The
     # clock of CPU time is coarse, and 1000 pages may take no time at all.
     assert many < 24 * max(few, 20_000), (few, many)
