@@ -20,6 +20,7 @@ from .rundir import LATEST
 
 MACHINE_NAME = "machine.json"
 CORE_NAME = "core"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -87,24 +88,28 @@ def write_machine(path: Path, pid: int, kernel: Kernel) -> None:
 def read_machine(path: Path) -> MachineFacts:
     """Return what the run directory *path* says. Raises SessionError."""
     try:
-        facts = json.loads((path / MACHINE_NAME).read_text())
-        kernel = facts["kernel"]
-        return MachineFacts(
-            pid=int(facts["pid"]),
-            start_time=int(facts["start_time"]),
-            kernel=Kernel(
-                linux=Path(kernel["linux"]),
-                scripts=Path(kernel["scripts"]),
-                build_dir=Path(kernel["build_dir"]),
-                key=str(kernel["key"]),
-                release=str(kernel["release"]),
-                arch=str(kernel.get("arch", UM)),
-            ),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _facts(path)
+    except _UNREADABLE as error:
         raise SessionError(
             f"{path} does not say which process it belongs to", _running_hint()
         ) from error
+
+
+def _facts(path: Path) -> MachineFacts:
+    facts = json.loads((path / MACHINE_NAME).read_text())
+    kernel = facts["kernel"]
+    return MachineFacts(
+        pid=int(facts["pid"]),
+        start_time=int(facts["start_time"]),
+        kernel=Kernel(
+            linux=Path(kernel["linux"]),
+            scripts=Path(kernel["scripts"]),
+            build_dir=Path(kernel["build_dir"]),
+            key=str(kernel["key"]),
+            release=str(kernel["release"]),
+            arch=str(kernel.get("arch", UM)),
+        ),
+    )
 
 
 def _start_time(pid: int) -> int:
@@ -131,8 +136,8 @@ def running() -> list[str]:
     for path in root.iterdir() if root.is_dir() else []:
         if not path.is_symlink() and (path / MACHINE_NAME).is_file():
             try:
-                facts = read_machine(path)
-            except SessionError:
+                facts = _facts(path)
+            except _UNREADABLE:
                 continue
             if is_running(facts):
                 found.append((facts.start_time, path.name))

@@ -92,6 +92,9 @@ class FrameReader:
         Raises ProtocolError when the stream cannot be frames.
         """
         self._buffer += data
+        # Whoever writes less than a header of something else is found out all the same.
+        if self._buffer and self._buffer[0] not in ToHost._value2member_map_:
+            raise ProtocolError(f"not a frame: {bytes(self._buffer[:32])!r}")
         while len(self._buffer) >= _HEADER.size:
             kind, channel, length = _HEADER.unpack_from(self._buffer)
             if length > FRAME_MAX or kind not in ToHost._value2member_map_:

@@ -109,6 +109,9 @@ def test_a_stream_that_is_no_frames_is_refused() -> None:
     """An unknown type or an impossible length ends the conversation."""
     with pytest.raises(ProtocolError):
         list(FrameReader().feed(b"Kernel panic - not syncing"))
+    # Less than a header.
+    with pytest.raises(ProtocolError, match="not a frame"):
+        list(FrameReader().feed(b"garbage\n"))
     with pytest.raises(ProtocolError):
         list(FrameReader().feed(struct.pack("<BII", ToHost.STDOUT, 1, protocol.FRAME_MAX + 1)))
     with pytest.raises(ProtocolError):
@@ -189,7 +192,10 @@ def test_the_end_is_judged_by_status_and_log() -> None:
     assert isinstance(panic, GuestPanic) and "sysrq triggered crash" in panic.line()
     assert isinstance(judge_end(-6, BOOTED, booted=True), GuestPanic)
     assert isinstance(judge_end(97, BOOTED, booted=True), GuestGone)
-    assert isinstance(judge_end(-6, BOOTED + "[ 1.0] reboot: Power down\n", booted=True), GuestGone)
+    down = BOOTED + "[ 1.0] reboot: Power down\n"
+    assert isinstance(judge_end(-6, down, booted=True), GuestGone)
+    early = judge_end(-6, down, booted=False)
+    assert early.line() == "the guest did not boot: it ended with exit status 0"
 
 
 def test_each_error_has_its_outcome_and_status() -> None:
