@@ -36,6 +36,8 @@ STEADY = ("pages_shared", "pages_sharing", "zero_pages", "rmap_items", "stable_n
 SCREEN_SECONDS = 60.0
 KEY_UP, KEY_DOWN = "\x1bOA", "\x1bOB"
 PROMPT = r"\(gdb\) "
+# What is said of a guest that takes long for an answer, which it may on a busy host.
+SLOW = "linux-um: warning: the guest does not answer"
 
 
 def name_of(guest: Guest) -> str:
@@ -47,15 +49,20 @@ def top_once(guest: Guest) -> dict[str, Any]:
     """Return what a single sample says."""
     done = launch("top", name_of(guest), "--once", "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == b""
+    assert said(done.stderr) == []
     lines = done.stdout.decode().splitlines()
     assert len(lines) == 1
     return dict(json.loads(lines[0]))
 
 
+def said(text: bytes) -> list[str]:
+    """Return the lines of *text*, but for those that say that the guest is slow."""
+    return [line for line in text.decode().splitlines() if not line.startswith(SLOW)]
+
+
 def one_line(text: bytes) -> str:
-    """Return the only line of *text*, which has to be the launcher's."""
-    lines = text.decode().splitlines()
+    """Return the only line that is said in *text*, which has to be the launcher's."""
+    lines = said(text)
     assert len(lines) == 1 and lines[0].startswith("linux-um: "), lines
     return lines[0]
 
@@ -252,7 +259,7 @@ def test_a_watched_guest_comes_to_rest(guest: Guest) -> None:
 def test_lines_in_a_pipe_are_a_table(guest: Guest) -> None:
     count = top.HEADING_EVERY + 2
     done = launch("top", name_of(guest), "--interval", "0.05", "--count", str(count))
-    assert done.returncode == 0 and done.stderr == b""
+    assert done.returncode == 0 and said(done.stderr) == []
     lines = done.stdout.decode().splitlines()
     headings = [number for number, line in enumerate(lines) if "time" in line.split()]
     assert headings == [0, top.HEADING_EVERY + 1] and len(lines) == count + 2
@@ -274,7 +281,7 @@ def test_a_reader_that_has_enough_ends_it(guest: Guest) -> None:
     assert b"sharing" in watcher.stdout.readline()
     watcher.stdout.close()
     assert watcher.wait(60) == 0
-    assert watcher.stderr.read() == b""
+    assert said(watcher.stderr.read()) == []
     watcher.stderr.close()
 
 
@@ -355,7 +362,7 @@ def test_a_guest_that_stands_still_is_waited_for(guest: Guest) -> None:
     mconsole(socket, "stop")
     watcher = start("top", name_of(guest), "--count", "2", "--interval", "0.1")
     assert watcher.stdout is not None and watcher.stderr is not None
-    assert watcher.stderr.readline().startswith(b"linux-um: warning: the guest does not answer")
+    assert watcher.stderr.readline().startswith(SLOW.encode())
     mconsole(socket, "go")
     stdout, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 0
