@@ -60,6 +60,11 @@ def said(text: bytes) -> list[str]:
     return [line for line in text.decode().splitlines() if not line.startswith(SLOW)]
 
 
+def stop_or_go(guest: Guest, word: str) -> None:
+    """Let UML stand still by "stop", and go on by "go"; on a busy host it may take long to hear."""
+    mconsole(guest.rundir / "uml" / "guest" / "mconsole", word, timeout=SCREEN_SECONDS)
+
+
 def one_line(text: bytes) -> str:
     """Return the only line that is said in *text*, which has to be the launcher's."""
     lines = said(text)
@@ -358,12 +363,11 @@ def test_nonsense_is_one_line_and_status_125(own_runs: Path, words: tuple[str, .
 @pytest.mark.needs_pksm
 def test_a_guest_that_stands_still_is_waited_for(guest: Guest) -> None:
     """The onlooker says so; neither it nor the guest is ended by that."""
-    socket = guest.rundir / "uml" / "guest" / "mconsole"
-    mconsole(socket, "stop")
+    stop_or_go(guest, "stop")
     watcher = start("top", name_of(guest), "--count", "2", "--interval", "0.1")
     assert watcher.stdout is not None and watcher.stderr is not None
     assert watcher.stderr.readline().startswith(SLOW.encode())
-    mconsole(socket, "go")
+    stop_or_go(guest, "go")
     stdout, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 0
     assert len(stdout.splitlines()) == 3
@@ -374,13 +378,12 @@ def test_a_guest_that_stands_still_is_waited_for(guest: Guest) -> None:
 @pytest.mark.needs_pksm
 def test_onlookers_that_leave_a_guest_at_rest_do_not_fill_its_line(guest: Guest) -> None:
     """Any number of them may come and go; what they asked for is answered when it goes on."""
-    socket = guest.rundir / "uml" / "guest" / "mconsole"
-    mconsole(socket, "stop")
+    stop_or_go(guest, "stop")
     for _ in range(5 * watch.MAX_ONLOOKERS):
         onlooker = watch.Onlooker(guest.rundir / "watch")
         onlooker.request(top.engine_paths("pksm"))
         onlooker.close()
-    mconsole(socket, "go")
+    stop_or_go(guest, "go")
     assert guest.run(["echo", "well"]).stdout == "well\n"
 
 
@@ -472,12 +475,11 @@ def test_the_view_follows_the_size_of_the_terminal(guest: Guest) -> None:
 @pytest.mark.um_only
 @pytest.mark.needs_pksm
 def test_the_view_says_that_a_guest_stands_still(guest: Guest) -> None:
-    socket = guest.rundir / "uml" / "guest" / "mconsole"
     with closing(Screen(name_of(guest), "--interval", "0.1")) as screen:
         screen.wait_for("pages_unshared")
-        mconsole(socket, "stop")
+        stop_or_go(guest, "stop")
         screen.wait_for(r"no answer for \d+ s")
-        mconsole(socket, "go")
+        stop_or_go(guest, "go")
         screen.wait_for("quit")
         screen.send("q")
         assert screen.wait_end() == 0
