@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from linux_um import build
 from linux_um.options import DEFAULT_PROFILE, default_arch
-from linux_um.paths import repo_root
+from linux_um.paths import repo_root, runs_root
 from linux_um.source import default_kernel
 from linux_um.term import Term
 
@@ -75,6 +75,16 @@ def run_directory(stderr: bytes) -> Path:
     found = re.search(rb"^run directory: (.*)$", stderr, re.MULTILINE)
     assert found is not None, stderr[-2000:]
     return Path(found[1].decode())
+
+
+def run_of(launcher: subprocess.Popen[bytes]) -> Path:
+    """Return the run directory of a launcher.
+
+    An earlier run that was kept may be of a launcher with the same number, since they come
+    again. Names begin with the time.
+    """
+    found = [path for path in runs_root().glob(f"*-{launcher.pid}.*") if path.is_dir()]
+    return max(found, key=lambda path: path.name)
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:

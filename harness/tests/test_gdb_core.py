@@ -17,10 +17,9 @@ from linux_um import gdb_core  # noqa: E402
 from linux_um.errors import GuestPanic  # noqa: E402
 from linux_um.gdb_machine import CORE_NAME, read_machine  # noqa: E402
 from linux_um.guest import BootOptions, boot  # noqa: E402
-from linux_um.paths import runs_root  # noqa: E402
 from test_gdb_session import background, one_line, script  # noqa: E402
 from test_gdb_session import Script  # noqa: E402
-from runlab import LIMIT, launch, run_directory, runs, start  # noqa: E402
+from runlab import LIMIT, launch, run_directory, run_of, runs, start  # noqa: E402
 
 __all__ = ["runs", "script"]
 
@@ -101,7 +100,7 @@ def test_a_run_that_goes_well_leaves_nothing(runs: Path) -> None:
     launcher = start("run", "--keep-core", "--keep", "--", "echo", "out")
     assert launcher.communicate(timeout=LIMIT)[0] == b"out\n"
     assert launcher.returncode == 0
-    [run] = runs_root().glob(f"*-echo-{launcher.pid}.*")
+    run = run_of(launcher)
     assert not (run / CORE_NAME).exists() and not (run / "linux").exists()
     assert launch("run", "--keep-core", "--", "sh", "-c", "exit 9").returncode == 9
 

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 pexpect = pytest.importorskip("pexpect")
 
 from linux_um.gdb_machine import read_machine, tracer_of  # noqa: E402
-from linux_um.paths import repo_root, runs_root  # noqa: E402
+from linux_um.paths import repo_root  # noqa: E402
 from linux_um.machine import allow_debugger  # noqa: E402
-from runlab import LAUNCHER, launch, runs, start  # noqa: E402
+from runlab import LAUNCHER, launch, run_of, runs, start  # noqa: E402
 
 __all__ = ["runs"]
 
@@ -92,9 +92,7 @@ def background(*command: str) -> tuple[subprocess.Popen[bytes], Path]:
     launcher = start("run", *command)
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == b"up\n"
-    found = [path for path in runs_root().glob(f"*-{launcher.pid}.*") if path.is_dir()]
-    assert len(found) == 1
-    return launcher, found[0]
+    return launcher, run_of(launcher)
 
 
 def one_line(text: bytes) -> str:

@@ -27,7 +27,7 @@ from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.options import default_arch  # noqa: E402
 from linux_um.outcome import TAIL_LINES, CommandFailed, GuestOops  # noqa: E402
 from linux_um.paths import runs_root  # noqa: E402
-from runlab import LAUNCHER, LIMIT, launch, run_directory, runs as runs, start  # noqa: E402
+from runlab import LAUNCHER, LIMIT, launch, run_directory, run_of, runs as runs, start  # noqa: E402
 
 def shown_of_the_log(stderr: bytes) -> list[str]:
     """Return the lines of the kernel's log that a failure's report shows, of a log it names."""
@@ -466,6 +466,6 @@ def test_latest_points_at_the_newest_run(runs: Path) -> None:
     """The link leads to the last run that is still there."""
     launcher = start("run", "--keep", "--", "true")
     assert launcher.wait(LIMIT) == 0
-    [run] = runs_root().glob(f"*-true-{launcher.pid}.*")
+    run = run_of(launcher)
     # Other guests come and go beside this one.
     assert os.readlink(runs_root() / "latest")[:15] >= run.name[:15]
