@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from linux_um import build
@@ -68,6 +70,19 @@ def launch(
     return subprocess.run(
         [*LAUNCHER, *arguments], input=input, capture_output=True, timeout=limit, check=False
     )
+
+
+def end_terminal(child: Any) -> None:
+    """Hang up on a child of pexpect's, and wait until it has ended.
+
+    close() kills it soon, and does not wait long enough for the end of what it has killed.
+    """
+    if child.closed:
+        return
+    child.kill(signal.SIGHUP)
+    child.expect(pytest.importorskip("pexpect").EOF, timeout=LIMIT)
+    # The end of what has closed its terminal is waited for.
+    child.close()
 
 
 def run_directory(stderr: bytes) -> Path:

@@ -23,7 +23,7 @@ pexpect = pytest.importorskip("pexpect")
 from linux_um.gdb_machine import read_machine, tracer_of  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.machine import allow_debugger  # noqa: E402
-from runlab import LAUNCHER, launch, run_of, runs, start  # noqa: E402
+from runlab import LAUNCHER, end_terminal, launch, run_of, runs, start  # noqa: E402
 
 __all__ = ["runs"]
 
@@ -67,7 +67,7 @@ def session(runs: Path) -> Iterator[Callable[..., Any]]:
 
     yield begin
     for child in children:
-        child.close(force=True)
+        end_terminal(child)
 
 
 def ask(child: Any, line: str) -> str:

@@ -28,7 +28,7 @@ from linux_um import top, watch  # noqa: E402
 from linux_um.guest import Guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.paths import cache_root  # noqa: E402
-from runlab import LAUNCHER, launch, start  # noqa: E402
+from runlab import LAUNCHER, end_terminal, launch, start  # noqa: E402
 
 # Counters that only the engine moves, not the agent's own pages.
 STEADY = ("pages_shared", "pages_sharing", "zero_pages", "rmap_items", "stable_nodes")
@@ -162,7 +162,7 @@ class Screen:
 
     def close(self) -> None:
         """End it."""
-        self._child.close(force=True)
+        end_terminal(self._child)
 
 
 # The numbers
@@ -412,7 +412,7 @@ def test_a_session_of_gdb_can_be_watched(own_runs: Path) -> None:
         assert watcher.returncode == 0
         assert json.loads(stdout)["engine"] == "pksm"
     finally:
-        child.close(force=True)
+        end_terminal(child)
 
 
 # The full-screen view
@@ -540,7 +540,7 @@ def test_a_simple_terminal_gets_lines(guest: Guest, kind: str) -> None:
         child.expect_exact("scanned/s")
         child.expect(r"\d\d:\d\d:\d\d")
     finally:
-        child.close(force=True)
+        end_terminal(child)
 
 
 def test_a_guest_that_ends_ends_the_view(own_runs: Path) -> None:
