@@ -331,8 +331,8 @@ wait
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("boot", "does not work"), ("run", "within 1 s"), ("gdb", "no prompt"),
-     ("suite", "within 1 s"), ("build_again", "within 1 s")],
+    [("boot", "does not work"), ("run", "within 3 s"), ("gdb", "no prompt"),
+     ("suite", "within 3 s"), ("build_again", "within 3 s")],
 )  # fmt: skip
 def test_what_does_not_end_is_ended(
     repository: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
@@ -341,7 +341,8 @@ def test_what_does_not_end_is_ended(
     (repository / "linux-um").write_text(STUBBORN)
     monkeypatch.setattr(bench_harness, "END_LIMIT", 0.5)
     for limit in ("LIMIT", "BUILD_LIMIT", "TEST_LIMIT"):
-        monkeypatch.setattr(bench_harness, limit, 1.0)
+        # Time enough for a shell to begin, however busy the host is.
+        monkeypatch.setattr(bench_harness, limit, 3.0)
     runs = {name: run for name, _, run in bench_harness.MEASUREMENTS}
     with pytest.raises(BenchError, match=said):
         runs[name]([])
