@@ -98,6 +98,13 @@ uint64_t mix64(uint64_t x);
 /* A key that is never 0, from up to four numbers. */
 uint64_t content_key(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
 void page_fill(void *page, const struct content *c);
+/*
+ * The same, but @page is written to for a moment only, so that hardly ever somebody
+ * reads it half full: it is made up in @room, which is to be untracked memory.
+ */
+void page_put(void *page, const struct content *c, void *room);
+/* Such room, which is in memory already: no page_put() takes a page frame for it. */
+void *room_alloc(void);
 
 /* The first wrong byte of a page. */
 struct mismatch {

@@ -45,6 +45,7 @@ static struct {
 	unsigned int index;
 	char *base;
 	struct content *shadow;
+	void *room;	/* for the contents of a page that is to be written */
 	uint64_t generation;
 	int (*pipes)[2];
 } me;
@@ -78,6 +79,7 @@ static int do_map(uint64_t addr)
 	if (me.base == MAP_FAILED)
 		return -errno;
 	me.shadow = untracked_alloc(opt.pages * sizeof(*me.shadow));
+	me.room = room_alloc();
 	return 0;
 }
 
@@ -90,10 +92,11 @@ static int do_fork(unsigned int index)
 		return -errno;
 	if (pid)
 		return pid;
-	/* The expectations are shared memory: the parent's must not change. */
+	/* Both are shared memory: the parent's must not change. */
 	mine = untracked_alloc(opt.pages * sizeof(*mine));
 	memcpy(mine, me.shadow, opt.pages * sizeof(*mine));
 	me.shadow = mine;
+	me.room = room_alloc();
 	serve(index);
 	_exit(0);
 }
@@ -119,7 +122,7 @@ static int do_fill(const char *how)
 		else if (strcmp(how, "zero"))
 			return -EINVAL;
 		me.shadow[i] = c;
-		page_fill(page_at(i), &c);
+		page_put(page_at(i), &c, me.room);
 	}
 	return 0;
 }

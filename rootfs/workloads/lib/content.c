@@ -37,6 +37,20 @@ void page_fill(void *page, const struct content *c)
 		((uint8_t *)page)[c->off] ^= c->flip;
 }
 
+void page_put(void *page, const struct content *c, void *room)
+{
+	page_fill(room, c);
+	memcpy(page, room, PAGE_BYTES);
+}
+
+void *room_alloc(void)
+{
+	void *room = untracked_alloc(PAGE_BYTES);
+
+	memset(room, 0xff, PAGE_BYTES);
+	return room;
+}
+
 bool page_check(const void *page, const struct content *c, struct mismatch *m)
 {
 	uint64_t expect[PAGE_BYTES / 8];

@@ -31,6 +31,7 @@ static struct {
 	char *base;
 	size_t first, last;	/* the pages that operations apply to */
 	struct content *shadow;
+	void *room;		/* for the contents of a page that is to be written */
 	struct pin *pins;
 	uint64_t generation;
 	pid_t child;		/* of do_bear() */
@@ -106,7 +107,7 @@ static int do_fill(const char *how)
 		else if (strcmp(kind, "zero"))
 			return -EINVAL;
 		me.shadow[i] = c;
-		page_fill(at(i), &c);
+		page_put(at(i), &c, me.room);
 	}
 	return 0;
 }
@@ -123,7 +124,7 @@ static int do_write(uint64_t percent)
 		me.shadow[i] = (struct content){
 			content_key(ops.seed, S_WRITE, me.index, i + (me.generation << 32)),
 			0, 0, 0 };
-		page_fill(at(i), &me.shadow[i]);
+		page_put(at(i), &me.shadow[i], me.room);
 	}
 	return 0;
 }
@@ -511,7 +512,10 @@ static int do_fork(const char *how, struct reply *r)
 		struct content *mine = untracked_alloc(ops.pages * sizeof(*mine));
 		uint64_t wrong;
 
-		/* The shadow is shared memory: the parent's must not change. */
+		/*
+		 * The shadow is shared memory: the parent's must not change. So is the
+		 * room, but the parent only waits.
+		 */
 		memcpy(mine, me.shadow, ops.pages * sizeof(*mine));
 		me.shadow = mine;
 		wrong = region_check(me.base, mine, ops.pages, "in a forked child");
@@ -554,8 +558,10 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 	switch ((enum op)o->op) {
 	case OP_MAP:
 		me.index = o->arg;
-		if (!me.shadow)
+		if (!me.shadow) {
 			me.shadow = untracked_alloc(ops.pages * sizeof(*me.shadow));
+			me.room = room_alloc();
+		}
 		r->status = do_map(o->text);
 		break;
 	case OP_UNMAP:
