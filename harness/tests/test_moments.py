@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 from lab import (
+    WORKLOAD_SECONDS,
     BootFresh,
     Report,
     baseline,
@@ -23,7 +24,7 @@ from lab import (
     swap_device,
 )
 from linux_um.guest import Guest
-from test_migrate import FILLER, ISLANDS
+from test_migrate import FILLER, ISLANDS, TRIES
 
 pytestmark = pytest.mark.needs_pksm
 
@@ -153,19 +154,32 @@ def test_r9_r18_a_child_born_behind_the_back_of_the_visitor_is_unmerged(guest: G
 
 
 @pytest.mark.regression("R10")
-def test_r10_a_page_on_the_move_is_unmerged_too(guest: Guest) -> None:
-    """R10: MADV_UNMERGEABLE meets migration entries, and waits for what they stand for."""
-    before = baseline(settle(guest))
-    report = pageops(
-        guest,
-        # Who is to end the hold is not to wait for a page that is moved together with those.
-        "stay", "file=/proc/sys/vm/compact_unevictable_allowed:0",
-        *ISLANDS, "settle", "stat=merged", "@0:exit", "hold=migrate",
-        "&@5:self=/proc/sys/vm/compact_memory:1", "held",
-        *(f"&@{process}:madvise=unmergeable" for process in (1, 2, 3, 4)),
-        "sleep=100", "hold=off", "join", "stat=unmerged", "verify",
-        procs=6, pages=FILLER,
-    )  # fmt: skip
+def test_r10_a_page_on_the_move_is_unmerged_too(boot_fresh: BootFresh) -> None:
+    """R10: MADV_UNMERGEABLE meets migration entries, and waits for what they stand for.
+
+    Where the pages lie is chance, so that now and then there is nothing to move them for:
+    then once more in a new guest, of less memory, in which compaction comes further.
+    """
+    for tries_left in reversed(range(TRIES)):
+        guest = boot_fresh(mem="256M" if tries_left == TRIES - 1 else "128M")
+        before = baseline(settle(guest))
+        try:
+            report = pageops(
+                guest,
+                # Who is to end the hold is not to wait for a page that is moved with those.
+                "stay", "file=/proc/sys/vm/compact_unevictable_allowed:0",
+                *ISLANDS, "settle", "stat=merged", "@0:exit", "hold=migrate",
+                "&@5:self=/proc/sys/vm/compact_memory:1", "held",
+                *(f"&@{process}:madvise=unmergeable" for process in (1, 2, 3, 4)),
+                "sleep=100", "hold=off", "join", "stat=unmerged", "verify",
+                procs=6, pages=FILLER,
+            )  # fmt: skip
+            break
+        except AssertionError as error:
+            if tries_left == 0 or "nobody came to where" not in str(error):
+                raise
+            guest.write_file(HOLD, "off")
+            guest.power_off()
     assert report["merged"]["merged_ptes"] > 0
     assert report["unmerged"]["merged_ptes"] == 0
     assert baseline(settle(guest)) == before
@@ -207,7 +221,7 @@ def test_who_is_held_can_be_let_go_and_the_next_is_held(guest: Guest) -> None:
         guest.write_file(HOLD, "step")
     assert len(set(seen)) == 2
     guest.write_file(HOLD, "off")
-    assert job.wait(60).status == 0
+    assert job.wait(WORKLOAD_SECONDS).status == 0
     assert counters(guest)["run"] == 2
     guest.set_pksm("run", 1)
 
@@ -222,12 +236,23 @@ def test_only_what_has_a_name_can_be_held(guest: Guest) -> None:
         assert guest.read_file(HOLD).strip() == said
 
 
+def killed_when_held(guest: Guest, text: str, path: str) -> int:
+    """Have a process write *text* to *path*, kill it when it is held, and return its status.
+
+    All by one command: between two of them nobody has anything to do, time leaps, and the
+    kernel complains of pksmd, which waits for who is held.
+    """
+    guest.write_file(HOLD, "visit")
+    done = guest.sh(
+        f"(echo {text} > {path}) & writer=$!; until grep -q held {HOLD}; do sleep 0.01; done; "
+        f"kill -9 $(cut -d' ' -f4 {HOLD}); wait $writer; echo $?"
+    )
+    return int(done.stdout)
+
+
 def test_a_process_that_is_held_can_be_killed(guest: Guest) -> None:
     """Nor does what it leaves behind keep others from being held."""
-    guest.write_file(HOLD, "visit")
-    job = guest.start(["sh", "-c", f"echo 2 > {RUN}"])
-    guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done; kill -9 $(cut -d' ' -f4 {HOLD})")
-    assert job.wait(60).status != 0
+    assert killed_when_held(guest, "2", RUN) == 128 + 9
     assert guest.read_file(HOLD).strip() == "visit"
     guest.write_file(HOLD, "off")
     guest.set_pksm("run", 1)
@@ -243,10 +268,7 @@ def test_a_control_is_as_it_was_when_its_writer_is_killed(
     path = f"/sys/kernel/mm/pksm/{name}"
     before = guest.read_file(path)
     assert pagestat(guest)["merged_ptes"] > 2 * 200
-    guest.write_file(HOLD, "visit")
-    writer = guest.start(["sh", "-c", f"echo {value} > {path}"])
-    guest.sh(f"until grep -q held {HOLD}; do sleep 0.01; done; kill -9 $(cut -d' ' -f4 {HOLD})")
-    assert writer.wait(60).status == 128 + 9
+    assert killed_when_held(guest, value, path) == 128 + 9
     guest.write_file(HOLD, "off")
     assert guest.read_file(path) == before
     # A change of the domain that failed may leave the engine stopped.
