@@ -55,8 +55,6 @@ GUEST_ENV = {
     "SHELL": "/bin/sh",
     "TERM": "dumb",
 }
-# Seconds an orderly power-off may take.
-SHUTDOWN_SECONDS = 15.0
 # What the kernel is asked to write into its log before it is ended (see its
 # Documentation/admin-guide/sysrq.rst): blocked tasks, memory, all tasks. Those come last: UML may
 # panic over one of them.
@@ -478,9 +476,10 @@ class Guest:
                 return
             raise self._gone()
         self.send(Frame(ToGuest.SHUTDOWN, 0, b"\0"))
-        status = self._machine.wait(SHUTDOWN_SECONDS if self._timeout < math.inf else math.inf)
+        seconds = self._machine.shutdown_seconds
+        status = self._machine.wait(seconds if self._timeout < math.inf else math.inf)
         if status is None:
-            raise self.give_up(f"the guest did not power off within {SHUTDOWN_SECONDS:g} s")
+            raise self.give_up(f"the guest did not power off within {seconds:g} s")
         down = powered_down(self.console())
         if status in ABORTED and down:
             return

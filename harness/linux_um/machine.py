@@ -69,6 +69,8 @@ class Machine(ABC):
 
     # Wall-clock seconds that it may take, on a busy host, from its start to the agent's greeting.
     boot_seconds: float
+    # The same from the order to power off to its end.
+    shutdown_seconds: float
     # Wall-clock seconds in which it has always booted and begun to work, on any other.
     usual_seconds: float
     # Whether it may be emulated, so that whatever it does takes many times as long.

@@ -44,6 +44,7 @@ class QemuMachine(Machine):
     debuggable = False
     trace_addresses = False
     boot_seconds = 300.0
+    shutdown_seconds = 120.0
     usual_seconds = 30.0
     slow = True
     # It has timers of its own: an hour of its clock takes seconds of ours.

@@ -26,6 +26,7 @@ class UmlMachine(Machine):
     debuggable = True
     trace_addresses = True
     boot_seconds = 60.0
+    shutdown_seconds = 60.0
     usual_seconds = 5.0
     slow = False
     skipped_seconds = 86400
