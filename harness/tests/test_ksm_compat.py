@@ -190,8 +190,11 @@ def test_the_counters_are_the_engines(guest: Guest) -> None:
         "--rewrite", "0",
     )  # fmt: skip
     now = settle(guest)
-    # Both by one command: between two of them time leaps, and pages are looked at.
-    text = guest.sh("cd /sys/kernel/mm && grep -H . ksm/* pksm/*").stdout
+    # Both by one command: between two of them time leaps, and pages are looked at. So they
+    # are between two files as well, in real time, unless the engine stops.
+    text = guest.sh(
+        "cd /sys/kernel/mm && echo 0 > pksm/run && grep -H . ksm/* pksm/* && echo 1 > pksm/run"
+    ).stdout
     seen = dict(line.split(":", 1) for line in text.splitlines())
     for theirs, ours in (
         ("pages_shared", "pages_shared"), ("pages_sharing", "pages_sharing"),
@@ -225,7 +228,13 @@ def test_chains_are_pages_with_the_same_contents(guest: Guest) -> None:
     release(job)
     settle(guest)
     guest.run(["pksmwait", "--until", "pages_new==0"])
-    assert int(read(guest, "stable_node_dups")) < dups
+    # What was counted is good for nine times as long as that took, on a busy host for long.
+    for _ in range(120):
+        left = int(read(guest, "stable_node_dups"))
+        if left < dups:
+            break
+        guest.sh("sleep 0.5")
+    assert left < dups
 
 
 def test_max_page_sharing_can_be_set_at_any_time(guest: Guest) -> None:
@@ -276,7 +285,8 @@ def test_stopped_there_are_no_scans(guest: Guest, run: int) -> None:
 def test_new_pages_hold_the_scan_up_until_they_were_looked_at(guest: Guest) -> None:
     settle(guest)
     wait_scans(guest, 2)
-    guest.set_pksm("settle_millisecs", 100000)
+    # The most there is: on a busy host what follows takes long.
+    guest.set_pksm("settle_millisecs", 3600000)
     job = hold_memdup(guest, "--procs", "2", "--mib", "2", "--dup", "100", "--rewrite", "0", "--no-wait")
     # Whatever scan was asked for before they were there may end yet.
     wait_scans(guest, 1, seconds=1)
@@ -286,7 +296,9 @@ def test_new_pages_hold_the_scan_up_until_they_were_looked_at(guest: Guest) -> N
     assert guest.pksm("pages_new") >= 2 * 2 * 256
     guest.set_pksm("settle_millisecs", 50)
     assert wait_scans(guest, 2) >= 2
-    # What the agent has touched since may be new.
+    # What has died may be in the batch of another CPU still, and what the agent has touched
+    # since may be new.
+    guest.write_file("/proc/sys/vm/drop_caches", "1")
     assert guest.pksm("pages_new") < 32
     assert int(read(guest, "pages_sharing")) >= 2 * 256
     release(job)
