@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -60,14 +59,22 @@ def test_each_machine_has_mutants_of_its_own_or_none() -> None:
 
 @pytest.mark.parametrize("arch", kconfig.ARCHES)
 def test_every_mutant_of_the_repository_fits_the_kernel(tmp_path: Path, arch: str) -> None:
-    tree = build.ensure_tree("fast", DEFAULT_KERNEL, term=Term(quiet=True))
+    """As it is patched here: the work tree may be another checkout's by now."""
+    term = Term(quiet=True)
+    build.ensure_tree("fast", DEFAULT_KERNEL, term=term)
+    recipe = build.read_recipe("fast", DEFAULT_KERNEL, term=term)
+    patched = patches.patched_files(recipe.source.directory, recipe.snapshot)
     misfits = []
     for each in mutants.load(mutants.directory_of(DEFAULT_KERNEL, arch)):
         patch = patches.Patch(each.patch.name, each.patch.read_bytes())
         directory = tmp_path / each.name
         for name in patches.touched_files(patch.data):
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(tree / name, directory / name)
+            data = patched.get(name)
+            if name not in patched:
+                data = (recipe.source.directory / name).read_bytes()
+            if data is not None:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                (directory / name).write_bytes(data)
         try:
             patches.apply_patch(directory, patch)
         except PatchError as error:
