@@ -480,6 +480,10 @@ def test_without_memory_nothing_is_lost_and_with_it_all_is_merged(
 # ---- all of them, among everything that processes do -----------------------------
 
 
+# What hardly ever happens by chance.
+UNLIKELY = 1e-3
+
+
 class FailingFuzzer(Fuzzer):
     """Runs fuzzmm while the engine has no memory, now and then, and looks at it with memory."""
 
@@ -516,8 +520,14 @@ def test_random_operations_without_memory_leave_every_byte_and_every_law(
     assert not result.kind, f"{result.kind}: {result.said}"
     seen = parse_sites(result.report["sites"])
     # A page is rarely moved while it is merged, and sharers are many only after long.
-    for site in ("node", "sharer", "copy", "unshare"):
+    for site in ("node", "sharer"):
         assert 0 < seen[site].failed < seen[site].reached, site
+    # These may be so few that all of them, or none, fail by chance.
+    for site in ("copy", "unshare"):
+        reached, failed = seen[site].reached, seen[site].failed
+        assert reached > 0, site
+        assert failed > 0 or (1 - percent / 100) ** reached > UNLIKELY, (site, reached)
+        assert failed < reached or (percent / 100) ** reached > UNLIKELY, (site, reached)
     assert result.report["counters"]["pages_merged"] > 100
 
 
