@@ -41,18 +41,21 @@ static unsigned long pksm_sweep_due;	/* in jiffies: when the pass begins */
 /**
  * pksm_end_pfn - where do the page frames end?
  *
- * Not every architecture keeps max_pfn right when memory is added.
+ * Not every architecture keeps max_pfn right when memory is added. The node of a device
+ * ends with the device's memory, which may be at the end of all addresses.
  *
  * Context: Any. More of them may come and go at any time.
- * Return: The page frame number behind the last that there is.
+ * Return: The page frame number behind the last of a page that may be tracked.
  */
 unsigned long pksm_end_pfn(void)
 {
 	unsigned long end = 0;
-	int nid;
+	struct zone *zone;
 
-	for_each_online_node(nid)
-		end = max(end, node_end_pfn(nid));
+	for_each_populated_zone(zone) {
+		if (!zone_is_zone_device(zone))
+			end = max(end, zone_end_pfn(zone));
+	}
 	return end;
 }
 
