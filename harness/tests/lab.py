@@ -285,17 +285,22 @@ look() {
 
 
 def cost_of_time(
-    guest: Guest, *seconds: int, before: str = "", after: str = ""
+    guest: Guest,
+    *seconds: int,
+    before: str = "",
+    after: str = "",
+    timeout: float = WORKLOAD_SECONDS,
 ) -> list[tuple[int, int]]:
     """Return how many pages pksmd has read, and how often it was woken, in each time but the first.
 
     The times are in seconds of the guest, one after the other; *before* and *after* are
-    commands of its shell. What each look itself costs is in it.
+    commands of its shell. What each look itself costs is in it. *timeout* is in wall-clock
+    seconds.
     """
     script = [LOOK_AT_PKSMD, before, *(f"sleep {time}\nlook" for time in seconds), after]
     looks = [
         [int(word) for word in line.split()]
-        for line in guest.sh("\n".join(script)).stdout.splitlines()
+        for line in guest.sh("\n".join(script), timeout=timeout).stdout.splitlines()
     ]
     return [
         (new[0] - old[0], new[1] - old[1]) for old, new in zip(looks, looks[1:], strict=False)

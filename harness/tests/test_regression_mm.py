@@ -29,7 +29,8 @@ from lab import (
     vmstat,
     workload,
 )
-from linux_um.guest import Guest, Process
+from linux_um.guest import MACHINES, Guest, Process
+from linux_um.options import default_arch
 from test_migrate import FILLER, ISLANDS
 
 pytestmark = pytest.mark.needs_pksm
@@ -37,8 +38,8 @@ pytestmark = pytest.mark.needs_pksm
 PAGES = 64
 # Freed address spaces and VMAs are poisoned: whoever still uses one is found out.
 POISON = "slub_debug=FZPU,mm_struct,vm_area_struct"
-# Wall-clock seconds for what hangs when it goes wrong.
-SOON = 120.0
+# Wall-clock seconds for what hangs when it goes wrong. Emulated, what goes well has taken 120.
+SOON = 360.0 if MACHINES[default_arch()].slow else 120.0
 RUN = "/sys/kernel/mm/pksm/run"
 # How a process ends, of its own accord or not; the third by becoming another program.
 ENDS = ("exit", "kill", "exec")
