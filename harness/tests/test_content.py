@@ -40,7 +40,9 @@ def test_r41_pages_that_are_zero_but_for_one_byte_are_not_taken_for_zero(guest: 
 
 def test_near_duplicates_among_duplicates_are_told_apart(guest: Guest) -> None:
     """256 pages of each process differ from the others' in a byte at a random place."""
-    report = memdup(guest, "--procs", "4", "--mib", "2", "--near", "50", "--dup", "50")
+    report = memdup(
+        guest, "--procs", "4", "--mib", "2", "--near", "50", "--dup", "50", "--stopped"
+    )
     expected = report["settled"].expected
     assert report["settled"].sharing == expected["sharing"] == 3 * PAGES_PER_MIB
     assert report["settled"].map["anon"] == expected["unique"] == 4 * PAGES_PER_MIB
@@ -52,7 +54,9 @@ def test_r42_many_different_pages_all_find_their_twin(guest: Guest) -> None:
 
     A record keeps 24 bits of the hash: about eight pairs of these contents have them equal.
     """
-    report = memdup(guest, "--procs", "2", "--mib", "64", "--dup", "100", "--rewrite", "0")
+    report = memdup(
+        guest, "--procs", "2", "--mib", "64", "--dup", "100", "--rewrite", "0", "--stopped"
+    )
     assert report["settled"].map["merged_pages"] == 64 * PAGES_PER_MIB
     assert report["settled"].map["anon"] == 0
 

@@ -36,7 +36,7 @@ static struct {
 	unsigned int users, procs, mib, dup, zero, unique, near, rewrite, rewriters;
 	uint64_t seed, settle_s;
 	int near_off;		/* -1: anywhere */
-	bool near_zero, brk, madvise, wait, hold, guarded;
+	bool near_zero, brk, madvise, wait, hold, guarded, stopped;
 	const char *odd_id;
 	enum touch touch;
 	size_t pages;
@@ -320,6 +320,15 @@ static void settle(void)
 	}
 }
 
+/* Lets the engine go on, or stops it, if it is not to look at pages that are being filled. */
+static void engine_run(const char *value)
+{
+	int err = opt.stopped ? control_write("run", value) : 0;
+
+	if (err)
+		die(EXIT_ENV, "run cannot be set to %s: %s", value, strerror(-err));
+}
+
 static uint64_t order_all(unsigned int op, unsigned int procs, const char *text)
 {
 	struct order o = { .op = op };
@@ -344,6 +353,7 @@ static void run_stages(void)
 	settle();
 	stage("start", STAGE_BARE, 0, t);
 
+	engine_run("0");
 	t = now_ms();
 	for (i = 0; i < opt.procs; i++)
 		worker_start(workers, i, process_order, &self);
@@ -362,6 +372,7 @@ static void run_stages(void)
 	stage("filled", STAGE_BARE, 0, t);
 
 	t = now_ms();
+	engine_run("1");
 	settle();
 	stage("settled", STAGE_FILLED, 0, t);
 
@@ -419,6 +430,7 @@ static void __noreturn usage(void)
 		"  --alloc mmap|brk    where the memory comes from (mmap)\n"
 		"  --touch write|read|gup  first touch: a write, a read, or MAP_POPULATE (write)\n"
 		"  --madvise           MADV_MERGEABLE, as stock KSM needs\n"
+		"  --stopped           stop the engine while the processes fill their memory\n"
 		"  --no-wait           do not wait for the engine\n"
 		"  --settle-timeout S  seconds for each wait (120)\n"
 		"  --hold              wait for end of file on standard input before exit\n"
@@ -488,6 +500,7 @@ static void parse(int argc, char **argv)
 		{ "alloc", required_argument, NULL, 'a' },
 		{ "touch", required_argument, NULL, 't' },
 		{ "madvise", no_argument, NULL, 'M' },
+		{ "stopped", no_argument, NULL, 'T' },
 		{ "no-wait", no_argument, NULL, 'W' },
 		{ "settle-timeout", required_argument, NULL, 'S' },
 		{ "hold", no_argument, NULL, 'H' },
@@ -565,6 +578,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'M':
 			opt.madvise = true;
+			break;
+		case 'T':
+			opt.stopped = true;
 			break;
 		case 'W':
 			opt.wait = false;
