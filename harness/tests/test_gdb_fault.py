@@ -38,7 +38,12 @@ def test_a_first_touch_is_followed_to_its_pte(guest: Guest) -> None:
     assert steps[8].facts["pte before"] == "empty"
     assert steps[9].facts["returns"].startswith("0: done")
     assert steps[9].facts["pte now"].startswith(f"pfn {answer.pfn:#x} present write")
-    assert steps[9].facts["record after"].startswith("new, waiting, level 0")
+    after = steps[9].facts["record after"]
+    if "of a former page" in after:
+        # The frame has been in the index before, and pksmd has not come by since.
+        assert after.startswith("new, in the unstable index")
+    else:
+        assert after.startswith("new, waiting, level 0")
     pages.finish()
     other.finish()
 
