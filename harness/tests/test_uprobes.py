@@ -55,8 +55,12 @@ def test_pages_with_breakpoints_are_merged_and_given_back(guest: Guest) -> None:
     guest.write_file(f"{TRACING}/uprobe_events", event)
     enable = f"{TRACING}/events/probed/entry/enable"
     guest.write_file(enable, "1")
-    done = guest.sh(f"for i in 1 2; do {PROGRAM} sleep 400 >/dev/null 2>&1 & echo $!; done; sleep 5")
-    pids = [int(word) for word in done.stdout.split()]
+    # They wait for input: under time travel a sleep of any length is soon over.
+    jobs = [guest.start(["sh", "-c", f"echo $$; exec {PROGRAM} cat"]) for _ in range(2)]
+    for job in jobs:
+        job.write(b"here\n")
+        job.wait_output("here\n")
+    pids = [int(job.stdout.split()[0]) for job in jobs]
     settle(guest)
     for pid in pids:
         text = text_of(guest, pid)
@@ -68,6 +72,8 @@ def test_pages_with_breakpoints_are_merged_and_given_back(guest: Guest) -> None:
         text = text_of(guest, pid)
         assert text["Anonymous"] == text["KSM"] == 0, text
     # What they run is the program's own again: they end as it does.
-    guest.sh("sleep 400; ! kill -0 " + " && ! kill -0 ".join(map(str, pids)))
+    for job in jobs:
+        job.close_stdin()
+        assert job.wait().status == 0
     guest.write_file(f"{TRACING}/uprobe_events", "")
     assert baseline(settle(guest)) == before
