@@ -72,6 +72,24 @@ def test_what_the_page_map_says_holds_with_swap_too(
     assert (laws.contradiction(guest(said, swap=swap)) == "") == fine
 
 
+@pytest.mark.parametrize(
+    ("counters", "fine"),
+    [
+        ({}, True),
+        ({"pages_shared": 0, "pages_sharing": 0}, True),
+        ({"pages_shared": 0}, False),
+        ({"pages_shared": 6}, False),
+        ({"rmap_items": 7}, False),
+        ({"stable_items": 12}, False),
+    ],
+)
+def test_merged_pages_are_as_many_as_what_is_kept_of_them(
+    counters: dict[str, int], fine: bool
+) -> None:
+    now = {**COUNTERS, "stable_nodes": 5, "rmap_items": 6, "stable_items": 11, **counters}
+    assert (laws.imbalance(now) == "") == fine
+
+
 def test_a_check_that_is_missing_is_no_success() -> None:
     """But in a kernel that was built without it."""
     laws.check_structures(guest(check="fine\n", config={"CONFIG_PKSM_DEBUG": "y"}))
