@@ -62,20 +62,32 @@ def choose(linux: Path, term: Term) -> str:
         return TCG
     host = _host()
     answer = paths.ensure_dir(paths.cache_root()) / ANSWER
+    # Nobody need wait, and say so, to read what is known.
+    known = _known(answer, host)
+    if known:
+        return known
     # Who comes second waits for the first one's answer.
     with paths.lock("accel", term=term):
-        try:
-            known = json.loads(answer.read_text())
-            if known["host"] == host and known["accel"] in (KVM, TCG):
-                return str(known["accel"])
-        except (OSError, ValueError, KeyError):
-            pass
+        known = _known(answer, host)
+        if known:
+            return known
         with term.step("trying KVM"):
             accel = _try_kvm(linux)
         if accel == TCG:
             term.info("/dev/kvm is there, but a guest does not boot by it in time: emulating (TCG)")
         answer.write_text(json.dumps({"host": host, "accel": accel}) + "\n")
     return accel
+
+
+def _known(answer: Path, host: str) -> str:
+    """Return the accelerator that the file *answer* has for *host*, or nothing."""
+    try:
+        known = json.loads(answer.read_text())
+        if known["host"] == host and known["accel"] in (KVM, TCG):
+            return str(known["accel"])
+    except (OSError, ValueError, KeyError):
+        pass
+    return ""
 
 
 def _try_kvm(linux: Path) -> str:
