@@ -271,12 +271,15 @@ def test_the_address_space_that_exec_makes_is_walked_too(guest: Guest) -> None:
 
 def test_nothing_is_wrong_while_pages_are_merged_broken_and_freed(guest: Guest) -> None:
     """Stops at moments of the engine's own choosing, in a guest that works."""
-    job = guest.start(["churn", "--procs", "3", "--mib", "2", "--rounds", "150"])
     places = ("pksm_unstable_insert", "pksm_del_anon_page", "__pksm_page_broken", "pksm_node_alloc")
-    script = PRELUDE
+    script = PRELUDE + "echo ready\\n\n"
     for place in places:
         script += f"tbreak {place}\ncontinue\npython say('pksm check --all')\n"
-    answers = parse_answers(gdblab.run_script(guest, script), len(places))
+    # Which comes to each of them, however late gdb is.
+    with gdblab.session(guest, script) as gdb:
+        gdb.wait_for("ready")
+        job = guest.start(["churn", "--procs", "3", "--mib", "2", "--rounds", "150"])
+        answers = parse_answers(gdb.finish(), len(places))
     for place, said in zip(places, answers):
         assert said.splitlines()[-1].startswith("all is well: "), (place, said)
     assert job.wait(120).status == 0

@@ -70,7 +70,7 @@ def test_duplicates_larger_than_memory_fit_once_they_are_merged(
         guest = boot_fresh(mem=mem, swap="128M")
         report = memdup(
             guest, "--procs", "4", "--mib", "12", "--dup", "100", "--rewriters", "all",
-            "--rewrite", "5",
+            "--rewrite", "5", "--settle-timeout", "200",
         )  # fmt: skip
         seen = report["settled"].map
         assert seen["present"] + seen["swapped"] == 4 * 12 * 256

@@ -180,18 +180,27 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
-/* The shortest time that a walk over all mappings of a page took. */
+#define NO_WALK		UINT64_MAX
+
+/*
+ * The shortest time that a walk over all mappings of a page took. NO_WALK for one that
+ * cannot be marked: the last word of the bitmap is not written where memory ends within it.
+ */
 static uint64_t walk_ns(uint64_t pfn)
 {
 	uint64_t bit = 1ULL << pfn % 64, best = UINT64_MAX, start, took;
 	static int fd = -1;
+	ssize_t written;
 	int i;
 
 	if (fd < 0)
 		fd = open_or_die("/sys/kernel/mm/page_idle/bitmap", O_RDWR);
 	for (i = 0; i < REPEATS; i++) {
 		start = now_ns();
-		if (pwrite(fd, &bit, 8, (off_t)(pfn / 64 * 8)) != 8)
+		written = pwrite(fd, &bit, 8, (off_t)(pfn / 64 * 8));
+		if (!written)
+			return NO_WALK;
+		if (written != 8)
 			die(EXIT_ENV, "page_idle: %s", strerror(errno));
 		took = now_ns() - start;
 		if (took < best)
@@ -211,19 +220,27 @@ struct probe {
 
 static struct probe probe(unsigned int i, uint64_t base, size_t pages)
 {
-	size_t step = pages > PROBES ? pages / PROBES : 1, k;
+	size_t step = pages > PROBES ? pages / PROBES : 1, next = 0, k;
 	struct probe p = { 0 };
 
-	for (k = 0; k < pages; k += step) {
-		uint64_t pfn = pfn_of(i, base + k * PAGE_BYTES), ns;
+	for (k = 0; k < pages; k++) {
+		uint64_t pfn, ns;
 
+		if (k < next)
+			continue;
+		pfn = pfn_of(i, base + k * PAGE_BYTES);
 		if (!pfn)
 			die(EXIT_ENV, "process %u has no page %zu", i, k);
 		ns = walk_ns(pfn);
+		if (ns == NO_WALK)
+			continue;	/* the one behind it, then */
+		next = k + step;
 		if (ns > p.walk_ns)
 			p.walk_ns = ns;
 		p.pages++;
 	}
+	if (!p.pages)
+		die(EXIT_ENV, "no page frame can be marked idle");
 	/* All of them, since the fullest may be anywhere. */
 	for (k = 0; k < pages; k++) {
 		uint64_t count = mapcount(pfn_of(i, base + k * PAGE_BYTES));
