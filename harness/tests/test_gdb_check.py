@@ -85,7 +85,8 @@ def corruptions(held: Held) -> Sequence[Corruption]:
             f"{item}->state | PKSM_WATCHED | PKSM_REBORN",
             f"{ours}was written to in bucket .*is not marked in pksm_dead.buckets",
         ),
-        Corruption(f"pksm_unstable[{bucket}]", "0xffffffff", f"{ours}.*but no bucket .* reaches"),
+        # The first of the bucket is named; another page may be before this one.
+        Corruption(f"pksm_unstable[{bucket}]", "0xffffffff", "pfn .*but no bucket .* reaches"),
         Corruption(
             # A structure in 7.3.
             f"*(long *)&{page}->flags",
