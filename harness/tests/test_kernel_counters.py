@@ -52,6 +52,24 @@ def ksm_stat(guest: Guest, pid: int) -> dict[str, int]:
     return found
 
 
+def said_of(guest: Guest, pid: int) -> tuple[dict[str, int], int, dict[str, int]]:
+    """Return what page map, ksm_merging_pages and ksm_stat say of a process at one moment.
+
+    Where time does not wait, the engine may work on between two orders: ksm_stat is to say
+    the same of its merges before and after.
+    """
+    merges = ("ksm_merging_pages", "ksm_zero_pages")
+    before = ksm_stat(guest, pid)
+    for _ in range(LOOKS):
+        seen = pagestat(guest, "--pid", str(pid))
+        merging = int(guest.read_file(f"/proc/{pid}/ksm_merging_pages"))
+        after = ksm_stat(guest, pid)
+        if all(before[name] == after[name] for name in merges):
+            return seen, merging, after
+        before = after
+    raise AssertionError(f"what process {pid} has merged changed during each look")
+
+
 def processes(guest: Guest) -> list[int]:
     """Return the numbers of all processes that have an address space."""
     pids = (int(word) for word in guest.sh("ls /proc").stdout.split() if word.isdigit())
@@ -253,7 +271,7 @@ def test_page_flags_and_smaps_agree_on_every_process(guest: Guest, held: Process
     assert seen["merged_ptes"] == seen["smaps_ptes"] >= 3 * PAGES_PER_MIB
     assert seen["anon"] >= 3 * 2 * PAGES_PER_MIB // 4
     for pid in processes(guest):
-        one = pagestat(guest, "--pid", str(pid))
+        one, _, _ = said_of(guest, pid)
         assert one["merged_ptes"] == one["smaps_ptes"], pid
 
 
@@ -283,10 +301,9 @@ def test_every_line_of_ksm_stat_is_exact(guest: Guest, held: Process) -> None:
     pids = [int(word) for word in guest.sh("pidof memdup").stdout.split()]
     assert len(pids) == 4
     for pid in pids:
-        seen = pagestat(guest, "--pid", str(pid))
-        stat = ksm_stat(guest, pid)
+        seen, merging, stat = said_of(guest, pid)
         assert stat["ksm_merging_pages"] == seen["merged_ptes"]
-        assert int(guest.read_file(f"/proc/{pid}/ksm_merging_pages")) == seen["merged_ptes"]
+        assert merging == seen["merged_ptes"]
         # All has settled: every anonymous page has a record, merged or not.
         assert stat["ksm_rmap_items"] == seen["merged_ptes"] + seen["anon"]
         assert stat["ksm_zero_pages"] <= seen["zero"]
