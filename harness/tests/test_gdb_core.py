@@ -23,7 +23,8 @@ from runlab import LIMIT, launch, run_directory, run_of, runs, start  # noqa: E4
 
 __all__ = ["runs", "script"]
 
-PANIC = ("sh", "-c", "echo out; sleep 1; echo c > /proc/sysrq-trigger")
+# What is said has to be passed on before; in real time, on another CPU.
+PANIC = ("sh", "-c", "echo out; sleep 3; echo c > /proc/sysrq-trigger")
 
 
 def check_core(run: Path, script: Script) -> None:
