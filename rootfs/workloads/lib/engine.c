@@ -144,6 +144,8 @@ static bool ksm_settle(uint64_t end)
 	}
 }
 
+#define PATIENT_LOOKS	10	/* the machine may have stood still, and the engine with it */
+
 /*
  * A page that was broken off a merged one waits for at most 64 settle times. One
  * that keeps changing waits for minutes, and whoever polls has such pages himself:
@@ -161,7 +163,7 @@ static bool pksm_settle(uint64_t end)
 {
 	uint64_t patience = pksm_patience_ms(), since = 0;
 	int64_t fresh, changed, nodes, shared;
-	unsigned int looks = 0;
+	unsigned int looks = 0, patient = 0;
 	int quiet = 0;
 
 	for (;;) {
@@ -172,9 +174,12 @@ static bool pksm_settle(uint64_t end)
 			return false;
 		/* The nodes of pages that are gone are still to be freed. */
 		quiet = fresh || changed || nodes > shared ? 0 : quiet + 1;
-		if (fresh || !since)
+		if (fresh || !since) {
 			since = now_ms();
-		if (quiet == 2 || now_ms() >= since + patience)
+			patient = 0;
+		}
+		if (quiet == 2 ||
+		    (patient++ >= PATIENT_LOOKS && now_ms() >= since + patience))
 			return true;
 		if (now_ms() >= end)
 			return false;
