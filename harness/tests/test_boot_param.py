@@ -10,6 +10,9 @@ from lab import BootFresh, pageops
 
 pytestmark = pytest.mark.needs_pksm
 
+# Nothing is read before it is full: a CPU may be held up for long. The engine goes on.
+FILL = ("set=settle_millisecs:10000", "fill=dup", "set=settle_millisecs:50", "settle")
+
 
 def test_off_from_boot_nothing_is_tracked_and_nothing_merges(boot_fresh: BootFresh) -> None:
     guest = boot_fresh(append=("pksm=off",))
@@ -23,7 +26,7 @@ def test_off_from_boot_nothing_is_tracked_and_nothing_merges(boot_fresh: BootFre
 def test_off_from_boot_can_be_switched_on(boot_fresh: BootFresh) -> None:
     guest = boot_fresh(append=("pksm=off",))
     report = pageops(
-        guest, "set=run:1", "fill=dup", "settle", "stat=end", "verify", procs=3, pages=64
+        guest, "set=run:1", *FILL, "stat=end", "verify", procs=3, pages=64
     )
     assert report["end"].sharing == 2 * 64
 
@@ -53,7 +56,7 @@ def test_before_it_was_ever_started_there_is_nothing_to_look_at(boot_fresh: Boot
     # Nor is there anything to unmerge.
     guest.set_pksm("run", 2)
     guest.set_pksm("run", 1)
-    report = pageops(guest, "fill=dup", "settle", "stat=end", "verify", procs=2, pages=64)
+    report = pageops(guest, *FILL, "stat=end", "verify", procs=2, pages=64)
     assert report["end"]["merged_ptes"] == 2 * 64
 
 
@@ -63,7 +66,7 @@ def test_a_secret_that_is_none_is_not_taken(boot_fresh: BootFresh, word: str) ->
     """It is said, and a random one is taken: everything merges."""
     guest = boot_fresh(append=(word,))
     assert "Malformed early option 'pksm_secret'" in guest.console()
-    report = pageops(guest, "fill=dup", "settle", "stat=end", "verify", procs=2, pages=64)
+    report = pageops(guest, *FILL, "stat=end", "verify", procs=2, pages=64)
     assert report["end"]["merged_ptes"] == 2 * 64
 
 
@@ -74,5 +77,5 @@ def test_without_memory_cgroups_there_are_no_domains_of_them(boot_fresh: BootFre
         guest.set_pksm("domain", "memcg")
     assert caught.value.errno == errno.EOPNOTSUPP
     assert guest.read_file("/sys/kernel/mm/pksm/domain").strip() == "user"
-    report = pageops(guest, "fill=dup", "settle", "stat=end", "verify", procs=2, pages=64)
+    report = pageops(guest, *FILL, "stat=end", "verify", procs=2, pages=64)
     assert report["end"]["merged_ptes"] == 2 * 64

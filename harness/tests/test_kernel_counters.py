@@ -215,7 +215,10 @@ def test_the_engines_events_are_in_vmstat(guest: Guest) -> None:
     settle(guest)
     check_events(guest)
     before = {event: vmstat(guest, f"pksm_{event}") for event in EVENTS}
-    pageops(guest, "fill=dup", "settle", "@0:poke=5", "verify", procs=3, pages=128)
+    pageops(
+        guest, "set=run:0", "fill=dup", "set=run:1", "settle", "@0:poke=5", "verify", procs=3,
+        pages=128,
+    )  # fmt: skip
     settle(guest)
     check_events(guest)
     grown = {event: vmstat(guest, f"pksm_{event}") - before[event] for event in EVENTS}

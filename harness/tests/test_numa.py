@@ -209,8 +209,8 @@ def test_pages_that_followed_their_process_still_merge(balanced: Guest) -> None:
 def test_merged_pages_stay_where_they_are_whoever_looks_at_them(balanced: Guest) -> None:
     """They are not sent to and fro between the nodes of their processes."""
     report = pageops(
-        balanced, "@0:cpu=0", "@1:cpu=1", "range=0-256", "fill=dup", "settle", "stat=merged",
-        f"@0:look={LOOK_MS}", f"@1:look={LOOK_MS}", "stat=looked", "@0:range=256-512",
+        balanced, "@0:cpu=0", "@1:cpu=1", "range=0-256", "set=run:0", "fill=dup", "set=run:1",
+        "settle", "stat=merged", f"@0:look={LOOK_MS}", f"@1:look={LOOK_MS}", "stat=looked", "@0:range=256-512",
         "@0:fill=unique", "@0:range=all", "@0:cpu=1", f"@0:look={BUSY_LOOK_MS}", "stat=moved",
         "verify", procs=2, pages=512,
     )  # fmt: skip

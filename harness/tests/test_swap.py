@@ -85,8 +85,8 @@ def test_merged_pages_are_swapped_out_under_pressure(boot_fresh: BootFresh) -> N
     group(guest)
     before = settle(guest)
     report = in_group(
-        guest, "pageops", "--procs", "4", "--pages", "1024", "fill=dup", "settle", "stat=merged",
-        *RECLAIM, "stat=out", "verify", "stat=in", "poke=123", "verify",
+        guest, "pageops", "--procs", "4", "--pages", "1024", "set=run:0", "fill=dup", "set=run:1",
+        "settle", "stat=merged", *RECLAIM, "stat=out", "verify", "stat=in", "poke=123", "verify",
         "settle", "verify",
     )  # fmt: skip
     assert report["merged"].sharing == 3 * 1024
