@@ -220,21 +220,19 @@ struct probe {
 
 static struct probe probe(unsigned int i, uint64_t base, size_t pages)
 {
-	size_t step = pages > PROBES ? pages / PROBES : 1, next = 0, k;
+	size_t step = pages > PROBES ? pages / PROBES : 1, k;
 	struct probe p = { 0 };
+	uint64_t ns;
 
-	for (k = 0; k < pages; k++) {
-		uint64_t pfn, ns;
+	/* For one that cannot be marked the one behind it. */
+	for (k = 0; k < pages; k += ns == NO_WALK ? 1 : step) {
+		uint64_t pfn = pfn_of(i, base + k * PAGE_BYTES);
 
-		if (k < next)
-			continue;
-		pfn = pfn_of(i, base + k * PAGE_BYTES);
 		if (!pfn)
 			die(EXIT_ENV, "process %u has no page %zu", i, k);
 		ns = walk_ns(pfn);
 		if (ns == NO_WALK)
-			continue;	/* the one behind it, then */
-		next = k + step;
+			continue;
 		if (ns > p.walk_ns)
 			p.walk_ns = ns;
 		p.pages++;
