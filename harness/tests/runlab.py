@@ -59,7 +59,7 @@ def marked(mark: str) -> list[str]:
         except OSError:
             continue
         if mark.encode() in environment.split(b"\0") and state != "Z":
-            found.append(f"{entry.name} {state} {command[:100].decode()}")
+            found.append(f"{entry.name} {state} {command[:100].decode(errors='replace')}")
     return found
 
 

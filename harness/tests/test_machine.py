@@ -21,7 +21,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lab import BootFresh  # noqa: E402
-from linux_um.errors import GuestHang, GuestTimeout  # noqa: E402
+from linux_um.errors import EXIT_NO_BOOT, GuestHang, GuestTimeout  # noqa: E402
 from linux_um.guest import MACHINES, Guest, boot_guest  # noqa: E402
 from linux_um.mconsole import mconsole  # noqa: E402
 from linux_um.options import default_arch  # noqa: E402
@@ -29,8 +29,6 @@ from linux_um.outcome import TAIL_LINES, CommandFailed, GuestOops  # noqa: E402
 from linux_um.paths import runs_root  # noqa: E402
 from runlab import LAUNCHER, LIMIT, launch, run_directory, run_of, runs as runs, start  # noqa: E402
 
-# The exit status of a launcher whose guest did not boot.
-NO_BOOT = 126
 # How often the processes of the guest are counted: the kernel starts some of its own.
 LOOKS = 5
 
@@ -285,7 +283,7 @@ def test_a_time_out_is_124_with_the_tasks_in_the_log(runs: Path, words: Sequence
     # The boot has no more time than that either; one that was too slow says nothing of this.
     for seconds in (limit, 4 * limit):
         done = launch("run", "--timeout", f"{seconds:g}", *words)
-        if done.returncode != NO_BOOT:
+        if done.returncode != EXIT_NO_BOOT:
             break
     assert done.returncode == 124, done.stderr[-2000:]
     log = (run_directory(done.stderr) / "console.log").read_text(errors="replace")
@@ -328,7 +326,7 @@ def test_a_panic_is_134_with_its_trace(runs: Path) -> None:
 def test_no_boot_is_126(runs: Path) -> None:
     """A guest without an init did not boot."""
     done = launch("run", "--append", "rdinit=/nonexistent init=/nonexistent", "--", "true")
-    assert done.returncode == NO_BOOT
+    assert done.returncode == EXIT_NO_BOOT
     assert b"did not boot" in done.stderr.splitlines()[-1]
     assert "VFS: Cannot open root device" in shown_of_the_log(done.stderr)[0]
 
