@@ -47,7 +47,7 @@ MARKERS = (
     "needs_debug_info: gdb looks at the kernel, as it does in each test_gdb_*.py",
     "real_time: the guest runs in real time",
     "needs_smp: the guest has more than one CPU",
-    "needs_config(symbol, ...): the guest's kernel has each of these symbols",
+    "needs_config(symbol, ...): the guest's kernel has each of these symbols, !symbol: has it not",
     "um_only: about User-Mode Linux itself, or what only its guests have",
     "time_travel: takes too long where the guest's clock is the host's",
     "regression(number): covers that class of bug (R1, R2, ...)",
@@ -119,8 +119,10 @@ class Offer:
         # What all tests of a file need comes before what one of them needs.
         for marker in reversed(list(item.iter_markers("needs_config"))):
             for symbol in marker.args:
-                if not self._has(symbol):
-                    return f"the kernel of profile {self._profile}, {self._arch}, has no {symbol}"
+                name = symbol.removeprefix("!")
+                if self._has(name) == (name != symbol):
+                    has = f"has no {name}" if name == symbol else f"has {name}"
+                    return f"the kernel of profile {self._profile}, {self._arch}, {has}"
         if of_gdb and not kconfig.for_debugger(self._wishes):
             return f"the kernel of profile {self._profile} has no debug info"
         if item.get_closest_marker("needs_smp") and kconfig.cpus_of(self._profile, self._arch) == 1:

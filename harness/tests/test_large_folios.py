@@ -278,6 +278,20 @@ def test_merged_pages_that_are_read_only_can_be_collapsed(huge: Guest) -> None:
     assert (report["collapsed"]["large"], report["collapsed"]["merged_ptes"]) == (2 * HUGE, 0)
 
 
+@pytest.mark.needs_config("!CONFIG_USERFAULTFD_RWP")
+def test_merged_pages_that_are_not_collapsed_since_they_are_read_only_stay_merged(
+    huge: Guest,
+) -> None:
+    """Before Linux 7: they are not given back to a caller who will be refused."""
+    report = pageops(
+        huge, "--huge", "madvise=nohugepage", "fill=same", "mprotect=ro", "settle", "stat=merged",
+        "madvise=hugepage", "fails=EINVAL:@0:madvise=collapse", "stat=refused", "verify",
+        procs=2, pages=HUGE,
+    )  # fmt: skip
+    assert report["merged"]["merged_ptes"] == 2 * HUGE
+    assert report["refused"]["merged_ptes"] == 2 * HUGE
+
+
 @pytest.mark.time_travel
 def test_what_was_split_and_merged_stays_so(huge: Guest) -> None:
     """At khugepaged's own pace: it has nothing to collapse that PKSM would split again."""

@@ -35,6 +35,7 @@ RWP = (
     "test_pte_bits.py::test_merged_pages_that_nobody_may_touch_are_unmerged",
     "test_large_folios.py::test_merged_pages_that_are_read_only_can_be_collapsed",
 )
+NO_RWP = "test_merged_pages_that_are_not_collapsed_since_they_are_read_only_stay_merged"
 HAS_RWP = "CONFIG_USERFAULTFD_RWP=y\nCONFIG_TRANSPARENT_HUGEPAGE=y\n"
 HAS_NONE = "# CONFIG_UNRELATED is not set\n"
 
@@ -57,6 +58,18 @@ def test_what_kconfig_has_chosen_is_read_from_the_finished_kernel(
     seen = skips(tmp_path, profile, arch, *files, kernel="7.3", config=config)
     said = f"the kernel of profile {profile}, {arch}, has no "
     assert [seen[name] for name in RWP] == [each and said + each for each in lacks]
+
+
+@pytest.mark.parametrize(
+    ("config", "lacks"), [(HAS_RWP, "CONFIG_USERFAULTFD_RWP"), (HAS_NONE, "")], ids=["7.3", "6.12"]
+)
+def test_a_test_may_need_that_a_kernel_lacks_something(
+    tmp_path: Path, config: str, lacks: str
+) -> None:
+    config += "CONFIG_TRANSPARENT_HUGEPAGE=y\n"
+    seen = skips(tmp_path, "fast", "x86_64", "test_large_folios.py", config=config)
+    reason = seen["test_large_folios.py::" + NO_RWP]
+    assert reason == (lacks and f"the kernel of profile fast, x86_64, has {lacks}")
 
 
 def test_nothing_is_asked_of_a_kernel_that_no_test_to_be_run_needs(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ static void run_failing(const char *arg, const char *word)
 		const char *name;
 		int err;
 	} errors[] = { { "ENOMEM:", ENOMEM }, { "EAGAIN:", EAGAIN },
-			{ "EFAULT:", EFAULT } };
+			{ "EFAULT:", EFAULT }, { "EINVAL:", EINVAL } };
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(errors); i++)

@@ -86,11 +86,15 @@ static inline bool pksm_file_fit(const struct file *file)
  * 7.3 the page offset of an anonymous page is a matter of its own: in a private
  * mapping of a file it is no longer that of the file. Macros, as not everybody
  * who includes this includes mm/internal.h.
+ *
+ * And 6.12 collapses only what is mapped writable somewhere; 7.3 does not ask.
  */
 #ifdef anon_rmap_tree_foreach
+#define PKSM_COLLAPSES_READ_ONLY	true
 #define pksm_anon_address(vma, index)	vma_anon_address(vma, index, 1)
 #define pksm_anon_index(vma, addr)	linear_anon_page_index(vma, addr)
 #else
+#define PKSM_COLLAPSES_READ_ONLY	false
 #define anon_rmap_tree_foreach(avc, anon_vma, first, last)		\
 	anon_vma_interval_tree_foreach(avc, &(anon_vma)->rb_root, first, last)
 #define pksm_anon_address(vma, index)	vma_address(vma, index, 1)
@@ -136,13 +140,6 @@ static inline bool pksm_vma_uffd(struct vm_area_struct *vma)
 	return userfaultfd_wp(vma);
 #endif
 }
-
-/* 6.12 collapses only what is mapped writable somewhere; 7.3 does not ask. */
-#ifdef anon_rmap_tree_foreach
-#define PKSM_COLLAPSES_READ_ONLY	true
-#else
-#define PKSM_COLLAPSES_READ_ONLY	false
-#endif
 
 /* A page of order 0. That it is no huge page had to be said in 6.12. */
 static inline struct folio *pksm_alloc_page(struct vm_area_struct *vma,
