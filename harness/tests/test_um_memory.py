@@ -39,3 +39,12 @@ def test_a_fork_that_fails_halfway_gives_back_what_it_has_copied(guest: Guest) -
     # Reclaim at the limit may have left less than there was.
     assert report["after"] - report["before"] < 1 << 20
     guest.sh(f"rmdir {GROUP}")
+
+
+@pytest.mark.parametrize("pieces", ["of_a_table", "of_a_table_of_tables"])
+def test_what_was_mapped_by_a_page_table_that_is_gone_is_not_seen_any_more(
+    guest: Guest, pieces: str
+) -> None:
+    """Where another page table has come to its place before the process was told."""
+    report = json.loads(guest.run(["hostmap"], check=False).stdout)
+    assert report[pieces] == 0

@@ -278,7 +278,9 @@ def test_a_mutant_of_two_cpus_is_tested_in_their_profile(
     monkeypatch.setattr(mutants, "copy_repository", copy_repository)
     mutants.run(["smp-*"], "fast", "7.3", term=Term(quiet=True))
     lines = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
-    assert [words[words.index("--profile") + 1] for words in lines] == ["smp"] * 4
+    chosen = mutants.select(mutants.load(HERE / "mutants" / "7.3"), ["smp-*"])
+    assert len(chosen) > 1
+    assert [words[words.index("--profile") + 1] for words in lines] == ["smp"] * len(chosen)
 
 
 @pytest.fixture
