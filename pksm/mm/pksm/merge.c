@@ -101,13 +101,24 @@ unsigned int pksm_max_page_sharing = 256;
  * pksm_no_foreign_reference - do only mappings and the caller hold references?
  * @folio: the page, of which the caller holds one
  *
+ * A mapping that goes between two looks, and takes its reference with it, must not
+ * stand for a reference that stays: so mappings are counted before and after. Who maps
+ * a page takes the reference first.
+ *
  * Context: To be relied on, the PTE of a mapping must have been cleared and flushed,
  * and its page table lock held since. Elsewhere it is a hint, at any time.
  * Return: true when they do.
  */
 bool pksm_no_foreign_reference(struct folio *folio)
 {
-	return folio_mapcount(folio) + 1 == folio_ref_count(folio);
+	int mappings = folio_mapcount(folio);
+	int references;
+
+	/* Pair with the atomic operations that drop a mapping, and then its reference. */
+	smp_rmb();
+	references = folio_ref_count(folio);
+	smp_rmb();
+	return mappings + 1 == references && folio_mapcount(folio) == mappings;
 }
 
 /*

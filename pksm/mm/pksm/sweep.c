@@ -134,7 +134,8 @@ static bool pksm_sweep_page(struct page *page)
 	struct pksm_rmap_item *item;
 	bool done = false;
 
-	if (!pksm_sweep_wants(page))
+	/* Who frees a page changes its flags in ways that only an owner may: it is a hint. */
+	if (!data_race(pksm_sweep_wants(page)))
 		return true;
 	/* About to be freed, or frozen for a moment by migration or reclaim. */
 	if (!folio_try_get(folio))
