@@ -78,10 +78,17 @@ def exact(found: list[Package], series: str) -> Package | None:
 
 
 def nearest(found: list[Package], series: str) -> Package | None:
-    """Return the package of the series that is next after *series*, or None."""
+    """Return the package of the series that is next after *series*.
+
+    Where nothing is newer, it is the newest of those with the same major number, or None.
+    """
     wanted = numbers(series)
-    newer = [package for package in found if numbers(package.series) > wanted]
-    return min(newer, key=lambda package: numbers(package.series)) if newer else None
+    ordered = sorted(found, key=lambda package: numbers(package.series))
+    newer = [package for package in ordered if numbers(package.series) > wanted]
+    if newer:
+        return newer[0]
+    older = [package for package in ordered if numbers(package.series) < wanted]
+    return older[-1] if older and numbers(older[-1].series)[0] == wanted[0] else None
 
 
 def remember(series: str, package: Package) -> None:

@@ -15,9 +15,9 @@ earlier; and else the series is looked for, exactly that one, in this order:
 2. The same package of Debian's backports, see backports.py.
 3. A tarball of kernel.org, see kernel_org.py.
 
-Where no place has it, the nearest newer series of the backports stands in for it. A place
-that fails is passed over, be it only when the source is to be fetched from there. It is
-said which one is taken, and why none before it.
+Where no place has it, the nearest newer series of the backports stands in for it, or the
+nearest older one where none is newer. A place that fails is passed over, be it only when the
+source is to be fetched from there. It is said which one is taken, and why none before it.
 
 No source that has not been verified is ever unpacked.
 """
@@ -37,6 +37,7 @@ from pathlib import Path
 
 from . import backports, kernel_org, own_tree, packages, paths
 from .errors import LinuxUmError, SourceError, UsageError
+from .kconfig import numbers
 from .term import Term
 
 DEFAULT_KERNEL = "6.12"
@@ -424,8 +425,10 @@ class _Search:
         none = f"there was no Linux {self._series} when it was last looked for"
         if self._causes:
             none = f"there is no Linux {self._series} from {self._reasons()}"
+        older = numbers(series_of(self._found.version)) < numbers(self._series)
         term.warn(
-            f"{none}: taking the nearest, {what}, and trying the patches of {self._series} on it"
+            f"{none}: taking the nearest, {'which is older, ' if older else ''}{what}, "
+            f"and trying the patches of {self._series} on it"
         )
 
     def _reasons(self) -> str:

@@ -255,7 +255,15 @@ def test_the_source_packages_that_apt_knows_of() -> None:
 
 @pytest.mark.parametrize(
     ("series", "there", "next_one"),
-    [("7.1", False, "7.2"), ("7.2", True, "7.10"), ("7.3", False, "7.10"), ("7.11", False, None)],
+    [
+        ("7.1", False, "7.2"),
+        ("7.2", True, "7.10"),
+        ("7.3", False, "7.10"),
+        # Nothing is newer: what is older, but of the same major number.
+        ("7.11", False, "7.10"),
+        ("7.10", True, "7.2"),
+        ("8.0", False, None),
+    ],
 )
 def test_the_series_asked_for_and_the_one_after_it(
     series: str, there: bool, next_one: str | None
@@ -502,6 +510,21 @@ def test_the_exact_series_of_kernel_org_comes_before_a_newer_one_of_the_backport
     found = source.identify("6.12", term=quiet)
     assert (found.version, found.origin) == ("6.12.57", "kernel.org")
     assert places.asked == ["debian", "backports", "kernel.org"]
+
+
+def test_that_what_stands_in_for_a_series_is_older_is_said(
+    places: Places, said: io.StringIO, talking: term.Term
+) -> None:
+    del places.kernel_org["7.3"]
+    for older in (places.debian, places.backports):
+        older["7.2"] = older.pop("7.3").replace("7.3", "7.2")
+    assert source.identify("7.3", term=talking).version == "7.2.4-1~bpo13+1"
+    (line,) = taken(said)
+    assert line.startswith("linux-um: warning: there is no Linux 7.3 from Debian (apt does not know")
+    assert line.endswith(
+        "taking the nearest, which is older, 7.2.4-1~bpo13+1 (Debian backports), and trying the "
+        "patches of 7.3 on it"
+    )
 
 
 def test_what_stands_in_for_a_series_is_not_looked_for_at_once_again_but_said(
