@@ -3,14 +3,14 @@
 
 Newer kernels than that of the user's Debian are in the backports of a newer
 one. apt itself fetches and verifies them, with a configuration, lists and a
-state of its own in the cache; the mirror is the one that the user's apt uses.
+state of its own in the cache; the mirror, and the way to it, are those of the
+user's apt. That this takes what nobody has signed, if it does, is not taken over.
 Nothing is installed: the package is only unpacked.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -31,6 +31,13 @@ PREFIX = "linux-source-"
 MEND = f"go on-line, or {OTHER_WAYS}"
 # For so long nobody is asked whether there is a series by now for which another stands in.
 REMEMBERED_SECONDS = 86400.0
+# By which apt takes what is not signed, or badly.
+SIGNED_ONLY = (
+    "Acquire::AllowInsecureRepositories",
+    "Acquire::AllowWeakRepositories",
+    "Acquire::AllowDowngradeToInsecureRepositories",
+    "APT::Get::AllowUnauthenticated",
+)
 
 
 @dataclass(frozen=True)
@@ -176,20 +183,25 @@ def _configure(mirror: str) -> None:
         "Dir::Cache::archives": root / "archives",
         "APT::Sandbox::User": "root",
         "Acquire::Languages": "none",
+        **dict.fromkeys(SIGNED_ONLY, "false"),
     }
     (root / "apt.conf").write_text("".join(f'{key} "{value}";\n' for key, value in settings.items()))
 
 
-def _environment() -> dict[str, str]:
-    """Return the variable by which apt reads the private configuration last."""
-    return {"APT_CONFIG": str(_root() / "apt.conf")}
+def _configuration() -> list[str]:
+    """Return the words by which apt reads the private configuration.
+
+    After the user's: what $APT_CONFIG names would be read before it, and give way to it.
+    """
+    return ["-c", str(_root() / "apt.conf")]
 
 
 def _packages() -> list[Package]:
     """Return the source packages that apt's private lists have, newest version of each."""
     answer = subprocess.run(
-        ["apt-cache", "search", "--names-only", "--full", rf"^{PREFIX}[0-9.]+$"],
-        capture_output=True, text=True, check=False, env={**os.environ, **_environment()},
+        ["apt-cache", *_configuration(), "search", "--names-only", "--full",
+         rf"^{PREFIX}[0-9.]+$"],
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     return parse(answer.stdout)
 
@@ -207,8 +219,8 @@ def parse(text: str) -> list[Package]:
 
 def _apt_get(arguments: list[str], update: Callable[[str], None], cwd: Path | None = None) -> None:
     """Run apt-get with the private configuration. Raises SourceError with its reason."""
-    options = ["-o", "APT::Update::Error-Mode=any"]
-    failure = packages.run_apt([*options, *arguments], update, _environment(), cwd)
+    options = [*_configuration(), "-o", "APT::Update::Error-Mode=any"]
+    failure = packages.run_apt([*options, *arguments], update, {}, cwd)
     if failure is not None:
         raise SourceError(f"cannot fetch from {SUITE}: {failure}", MEND)
 

@@ -309,10 +309,44 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return archive
 
 
+@pytest.fixture
+def careless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user whose apt takes everything, by both kinds of files that it reads."""
+    text = "".join(f'{name} "true";\n' for name in backports.SIGNED_ONLY)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/99careless").write_text(text)
+    parts = f'Dir::Etc::parts "{tmp_path}/parts";\n'
+    (tmp_path / "user.conf").write_text(text + parts)
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "user.conf"))
+    configure = backports._configure
+
+    def before_the_parts(mirror: str) -> None:
+        """Ours has a word on the parts as well: read in place of $APT_CONFIG it would be heard."""
+        configure(mirror)
+        with (paths.cache_root() / "apt/apt.conf").open("a") as file:
+            file.write(parts)
+
+    monkeypatch.setattr(backports, "_configure", before_the_parts)
+
+
 def test_backports_without_debians_signature_are_refused(packaged: Path, quiet: term.Term) -> None:
     with pytest.raises(errors.SourceError, match="cannot fetch from"):
         backports.search(term=quiet)
     assert backports.listed() == []
+
+
+@pytest.mark.usefixtures("careless")
+def test_a_user_whose_apt_takes_what_is_not_signed_gets_none_of_it(
+    packaged: Path, quiet: term.Term
+) -> None:
+    with pytest.raises(errors.SourceError, match="cannot fetch from .*not signed"):
+        backports.search(term=quiet)
+    assert backports.listed() == []
+    dump = ["apt-config", *backports._configuration(), "dump", "--format", "%F %v%n"]
+    known = subprocess.run(dump, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {f"{name} false" for name in backports.SIGNED_ONLY} <= set(known)
+    # Nor is any other setting of ours the user's.
+    assert f"Dir::State::lists {paths.cache_root()}/apt/lists" in known
 
 
 def test_the_tarball_of_a_package_is_taken_out_of_it(
