@@ -225,7 +225,7 @@ def prove_command(arguments: argparse.Namespace, term: Term) -> int:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ProveError(f"--output {directory}: {error.strerror}", "name another") from error
-    state = state_of(repo_root())
+    state = state_of(repo_root(), directory)
     before = read(directory / JSON_NAME) if (directory / JSON_NAME).exists() else []
     found = {each.name: each for each in before}
     for part, words in chosen:
@@ -237,7 +237,7 @@ def prove_command(arguments: argparse.Namespace, term: Term) -> int:
             continue
         with term.step(f"{part.name}: {part.shows}") as step:
             found[part.name] = run(part, words, directory / f"{part.name}.log", state, step)
-        now = state_of(repo_root())
+        now = state_of(repo_root(), directory)
         if now != state:
             # What was run is neither the one nor the other.
             changed = replace(found[part.name], state="changed meanwhile", works="")
@@ -281,8 +281,15 @@ def command_of(words: Sequence[str]) -> str:
     return shlex.join(["./linux-um", *words])
 
 
-def state_of(root: Path) -> State:
-    """Return what names the state of the tree at *root*."""
+def state_of(root: Path, report: Path) -> State:
+    """Return what names the state of the tree at *root*.
+
+    What lies in the directory *report* does not count: each part adds to it.
+    """
+    inside = report.absolute()
+    besides = ["--", "."]
+    if inside != root and inside.is_relative_to(root):
+        besides.append(f":(exclude,literal){inside.relative_to(root)}")
 
     def git(*words: str) -> bytes:
         return subprocess.run(
@@ -300,8 +307,8 @@ def state_of(root: Path) -> State:
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD").decode().strip()
-        strangers = contents("--others", "--exclude-standard")
-        changed = git("diff", "HEAD", "--binary") + strangers
+        strangers = contents("--others", "--exclude-standard", *besides)
+        changed = git("diff", "HEAD", "--binary", *besides) + strangers
         works = contents("--cached", "--others", "--exclude-standard", "--", *_WORKS)
     except (OSError, subprocess.CalledProcessError):
         return State("", "")

@@ -30,7 +30,7 @@ def arguments(directory: Path, *words: str) -> argparse.Namespace:
 def two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are these two parts, and the tree does not change."""
     monkeypatch.setattr(prove, "parts", lambda _: [GOOD, BAD])
-    monkeypatch.setattr(prove, "state_of", lambda _: State("abc", "1"))
+    monkeypatch.setattr(prove, "state_of", lambda *_: State("abc", "1"))
 
 
 def test_every_part_is_a_command_and_every_test_is_there(tmp_path: Path) -> None:
@@ -118,10 +118,10 @@ def test_resume_keeps_what_passed_on_the_same_state(
     assert "good         kept" in said and "bad          FAILED" in said
     assert (tmp_path / "good.log").stat().st_mtime_ns == first
     # A document has changed.
-    monkeypatch.setattr(prove, "state_of", lambda _: State("abe", "1"))
+    monkeypatch.setattr(prove, "state_of", lambda *_: State("abe", "1"))
     prove.prove_command(arguments(tmp_path, "--resume", "--only", "good"), Term(quiet=True))
     assert (tmp_path / "good.log").stat().st_mtime_ns == first
-    monkeypatch.setattr(prove, "state_of", lambda _: State("abd", "2"))
+    monkeypatch.setattr(prove, "state_of", lambda *_: State("abd", "2"))
     prove.prove_command(arguments(tmp_path, "--resume", "--only", "good"), Term(quiet=True))
     assert (tmp_path / "good.log").stat().st_mtime_ns > first
     # What is not run this time is in the report still, with the state it was run on.
@@ -130,7 +130,7 @@ def test_resume_keeps_what_passed_on_the_same_state(
 
 
 def test_the_state_of_a_tree_is_of_all_that_is_in_it(tmp_path: Path) -> None:
-    assert prove.state_of(tmp_path) == State("", "")
+    assert prove.state_of(tmp_path, tmp_path / "proof") == State("", "")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for name in ("pksm", "harness/tests"):
         (tmp_path / name).mkdir(parents=True)
@@ -138,22 +138,30 @@ def test_the_state_of_a_tree_is_of_all_that_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "README").write_text("1")
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
-    states = [prove.state_of(tmp_path)]
+    states = [prove.state_of(tmp_path, tmp_path / "proof")]
     for name, text in (("pksm/a", "2"), ("pksm/a", "3"), ("pksm/new", "1"), ("pksm/new", "2")):
         (tmp_path / name).write_text(text)
-        states.append(prove.state_of(tmp_path))
+        states.append(prove.state_of(tmp_path, tmp_path / "proof"))
     assert len({state.works for state in states}) == len(states)
     # A commit changes no contents, a document nothing that has to be proven again.
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-qm", "y"], check=True)
-    states.append(prove.state_of(tmp_path))
+    states.append(prove.state_of(tmp_path, tmp_path / "proof"))
     for name in ("README", "new", "harness/tests/where.md"):
         (tmp_path / name).write_text("2")
-        states.append(prove.state_of(tmp_path))
+        states.append(prove.state_of(tmp_path, tmp_path / "proof"))
     assert len({state.name for state in states}) == len(states)
     assert {state.works for state in states[4:]} == {states[4].works}
     (tmp_path / "pksm/a").unlink()
-    assert prove.state_of(tmp_path).works != states[4].works
+    states.append(prove.state_of(tmp_path, tmp_path / "proof"))
+    assert states[-1].works != states[4].works
+    # The report itself may be in the tree, and grows.
+    (tmp_path / "proof").mkdir()
+    for name in ("proof/proven.md", "proof/good.log"):
+        (tmp_path / name).write_text("x")
+        assert prove.state_of(tmp_path, tmp_path / "proof") == states[-1]
+    for other in (tmp_path, tmp_path / "other", tmp_path.parent):
+        assert prove.state_of(tmp_path, other).name != states[-1].name
 
 
 def test_nothing_that_is_set_outside_changes_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +180,7 @@ def test_parts_are_run_where_their_words_are_typed(
     monkeypatch.chdir(tmp_path)
     collect = Part("here", "x", ("test", "--collect-only", "-q", "harness/tests/test_large.py"))
     monkeypatch.setattr(prove, "parts", lambda _: [collect])
-    monkeypatch.setattr(prove, "state_of", lambda _: State("abc", "1"))
+    monkeypatch.setattr(prove, "state_of", lambda *_: State("abc", "1"))
     assert prove.prove_command(arguments(Path("proof")), Term(quiet=True)) == 0
     assert "1 test collected" in (tmp_path / "proof" / "here.log").read_text()
     assert prove.from_root(Path("proof")) == tmp_path / "proof"
@@ -191,7 +199,7 @@ def test_what_changes_while_a_part_runs_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = iter([State("abc", "1"), State("abd", "2"), State("abd", "2")])
-    monkeypatch.setattr(prove, "state_of", lambda _: next(states))
+    monkeypatch.setattr(prove, "state_of", lambda *_: next(states))
     prove.prove_command(arguments(tmp_path), Term(quiet=True))
     found = {each.name: each.state for each in prove.read(tmp_path / prove.JSON_NAME)}
     assert found == {"good": "changed meanwhile", "bad": "abd"}
