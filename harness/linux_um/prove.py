@@ -57,8 +57,8 @@ the same engine, hooks, guest and harness are not run again with --resume.
 Exit status: 0; 1 when a part has failed.
 
   ./linux-um prove --list
-  ./linux-um prove --short           # what continuous integration has time for
-  ./linux-um prove                   # everything: a night
+  ./linux-um prove --short           # the parts that have a short form
+  ./linux-um prove                   # everything: many hours
   ./linux-um prove --only soak,fuzz"""
 
 
@@ -194,13 +194,14 @@ def add_parsers(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "prove",
         help="all the evidence, part by part, and a page of it",
-        description="Run the suite in all profiles, the mutants, fault injection, coverage, the "
-        "kernel's selftests, stress-ng, the fuzzer and the soak, each by its own command; leave "
-        "a page that says what was run and what it printed.",
+        description="Run the suite in the profiles and on the machines that --list names, in some "
+        "of them as a whole and in others a few files of it, the mutants, fault injection, "
+        "coverage, the kernel's selftests, stress-ng, the fuzzer and the soak, each by its own "
+        "command; leave a page that says what was run, how it ended, and what it printed last.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--short", action="store_true", help="short forms, for half an hour")
+    parser.add_argument("--short", action="store_true", help="short forms, and no part without one")
     parser.add_argument("--only", metavar="PART,...", help="only these parts, see --list")
     parser.add_argument("--list", action="store_true", help="say what the parts are, run none")
     parser.add_argument(

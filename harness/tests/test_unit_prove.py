@@ -79,6 +79,38 @@ def test_linux_7_3_is_proven_where_it_differs(tmp_path: Path) -> None:
     }
 
 
+def test_the_whole_suite_runs_where_the_readme_says(tmp_path: Path) -> None:
+    """And elsewhere as many files of it: correct its section on ``prove`` with this."""
+    whole, some = set(), {}
+    for part in prove.parts(tmp_path):
+        words = list(part.words)
+        if words[0] != "test" or "--mutants" in words:
+            continue
+        known = cli.build_parser().parse_known_args(words)[0]
+        where = known.kernel, known.profile, known.arch
+        files = [word for word in words if word.startswith("harness/tests/")]
+        if not files:
+            whole.add(where)
+        elif where != ("6.12", "fast", "um"):
+            some[where] = len(files)
+    assert whole == {
+        ("6.12", "fast", "um"), ("6.12", "ksm", "um"), ("6.12", "debug", "um"),
+        ("7.3", "fast", "um"), ("7.3", "smp", "um"), ("6.12", "fast", "x86_64"),
+    }  # fmt: skip
+    meetings = some.pop(("6.12", "kcsan", "x86_64"))
+    assert some == {
+        ("7.3", "smp-debug", "um"): meetings,
+        ("7.3", "smp-ksm", "um"): 1,
+        ("7.3", "fast", "x86_64"): 3,
+    }
+    # In short, but for the default profile.
+    short = [words for _, words in prove.choose(prove.parts(tmp_path), None, short=True)]
+    fuzz, smp = [words for words in short if {"--profile", "--kernel", "--arch"} & set(words)]
+    assert fuzz[:3] == ("fuzz", "--profile", "debug")
+    assert smp[:5] == ("test", "--kernel", "7.3", "--profile", "smp")
+    assert len([word for word in smp if word.startswith("harness/tests/")]) == 4
+
+
 def test_races_are_looked_for_where_cpus_meet(tmp_path: Path) -> None:
     """By KCSAN, and by the checkers with two CPUs."""
     found = {part.name: part.words for part in prove.parts(tmp_path)}
