@@ -20,9 +20,9 @@ from pathlib import Path
 from . import paths
 from .errors import UsageError
 from .machine import guard
-from .qemu import PROGRAM
 from .term import Term
 
+PROGRAM = "qemu-system-x86_64"
 KVM, TCG = "kvm", "tcg"
 ENV_ACCEL = "LINUX_UM_ACCEL"
 # Wall-clock seconds within which a kernel has to have booted by KVM, and panicked for want

@@ -14,12 +14,12 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import accel, build, coverage, doctor, kconfig, packages, rootfs
+from . import build, coverage, kconfig, packages, rootfs
 from .agent import Guest
 from .errors import HostError, LinuxUmError, UsageError
 from .gdb_core import CoreKeeper
@@ -173,16 +173,26 @@ def run_arguments(options: BootOptions) -> list[str]:
 def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     """Boot a guest for the length of the block. See the module's text."""
     term = term if term is not None else _default_term()
-    mem_bytes = parse_size(options.mem)
+    # What may be wrong comes before the kernel is built, which takes minutes.
+    parse_size(options.mem)
     cpus = _cpus(options)
     kind = MACHINES[options.arch]
     if options.keep_core and not kind.debuggable:
         raise UsageError("--keep-core is for User-Mode Linux", f"leave out --arch {options.arch}")
-    # Before the kernel is built, which takes minutes.
     packages.ensure(*kind.stages, term=term)
     image = finished_image(options.profile, options.kernel, term, options.arch)
     initrd = _initrd(options.kernel, term)
-    start = _starter(options, image, mem_bytes, term)
+    wishes = MachineOptions(
+        linux=image.linux,
+        initrd=initrd,
+        mem=options.mem,
+        swap=options.swap,
+        time_travel=options.time_travel,
+        append=[*kconfig.boot_words(options.profile, options.arch), *options.append],
+        cpus=cpus,
+        shares=[host for host, _ in options.shares],
+    )
+    start = kind.starter(wishes, term)
     repeat = _repeat_command(options)
     rundir = _run_directory(options.name, image, repeat)
     guest: Guest | None = None
@@ -190,19 +200,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
     watch = Watch(rundir.watch)
     keep = True
     try:
-        machine = start(
-            MachineOptions(
-                linux=image.linux,
-                initrd=initrd,
-                mem=options.mem,
-                swap=options.swap,
-                time_travel=options.time_travel,
-                append=[*kconfig.boot_words(options.profile, options.arch), *options.append],
-                cpus=cpus,
-                shares=[host for host, _ in options.shares],
-            ),
-            rundir,
-        )
+        machine = start(rundir)
         guest = Guest(machine, rundir, timeout=options.timeout)
         try:
             guest.config = kconfig.parse(image.config.read_text())
@@ -298,21 +296,6 @@ def _run_directory(name: str, image: build.Image, repeat: str) -> RunDir:
         rundir.close(keep=False)
         raise
     return rundir
-
-
-def _starter(
-    options: BootOptions, image: build.Image, mem_bytes: int, term: Term
-) -> Callable[[MachineOptions, RunDir], Machine]:
-    """Return what starts a machine of the kind that is asked for, once the host is fit for it.
-
-    Raises HostError when it is not.
-    """
-    if options.arch == kconfig.X86_64:
-        # QEMU counts instructions only where it executes them itself.
-        how = accel.TCG if options.time_travel else accel.choose(image.linux, term)
-        return functools.partial(QemuMachine, accel=how)
-    memory = doctor.boot_checks(mem_bytes)
-    return lambda wishes, rundir: UmlMachine(replace(wishes, memory=memory), rundir)
 
 
 def _prepare(guest: Guest, machine: Machine, options: BootOptions) -> None:

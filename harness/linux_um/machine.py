@@ -21,6 +21,7 @@ from pathlib import Path
 from .errors import HostError
 from .options import parse_size
 from .rundir import RunDir
+from .term import Term
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PTRACER = 0x59616D61
@@ -171,6 +172,14 @@ class Machine(ABC):
             if descriptor >= 0:
                 os.close(descriptor)
         self.line_in = self.line_out = -1
+
+    @classmethod
+    @abstractmethod
+    def starter(cls, options: MachineOptions, term: Term) -> Callable[[RunDir], Machine]:
+        """Return what starts such a machine in a run directory, once the host is fit for it.
+
+        Raises HostError when it is not, UsageError for what the environment asks for in vain.
+        """
 
     @abstractmethod
     def share_source(self, number: int, host_dir: str) -> str:

@@ -9,19 +9,23 @@ to User-Mode Linux is QEMU's monitor: a break on the serial port, and a key.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from .accel import PROGRAM, TCG
+from .accel import choose as choose_accel
 from .errors import HostError
 from .machine import SWAP_FILE, Machine, MachineError, MachineOptions, guard, make_swap_file
 from .options import parse_size
 from .rundir import RunDir
+from .term import Term
 
-PROGRAM = "qemu-system-x86_64"
 # Where the guest finds the agent's line.
 LINE = "/dev/vport0p1"
 # Of the run directory: the monitor, and what goes in by the serial port.
@@ -70,6 +74,13 @@ class QemuMachine(Machine):
         self.line_in = ours.detach()
         line = theirs.detach()
         self._start([*guard(), *qemu_command(options, line, accel)], (line,))
+
+    @classmethod
+    def starter(cls, options: MachineOptions, term: Term) -> Callable[[RunDir], QemuMachine]:
+        """Decide on the accelerator, by a trial where that has never been done."""
+        # QEMU counts instructions only where it executes them itself.
+        how = TCG if options.time_travel else choose_accel(options.linux, term)
+        return functools.partial(cls, options, accel=how)
 
     def share_source(self, number: int, host_dir: str) -> str:
         """Return the tag of the share, as the command line has it."""

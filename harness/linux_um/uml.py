@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from . import doctor
@@ -14,6 +17,7 @@ from .options import parse_size
 from .outcome import host_shortage, scan, started
 from .paths import repo_root
 from .rundir import RunDir
+from .term import Term
 
 # Seconds the kernel may take for an answer on its management console.
 ANSWER_SECONDS = 5.0
@@ -53,6 +57,12 @@ class UmlMachine(Machine):
         environment = {**os.environ, "TMPDIR": str(self._memory)}
         command = machine_command(options, rundir.path, guest_in, guest_out)
         self._start(command, (guest_in, guest_out), environment)
+
+    @classmethod
+    def starter(cls, options: MachineOptions, term: Term) -> Callable[[RunDir], UmlMachine]:
+        """Look for a directory that has room for the memory, which is a file."""
+        memory = doctor.boot_checks(parse_size(options.mem))
+        return functools.partial(cls, replace(options, memory=memory))
 
     def share_source(self, number: int, host_dir: str) -> str:
         """Return the directory: hostfs takes what the host has."""
