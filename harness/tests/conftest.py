@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.junitxml import xml_key
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lab  # noqa: E402
+import where_table  # noqa: E402
 from lab import BootFresh  # noqa: E402
 from linux_um import build, kconfig  # noqa: E402
 from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
@@ -32,6 +34,8 @@ from linux_um.guest import Guest, boot_guest  # noqa: E402
 from linux_um.mutants import share_of  # noqa: E402
 from linux_um.options import default_arch, parse_size  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
+from linux_um.paths import repo_root  # noqa: E402
+from linux_um.prove import state_of  # noqa: E402
 from linux_um.source import default_kernel  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
@@ -92,6 +96,15 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Write down of which state of the tree the results are, for where_table.py."""
+    results = session.config.stash.get(xml_key, None)
+    if results is not None:
+        state = state_of(repo_root(), repo_root()).name
+        if state:
+            results.add_global_property(where_table.STATE, state)
 
 
 class Offer:

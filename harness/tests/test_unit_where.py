@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +18,15 @@ from skiplab import skips
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import where_table  # noqa: E402
-from linux_um import accel, errors, paths  # noqa: E402
+from linux_um import accel, errors, paths, prove  # noqa: E402
 from linux_um.accel import Trial  # noqa: E402
 from linux_um.paths import repo_root  # noqa: E402
 from linux_um.term import Term  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 JUNIT = """\
-<testsuites><testsuite>
+<testsuites><testsuite timestamp="2026-11-28T07:26:00.915843">
+<properties><property name="state" value="abc"/></properties>
 <testcase classname="harness.tests.test_a" name="one"/>
 <testcase classname="harness.tests.test_a" name="two"><failure/></testcase>
 <testcase classname="harness.tests.test_b" name="three"><skipped message="no CPU"/></testcase>
@@ -134,6 +137,43 @@ def test_the_table_says_what_passed_failed_and_was_skipped(tmp_path: Path) -> No
     assert "| test_b | (1) | (1) |" in lines
     assert "| **all** | 1 (1) **1 failed** | 1 (1) **1 failed** |" in lines
     assert "- 1: no CPU" in lines
+    assert lines.index("- here: 2 files; commit abc; 2026-11-28") < lines.index("| tests | here | there |")
+
+
+def test_the_table_says_what_was_run_and_when(tmp_path: Path) -> None:
+    (tmp_path / "one.xml").write_text(JUNIT)
+    (tmp_path / "two.xml").write_text(JUNIT.replace("abc", "def").replace("-28T", "-29T"))
+    (tmp_path / "three.xml").write_text(JUNIT.replace('name="state"', "").replace("timestamp", "x"))
+    done = table(f"here={tmp_path}/one.xml,{tmp_path}/two.xml,{tmp_path}/one.xml")
+    assert "- here: 2 files; commit abc, def; 2026-11-28, 2026-11-29" in done.stdout.splitlines()
+    done = table(f"here={tmp_path}/three.xml")
+    assert done.returncode == 125 and done.stderr.endswith("give --commit\n")
+    arguments = ["--commit", "xyz", f"here={tmp_path}/three.xml", f"there={tmp_path}/one.xml"]
+    lines = table(*arguments).stdout.splitlines()
+    assert {"- here: 2 files; commit xyz", "- there: 2 files; commit abc; 2026-11-28"} <= set(lines)
+
+
+def test_a_run_leaves_the_state_of_the_tree_with_its_results(tmp_path: Path) -> None:
+    """Also one by several workers."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    for workers in ("0", "2"):
+        path = tmp_path / f"{workers}.xml"
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", workers,
+             f"--junitxml={path}", str(HERE / "test_unit_ktap.py")],
+            env=environment, capture_output=True, check=True,
+        )  # fmt: skip
+        state = prove.state_of(repo_root(), repo_root()).name
+        assert where_table.Run.read("x", path, commit="no git").commits == [state or "no git"]
+
+
+def test_the_test_of_the_table_does_not_stand_in_its_own_way(tmp_path: Path) -> None:
+    """The run of which a table is made finds the one before to be stale."""
+    own = test_the_table_of_the_repository_has_each_test_and_adds_up.__name__
+    (tmp_path / "one.xml").write_text(JUNIT.replace('"two"', f'"{own}"'))
+    text = table(f"here={tmp_path}/one.xml").stdout
+    assert "| test_a | 2 |" in text.splitlines()
+    assert stale(text, {"test_a": 2, "test_b": 1}) == ""
 
 
 def test_of_what_was_run_again_the_last_counts_and_it_is_said(tmp_path: Path) -> None:
@@ -142,8 +182,9 @@ def test_of_what_was_run_again_the_last_counts_and_it_is_said(tmp_path: Path) ->
     text = table(f"here={tmp_path}/one.xml,{tmp_path}/two.xml").stdout
     assert "| test_a | 2 |" in text.splitlines()
     assert "here: 3 tests were run again." in text.splitlines()
-    assert stale(text, {"test_a", "test_b"}) == ""
-    assert "there is no such run" in stale(text.replace("here: 3", "else: 3"), {"test_a", "test_b"})
+    counts = {"test_a": 2, "test_b": 1}
+    assert stale(text, counts) == ""
+    assert "there is no such run" in stale(text.replace("here: 3", "else: 3"), counts)
 
 
 def test_what_is_no_result_of_a_run_is_one_line(tmp_path: Path) -> None:
@@ -161,21 +202,31 @@ HOW = (
 )
 
 
-def stale(text: str, names: set[str]) -> str:
-    """Return what of a table is out of date, and how to make it anew, or nothing.
+def stale(text: str, counts: dict[str, int]) -> str:
+    """Return what of a table is out of date, or wrong, and how to make it anew, or nothing.
 
-    *names* are those of the files of tests.
+    *counts* are the numbers of tests that there are by files of tests. The first run has to
+    be of all of them, another may be of some.
     """
     try:
         runs = where_table.parse(text)
     except ValueError as error:
         return HOW.format(error)
     rows = {name for run in runs for name in run.files}
-    if rows != names:
-        odd = [f"no row of {name}" for name in sorted(names - rows)]
-        odd += [f"{name} is there no more" for name in sorted(rows - names)]
-        return HOW.format(", ".join(odd))
+    odd = [f"no row of {name}" for name in sorted(counts.keys() - rows)]
+    odd += [f"{name} is there no more" for name in sorted(rows - counts.keys())]
+    odd += [f"{name} was not run, {runs[0].title}" for name in sorted(rows - runs[0].files.keys())]
     for run in runs:
+        for name, seen in sorted(run.files.items()):
+            if seen["failed"]:
+                odd.append(f"{name}: {seen['failed']} failed, {run.title}")
+            elif seen.total() != counts.get(name, seen.total()):
+                odd.append(f"{name} has {counts[name]} tests, and {seen.total()} ran, {run.title}")
+    if odd:
+        return HOW.format("; ".join(odd))
+    for run in runs:
+        if not run.commits:
+            return HOW.format(f"{run.title}: of which commit it is is not said")
         skipped = sum(counts["skipped"] for counts in run.files.values())
         said = sum(run.reasons.values())
         if skipped != said:
@@ -185,31 +236,57 @@ def stale(text: str, names: set[str]) -> str:
     return ""
 
 
-def test_the_table_of_the_repository_has_each_file_and_adds_up() -> None:
-    names = {path.stem for path in HERE.glob("test_*.py")}
-    found = stale((HERE / "where.md").read_text(), names)
+def collected(directory: Path, profile: str, arch: str, kernel: str = "6.12") -> dict[str, int]:
+    """Return how many tests each file has, by its name without ".py"; nothing is built or run.
+
+    Files without any are there as well.
+    """
+    seen = skips(directory, profile, arch, kernel=kernel, config=HAS_NONE)
+    found = Counter(name.partition(".py::")[0] for name in seen)
+    return {path.stem: found[path.stem] for path in HERE.glob("test_*.py")}
+
+
+def test_there_are_the_same_tests_for_each_kernel_and_machine(tmp_path: Path) -> None:
+    """Or numbers could not be compared: what cannot run somewhere is skipped there."""
+    usual = collected(tmp_path, "fast", "um")
+    for other in (("smp", "um", "7.3"), ("kcsan", "x86_64")):
+        assert collected(tmp_path, *other) == usual
+
+
+def test_the_table_of_the_repository_has_each_test_and_adds_up(tmp_path: Path) -> None:
+    found = stale((HERE / "where.md").read_text(), collected(tmp_path, "fast", "um"))
     if found:
         pytest.fail(found, pytrace=False)
 
 
 def test_a_table_that_is_stale_says_how_to_make_it_anew(tmp_path: Path) -> None:
-    (tmp_path / "one.xml").write_text(JUNIT)
-    (tmp_path / "two.xml").write_text(JUNIT.replace("test_a", "test_c"))
-    text = table(f"here={tmp_path}/one.xml", f"there={tmp_path}/two.xml").stdout
-    names = {"test_a", "test_b", "test_c"}
-    assert stale(text, names) == ""
-    assert "no row of test_d" in stale(text, names | {"test_d"})
+    good = JUNIT.replace("<failure/>", "")
+    (tmp_path / "one.xml").write_text(good)
+    (tmp_path / "two.xml").write_text(good.replace("test_a", "test_c"))
+    text = table(f"here={tmp_path}/one.xml,{tmp_path}/two.xml", f"there={tmp_path}/two.xml").stdout
+    counts = {"test_a": 2, "test_b": 1, "test_c": 2}
+    assert stale(text, counts) == ""
+    assert "no row of test_d" in stale(text, counts | {"test_d": 3})
+    for number in (1, 3):
+        said = stale(text, counts | {"test_a": number})
+        assert f"test_a has {number} tests, and 2 ran, here" in said
     for old, new, said in (
-        ("test_c", "test_e", "no row of test_c, test_e is there no more"),
-        ("| **all** | 1 (1)", "| **all** | 2 (1)", "the totals"),
-        ("| test_b | (1)", "| test_b | (2)", "here: 2 skipped, and reasons for 1"),
-        ("- 1: no CPU", "- 3: no CPU", "reasons for 3"),
+        ("test_c", "test_e", "no row of test_c; test_e is there no more"),
+        ("| test_c | 2 |", "| test_c |  |", "test_c was not run, here"),
+        ("| test_a | 2 |", "| test_a | 1 **1 failed** |", "test_a: 1 failed, here"),
+        ("| test_b | (1)", "| test_b | (2)", "test_b has 1 tests, and 2 ran, here"),
+        ("| **all** | 4 (1)", "| **all** | 5 (1)", "the totals"),
+        ("- there: 2 files", "- there: 3 files", "the totals"),
+        ("- here: 3 files; commit abc; 2026-11-28\n", "", "here: of which commit"),
+        ("- there: 2 files", "- elsewhere: 2 files", "there is no such run"),
+        ("- 1: no CPU", "- 3: no CPU", "here: 1 skipped, and reasons for 3"),
         ("| test_b | (1)", "| test_b | x", "'x' is no cell"),
         ("| tests |", "| files |", "there is no table"),
         ("Skipped, here", "Skipped, elsewhere", "there is no such run"),
         (" | (1) |\n", " |\n", "test_b: 1 cells, and 2 runs"),
     ):
-        found = stale(text.replace(old, new), names)
+        assert old in text, old
+        found = stale(text.replace(old, new, 1), counts)
         assert said in found and "where_table.py TITLE=NAME.xml" in found
         assert len(found.splitlines()) == 1
 
