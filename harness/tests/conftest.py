@@ -30,7 +30,7 @@ import where_table  # noqa: E402
 from lab import BootFresh  # noqa: E402
 from linux_um import build, kconfig  # noqa: E402
 from linux_um.errors import LinuxUmError, UsageError  # noqa: E402
-from linux_um.guest import Guest, boot_guest  # noqa: E402
+from linux_um.guest import MACHINES, Guest, boot_guest  # noqa: E402
 from linux_um.mutants import share_of  # noqa: E402
 from linux_um.options import default_arch, parse_size  # noqa: E402
 from linux_um.outcome import excerpt  # noqa: E402
@@ -52,6 +52,9 @@ MARKERS = (
     "real_time: the guest runs in real time",
     "needs_smp: the guest has more than one CPU",
     "needs_config(symbol, ...): the guest's kernel has each of these symbols, !symbol: has it not",
+    "only_profile(name, ...): says nothing of kernels of other profiles",
+    "exact_time: the guest's clock must not depend on what else the host does",
+    "fast_machine: takes many minutes where the machine may be emulated",
     "um_only: about User-Mode Linux itself, or what only its guests have",
     "time_travel: takes too long where the guest's clock is the host's",
     "regression(number): covers that class of bug (R1, R2, ...)",
@@ -129,6 +132,14 @@ class Offer:
             return "it is about User-Mode Linux itself"
         if self._arch != kconfig.UM and of_gdb:
             return "gdb looks at a process that is User-Mode Linux"
+        only = item.get_closest_marker("only_profile")
+        if only is not None and self._profile not in only.args:
+            return f"it says nothing of a kernel of profile {self._profile}"
+        machine = MACHINES[self._arch]
+        if item.get_closest_marker("exact_time") and not machine.exact_time:
+            return "the guest's time depends on what else the host does"
+        if item.get_closest_marker("fast_machine") and machine.slow:
+            return "it takes this machine many minutes"
         # What all tests of a file need comes before what one of them needs.
         for marker in reversed(list(item.iter_markers("needs_config"))):
             for symbol in marker.args:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from _pytest.skipping import evaluate_skip_marks
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -65,10 +66,8 @@ def pytest_configure() -> None:
 def pytest_runtestloop(session: pytest.Session) -> bool:
     """Print the first reason of each test, in place of running it."""
     found = {
-        f"{item.path.name}::{item.name}": next(
-            (str(mark.kwargs["reason"]) for mark in item.iter_markers("skip")), ""
-        )
-        for item in session.items
+        f"{item.path.name}::{item.name}": "" if skipped is None else skipped.reason
+        for item, skipped in ((item, evaluate_skip_marks(item)) for item in session.items)
     }
     print(f"\n{SKIPS}{json.dumps(found)}")
     return True

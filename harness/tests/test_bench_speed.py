@@ -24,10 +24,9 @@ pytestmark = [
     pytest.mark.real_time,
     # What is measured is the CPU time of a process of the host.
     pytest.mark.um_only,
+    # KSM is measured in the profile ksm, which has no checkers and one CPU, as these have.
+    pytest.mark.only_profile("fast", "mutant"),
 ]
-
-# KSM is measured in the profile ksm, which has no checkers and one CPU, as these have.
-PROFILES = ("fast", "mutant")
 
 MIB = 16
 TURNS = 3
@@ -41,10 +40,7 @@ def test_an_unmatched_page_costs_much_less_than_under_ksm(request: pytest.Fixtur
 
     PKSM reads it once, and once more when it has not changed for some time; never again.
     """
-    profile = request.config.getoption("--profile")
-    if profile not in PROFILES:
-        pytest.skip(f"a kernel of profile {profile} is not to be compared with that of KSM")
-    ours = replace(bench_lab.PKSM_FULL, profile=profile)
+    ours = replace(bench_lab.PKSM_FULL, profile=request.config.getoption("--profile"))
     lab = bench_lab.Lab(default_kernel(), Term(quiet=True))
     samples = []
     for _ in range(TURNS):

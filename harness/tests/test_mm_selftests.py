@@ -53,8 +53,7 @@ Subtests = list[tuple[str, str]]
 class Selftest:
     """A program with its arguments, and with which settings it is run under PKSM.
 
-    It is run ``rounds`` times, or once by a machine that is slow; there not at all if it is
-    ``long``. ``merges`` says that pages of it are merged. ``excused`` has texts of subtests
+    It is run ``rounds`` times, or once by a machine that is slow. ``merges`` says that pages of it are merged. ``excused`` has texts of subtests
     that may be skipped there, since what they prepare is undone before they come to their
     point, or here, since it is not.
     """
@@ -64,7 +63,6 @@ class Selftest:
     merges: bool = True
     excused: tuple[str, ...] = ()
     cpus: int | None = None
-    long: bool = False
     settings: tuple[tuple[str, int], ...] = ()
 
     @property
@@ -73,11 +71,23 @@ class Selftest:
         return self.command.split()[0]
 
 
-def case(command: str, *needs: str, settings: dict[str, int] | None = None, **how: Any) -> Any:
-    """Return a parameter: a program, and the symbols without which all of it is skipped."""
+def case(
+    command: str,
+    *needs: str,
+    settings: dict[str, int] | None = None,
+    long: bool = False,
+    **how: Any,
+) -> Any:
+    """Return a parameter: a program, and the symbols without which all of it is skipped.
+
+    It is as well if it is *long*, and the machine may be emulated.
+    """
+    marks = [pytest.mark.needs_config(symbol) for symbol in needs]
+    if long:
+        marks.append(pytest.mark.fast_machine)
     return pytest.param(
         Selftest(command, settings=tuple((settings or {}).items()), **how),
-        marks=[pytest.mark.needs_config(symbol) for symbol in needs],
+        marks=marks,
         id=re.sub(r"[^\w-]+", "-", command),
     )
 
@@ -205,8 +215,6 @@ def test_each_subtest_ends_as_on_the_stock_kernel(
     request: pytest.FixtureRequest, boot_fresh: BootFresh, selftest: Selftest
 ) -> None:
     slow = machine_of(request.config).slow
-    if slow and selftest.long:
-        pytest.skip("it takes this machine many minutes")
     stock = run(prepare(boot_fresh, selftest, profile="ksm"), selftest)
     expected = subtests(stock.stdout)
     assert stock.status != SKIP and any(result in GOOD for _, result in expected), (

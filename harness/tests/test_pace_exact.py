@@ -11,21 +11,14 @@ from __future__ import annotations
 import time
 
 import pytest
-from lab import BootFresh, counters, machine_of, settle
+from lab import BootFresh, counters, settle
 
-pytestmark = [pytest.mark.needs_pksm, pytest.mark.time_travel]
+pytestmark = [pytest.mark.needs_pksm, pytest.mark.exact_time, pytest.mark.time_travel]
 
 LOAD = ("memdup", "--procs", "4", "--mib", "160", "--dup", "100", "--unique", "0", "--rewrite", "0",
         "--hold", "--no-wait")  # fmt: skip
 # The time, in seconds, and what pksmd has used up to then, in microseconds.
 LOOK = "cut -d' ' -f1 /proc/uptime; cat /sys/kernel/mm/pksm/cpu_usecs"
-
-
-@pytest.fixture(autouse=True)
-def exact(pytestconfig: pytest.Config) -> None:
-    """Skip where a busy host makes seconds shorter."""
-    if not machine_of(pytestconfig).exact_time:
-        pytest.skip("the guest's time depends on what else the host does")
 
 
 # For how many seconds there is enough to do.

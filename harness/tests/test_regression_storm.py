@@ -56,7 +56,7 @@ def ratio(said: dict[str, Any]) -> float:
 
 
 def need_bound(guest: Guest) -> None:
-    """Skip where the sharing of a page is not bounded."""
+    """Skip where the sharing of a page is not bounded: only a guest can tell."""
     if not has_file(guest, BOUND):
         pytest.skip("this engine has no max_page_sharing")
 
@@ -202,13 +202,15 @@ def test_r15_of_20000_vmas_of_an_anon_vma_one_is_looked_at(boot_fresh: BootFresh
     assert min(ratios) < ONE_OF_20000
 
 
+@pytest.mark.skipif(
+    kconfig.numbers(series_of(default_kernel())) > (6, 12),
+    reason="KSM of this kernel goes by the page's index as well",
+)
 @pytest.mark.needs_ksm
 @pytest.mark.real_time
 @pytest.mark.regression("R15")
 def test_r15_stock_ksm_looks_at_all_20000(boot_fresh: BootFresh) -> None:
     """R15: what the test above says of an engine with the bug: KSM 6.12 has it."""
-    if kconfig.numbers(series_of(default_kernel())) > (6, 12):
-        pytest.skip("KSM of this kernel goes by the page's index as well")
     guest = boot_fresh(profile="ksm", mem="384M")
     for name, value in (("pages_to_scan", 20000), ("smart_scan", 0)):
         guest.write_file(f"/sys/kernel/mm/ksm/{name}", str(value))

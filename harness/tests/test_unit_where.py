@@ -120,6 +120,38 @@ def test_who_runs_in_real_time_needs_no_travel(tmp_path: Path) -> None:
     assert not [name for name, reason in seen.items() if "travel" in reason]
 
 
+@pytest.mark.parametrize(
+    ("test", "reason", "skipping", "running"),
+    [
+        ("test_swap.py::test_churn_under_pressure_keeps_every_byte",
+         "the kernel of profile kcsan, x86_64, has CONFIG_KCSAN",
+         ("kcsan", "x86_64", "6.12"), ("smp", "um", "7.3")),
+        ("test_bench_speed.py::test_an_unmatched_page_costs_much_less_than_under_ksm",
+         "it says nothing of a kernel of profile smp", ("smp", "um", "7.3"), ("mutant", "um", "6.12")),
+        ("test_pace_exact.py::test_the_limit_holds_over_each_second_of_full_load[5-4]",
+         "the guest's time depends on what else the host does",
+         ("fast", "um", "6.12"), ("fast", "x86_64", "6.12")),
+        ("test_mm_selftests.py::test_each_subtest_ends_as_on_the_stock_kernel[uffd-unit-tests]",
+         "it takes this machine many minutes", ("fast", "x86_64", "6.12"), ("smp", "um", "7.3")),
+        ("test_regression_storm.py::test_r15_stock_ksm_looks_at_all_20000",
+         "KSM of this kernel goes by the page's index as well",
+         ("fast", "um", "7.3"), ("fast", "um", "6.12")),
+    ],
+    ids=["memory", "profile", "clock", "slow", "series"],
+)  # fmt: skip
+def test_what_cannot_be_found_out_here_is_known_before_a_guest_is_booted(
+    tmp_path: Path,
+    test: str,
+    reason: str,
+    skipping: tuple[str, str, str],
+    running: tuple[str, str, str],
+) -> None:
+    file, _, name = test.partition("::")
+    for (profile, arch, kernel), said in ((skipping, reason), (running, "")):
+        seen = skips(tmp_path, profile, arch, file, kernel=kernel, config=HAS_RWP)
+        assert seen[f"{file}::{name}"] == said
+
+
 def table(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run where_table.py."""
     command = [sys.executable, str(repo_root() / "harness" / "where_table.py"), *arguments]
