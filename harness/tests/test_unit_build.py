@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -331,6 +332,19 @@ def test_a_commit_of_the_engine_may_have_a_place_of_its_own(tmp_path: Path) -> N
     series.write_text("0001-a.patch\npksm/pksm-doc\npksm/\n0002-b.patch\n0003-c.patch\n")
     with pytest.raises(errors.PatchError, match="pksm/pksm-doc comes before pksm/"):
         names()
+
+
+@pytest.mark.parametrize("series", ["6.12", "7.3"])
+def test_the_place_of_a_patch_stands_in_its_name_alone(series: str) -> None:
+    """A number in the subject is of the series as it was once; the exported one has those of all."""
+    snapshot = patches.take_snapshot(paths.patches_dir(series), paths.overlay_dir())
+    for patch in snapshot.patches:
+        subject = re.search(rb"^Subject: (.*)$", patch.data, re.MULTILINE)
+        assert subject is not None, patch.name
+        assert re.match(rb"\[PATCH\] \S", subject[1]), f"{patch.name}: {subject[1]!r}"
+    names = [patch.name for patch in snapshot.patches]
+    assert names == sorted(names)
+    assert len({name[:5] for name in names}) == len(names)
 
 
 @pytest.mark.usefixtures("engine_series")
