@@ -462,6 +462,14 @@ class Guest:
             f"the guest did not boot within {timeout:g} s",
         )
 
+    def plug_memory(self) -> None:
+        """Plug its memory module in; the kernel finds it in a moment. Raises MachineError."""
+        self._machine.plug_memory()
+
+    def unplug_memory(self) -> None:
+        """Take its memory module out, once the kernel lets go of it. Raises MachineError."""
+        self._machine.unplug_memory(self._timeout)
+
     def power_off(self) -> None:
         """End the guest in an orderly way.
 

@@ -64,7 +64,7 @@ class BootOptions:
     run; ``allow_taint`` lets an oops or a WARN in the log pass; ``keep`` keeps
     the run directory even when all is well; ``keep_core`` leaves a core dump in
     it when the kernel panics; ``cpus`` is their number, or None for that of the
-    profile.
+    profile; ``dimm`` is the size of a memory module to be plugged in later.
     """
 
     profile: str = "fast"
@@ -82,6 +82,7 @@ class BootOptions:
     keep_core: bool = False
     cpus: int | None = None
     arch: str = kconfig.UM
+    dimm: str | None = None
 
 
 def _host_dir(text: str) -> Path:
@@ -191,6 +192,7 @@ def boot(options: BootOptions, *, term: Term | None = None) -> Iterator[Guest]:
         append=[*kconfig.boot_words(options.profile, options.arch), *options.append],
         cpus=cpus,
         shares=[host for host, _ in options.shares],
+        dimm=options.dimm,
     )
     start = kind.starter(wishes, term)
     repeat = _repeat_command(options)
@@ -251,6 +253,7 @@ def boot_guest(
     keep: bool = False,
     cpus: int | None = None,
     arch: str | None = None,
+    dimm: str | None = None,
     term: Term | None = None,
 ) -> Iterator[Guest]:
     """Boot a guest for a test; as :func:`boot`, with time travel where there is such.
@@ -276,6 +279,7 @@ def boot_guest(
         keep=keep,
         cpus=cpus,
         arch=machine,
+        dimm=dimm,
     )
     with boot(options, term=term) as guest:
         yield guest

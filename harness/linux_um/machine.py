@@ -41,7 +41,8 @@ class MachineOptions:
     swap device when ``swap`` is None. ``append`` holds words for the kernel's command
     line. ``memory`` is the directory of the host for the file that is the guest's
     memory. ``shares`` are directories of the host that are to be mounted. More than
-    one of ``cpus`` takes a kernel with SMP.
+    one of ``cpus`` takes a kernel with SMP. ``dimm`` is the size of a memory module that
+    can be plugged in while it runs; there is a place for one only where it is given.
     """
 
     linux: Path
@@ -53,6 +54,7 @@ class MachineOptions:
     memory: Path | None = None
     cpus: int = 1
     shares: Sequence[str] = ()
+    dimm: str | None = None
 
 
 class Machine(ABC):
@@ -206,6 +208,17 @@ class Machine(ABC):
     @abstractmethod
     def sysrq(self, key: str) -> None:
         """Press a key of magic SysRq; the answer goes to the log. Raises MachineError."""
+
+    def plug_memory(self) -> None:
+        """Plug the memory module in. Raises MachineError, also where there is no place for it."""
+        raise MachineError("it has no place for a memory module")
+
+    def unplug_memory(self, timeout: float) -> None:
+        """Ask the kernel for the memory module, and wait *timeout* seconds until it is out.
+
+        Raises MachineError when it is not given back.
+        """
+        raise MachineError("it has no place for a memory module")
 
 
 def make_swap_file(options: MachineOptions, directory: Path) -> None:

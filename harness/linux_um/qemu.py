@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from .accel import PROGRAM, TCG
 from .accel import choose as choose_accel
@@ -35,6 +35,9 @@ SERIAL = "serial"
 ANSWER_SECONDS = 10.0
 _MONITOR_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
+# The memory module that can be plugged in, and what is behind it.
+_DIMM = "dimm"
+_DIMM_MEMORY = "dimm-memory"
 # How often the guest's clock ticks for an instruction, as a power of two in ns.
 _ICOUNT_SHIFT = 0
 # Two nodes take memory enough for both.
@@ -65,6 +68,7 @@ class QemuMachine(Machine):
     def __init__(self, options: MachineOptions, rundir: RunDir, *, accel: str) -> None:
         """Start it by the accelerator *accel* (kvm or tcg). Raises HostError."""
         super().__init__(options, rundir)
+        self._dimm = options.dimm
         make_swap_file(options, rundir.path)
         try:
             ours, theirs = socket.socketpair()
@@ -101,18 +105,44 @@ class QemuMachine(Machine):
         """
         size = self._rundir.console.stat().st_size
         try:
-            with _connect(self._rundir.path, MONITOR) as monitor:
-                answers = monitor.makefile("r")
-                answers.readline()
-                _ask(monitor, answers, "qmp_capabilities")
-                # Whoever is connected to the port is its other end.
-                with _connect(self._rundir.path, SERIAL) as serial:
-                    _ask(monitor, answers, "chardev-send-break", id=SERIAL)
-                    serial.sendall(key.encode())
-                    if not self._log_has(size, b"sysrq: ", serial):
-                        raise MachineError(f"sysrq {key}: no answer")
+            # Whoever is connected to the port is its other end.
+            with (
+                _Monitor(self._rundir.path) as monitor,
+                _connect(self._rundir.path, SERIAL) as serial,
+            ):
+                monitor.ask("chardev-send-break", id=SERIAL)
+                serial.sendall(key.encode())
+                if not self._log_has(size, b"sysrq: ", serial):
+                    raise MachineError(f"sysrq {key}: no answer")
         except (OSError, ValueError) as error:
             raise MachineError(f"sysrq {key}: {error}") from error
+
+    def plug_memory(self) -> None:
+        """Plug the memory module in. Raises MachineError, also where there is no place for it."""
+        if self._dimm is None:
+            return super().plug_memory()
+        backend: dict[str, str | int] = {
+            "qom-type": "memory-backend-ram", "id": _DIMM_MEMORY, "size": parse_size(self._dimm),
+        }  # fmt: skip
+        try:
+            with _Monitor(self._rundir.path) as monitor:
+                monitor.ask("object-add", **backend)
+                monitor.ask("device_add", driver="pc-dimm", id=_DIMM, memdev=_DIMM_MEMORY)
+        except (OSError, ValueError) as error:
+            raise MachineError(f"memory is not plugged in: {error}") from error
+
+    def unplug_memory(self, timeout: float) -> None:
+        """Ask the kernel for the memory module, and wait *timeout* seconds until it is out.
+
+        Raises MachineError when it is not given back.
+        """
+        try:
+            with _Monitor(self._rundir.path) as monitor:
+                monitor.ask("device_del", id=_DIMM)
+                monitor.wait_gone(_DIMM, timeout)
+                monitor.ask("object-del", id=_DIMM_MEMORY)
+        except (OSError, ValueError) as error:
+            raise MachineError(f"memory is not given back: {error}") from error
 
     def _log_has(self, begin: int, text: bytes, serial: socket.socket) -> bool:
         """Wait until the log has *text* from the byte *begin* on; return whether it has.
@@ -184,6 +214,8 @@ def _cpus_and_memory(options: MachineOptions) -> list[str]:
     size = parse_size(options.mem)
     half = size // 2 >> 21 << 21
     words = ["-m", f"size={size // 1024}K", "-smp"]
+    if options.dimm is not None:
+        words[1] += f",slots=1,maxmem={(size + parse_size(options.dimm)) // 1024}K"
     if options.cpus < 2 or half < MIN_NODE_BYTES:
         return [*words, str(options.cpus)]
     # A node is a socket, with as many CPUs as the other or one less.
@@ -216,14 +248,57 @@ def _connect(directory: Path, name: str) -> socket.socket:
         os.close(descriptor)
 
 
-def _ask(monitor: socket.socket, answers: TextIO, what: str, **arguments: str) -> None:
-    """Execute a command of the monitor. Raises OSError when it is refused."""
-    request = {"execute": what, "arguments": arguments}
-    monitor.sendall(json.dumps(request).encode() + b"\n")
-    while line := answers.readline():
-        answer = json.loads(line)
-        if "return" in answer:
-            return
-        if "error" in answer:
-            raise OSError(f"{what}: {answer['error'].get('desc', 'refused')}")
-    raise OSError(f"{what}: the monitor has gone")
+class _Monitor:
+    """QEMU's monitor, for the length of a block."""
+
+    def __init__(self, directory: Path) -> None:
+        """Connect to it. Raises OSError."""
+        self._socket = _connect(directory, MONITOR)
+        self._answers = self._socket.makefile("r")
+        self._events: list[dict[str, Any]] = []
+
+    def __enter__(self) -> _Monitor:
+        """Make ready for commands. Raises OSError, ValueError."""
+        try:
+            self._answers.readline()
+            self.ask("qmp_capabilities")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answers.close()
+        self._socket.close()
+
+    def ask(self, what: str, **arguments: str | int) -> None:
+        """Execute a command. Raises OSError when it is refused, ValueError for nonsense."""
+        request = {"execute": what, "arguments": arguments}
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        while True:
+            answer = self._read(what)
+            if "return" in answer:
+                return
+            if "error" in answer:
+                raise OSError(f"{what}: {answer['error'].get('desc', 'refused')}")
+            self._events.append(answer)
+
+    def wait_gone(self, device: str, timeout: float) -> None:
+        """Wait *timeout* seconds until the guest has given a device back. Raises as :meth:`ask`."""
+        limit = time.monotonic() + timeout
+        while True:
+            for event in self._events:
+                if event.get("data", {}).get("device") != device:
+                    continue
+                if event["event"] == "DEVICE_DELETED":
+                    return
+                raise OSError(f"{device}: {event['event']}")
+            self._socket.settimeout(max(limit - time.monotonic(), _LOOK_SECONDS))
+            self._events = [self._read(device)]
+
+    def _read(self, what: str) -> dict[str, Any]:
+        """Return what it says next. Raises OSError once it has gone."""
+        line = self._answers.readline()
+        if not line:
+            raise OSError(f"{what}: the monitor has gone")
+        return dict(json.loads(line))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Memory that goes offline and comes back, and its records with it.
+"""Memory that goes offline and comes back, or comes late, and its records with it.
 
 User-Mode Linux cannot take memory away: these tests run with --arch x86_64.
 """
@@ -22,6 +22,15 @@ for block in {blocks}/memory[0-9]*; do
 done 2> /dev/null
 true
 """
+
+
+# Prints the number of the block that was not there at boot, once the kernel has found it.
+PLUGGED = f"""
+until [ $(ls -d {BLOCKS}/memory[0-9]* | wc -l) -gt {{known}} ]; do sleep 1; done
+ls -d {BLOCKS}/memory[0-9]* | grep -o '[0-9]*$' | sort -n | tail -n 1
+"""
+# The least that there is of it, one block.
+DIMM = "128M"
 
 
 @pytest.fixture
@@ -87,3 +96,62 @@ def test_memory_goes_offline_again_and_again_while_pages_come_and_go(movable: Gu
     assert job.wait(240).status == 0
     settle(movable)
     assert counters(movable)["pages_new"] < 64
+
+
+def nr_blocks(guest: Guest) -> int:
+    """Return how many blocks of memory the kernel knows."""
+    return len(guest.sh(f"ls -d {BLOCKS}/memory[0-9]*").stdout.split())
+
+
+def plug(guest: Guest) -> tuple[str, int]:
+    """Plug the memory module in and bring it online; return its block, and its first page frame.
+
+    All new anonymous pages come from there then, as long as there are free ones.
+    """
+    known = nr_blocks(guest)
+    guest.plug_memory()
+    block = f"{BLOCKS}/memory{guest.sh(PLUGGED.format(known=known)).stdout.strip()}"
+    guest.write_file(f"{block}/state", "online_movable")
+    size = int(guest.read_file(f"{BLOCKS}/block_size_bytes"), 16)
+    index = int(guest.read_file(f"{block}/phys_index"), 16)
+    return block, index * size // 4096
+
+
+def test_memory_that_is_plugged_in_is_tracked_and_can_be_taken_out(boot_fresh: BootFresh) -> None:
+    """It has no records before, and no struct page afterwards."""
+    guest = boot_fresh(mem="320M", cpus=1, dimm=DIMM)
+    before = baseline(settle(guest))
+    known = nr_blocks(guest)
+    block, first = plug(guest)
+    report = pageops(
+        guest, "fill=dup", "settle", "stat=born", "verify", "set=run:2", "stat=given-back",
+        "set=run:1", "settle", "sleep=10000", "settle", "stat=swept", "verify",
+        procs=3, pages=4096,
+    )  # fmt: skip
+    for name in ("born", "swept"):
+        stage = report[name]
+        assert (stage["merged_ptes"], stage["merged_pages"]) == (3 * 4096, 4096)
+        # All other memory has lower page frames by far.
+        assert stage["merged_pfn_sum"] >= 4096 * first
+    assert report["given-back"]["merged_ptes"] == 0
+    assert baseline(settle(guest)) == before
+    job = hold_memdup(guest, "--procs", "3", "--mib", "16", "--dup", "40", "--zero", "10",
+                      "--rewrite", "0")  # fmt: skip
+    merged = settle(guest)
+    guest.write_file(f"{block}/state", "offline")
+    moved = settle(guest)
+    assert moved["pages_sharing"] >= merged["pages_sharing"] - 16
+    guest.unplug_memory()
+    assert nr_blocks(guest) == known
+    # Whatever still points there is followed now.
+    settle(guest)
+    assert release(job).raw["ok"] is True
+    assert baseline(settle(guest)) == before
+    assert plug(guest) == (block, first)
+    report = pageops(guest, "fill=dup", "settle", "stat=again", "verify", procs=3, pages=4096)
+    assert report["again"]["merged_ptes"] == 3 * 4096
+    assert report["again"]["merged_pfn_sum"] >= 4096 * first
+    # It is offline by itself before it is taken out.
+    guest.unplug_memory()
+    assert nr_blocks(guest) == known
+    assert baseline(settle(guest)) == before

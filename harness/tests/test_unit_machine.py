@@ -340,6 +340,9 @@ def test_qemu_gets_its_command_line(tmp_path: Path) -> None:
         "local,path=/a,,b,mount_tag=share0", "local,path=/c,mount_tag=share1"
     ]  # fmt: skip
     assert any(word.startswith("file=swap,") for word in words)
+    assert words[words.index("-m") + 1] == "size=524288K"
+    later = qemu_command(MachineOptions(linux, linux, mem="512M", dimm="128M"), 7, "tcg")
+    assert later[later.index("-m") + 1] == "size=524288K,slots=1,maxmem=655360K"
     odd = qemu_command(MachineOptions(linux, linux, mem="512M", cpus=3), 7, "tcg")
     assert "node,nodeid=1,cpus=2-3,memdev=node1" in odd
     for mem, cpus in (("512M", 1), ("128M", 2)):
