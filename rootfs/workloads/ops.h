@@ -14,7 +14,7 @@ enum op {
 	OP_RANGE, OP_MERGE, OP_PIN, OP_UNPIN, OP_SELF, OP_BEAR, OP_BURY,
 	OP_RECEIVE, OP_UFFD_WP, OP_CPU, OP_BIND, OP_MOVE, OP_MIGRATE, OP_LOOK,
 	OP_DEVICE, OP_USER, OP_STALE, OP_UFFD_RWP, OP_GROUP, OP_EXEC, OP_BEAT,
-	OP_STAY,
+	OP_STAY, OP_EXIT,
 };
 
 /* Set before the first worker is started. */
@@ -34,6 +34,23 @@ struct beat {
 };
 
 extern volatile struct beat *ops_beats;
+
+/*
+ * Added to an operation that is not to begin before the worker is let go. It is in user
+ * space until then, and makes no system call: where its page table is locked, nobody
+ * could even give it an order.
+ */
+#define OP_LATER	0x100U
+
+/* How many orders a worker has got, may begin with, has begun, and ended, for all to see. */
+struct progress {
+	uint64_t got;
+	uint64_t free;
+	uint64_t begun;
+	uint64_t ended;
+};
+
+extern volatile struct progress *ops_progress;
 
 /*
  * A worker's function: carries out @o, with what belongs to it in its fields.

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "ops.h"
@@ -23,7 +24,7 @@
 #define MAX_PROCS	64
 #define VMSTAT_BYTES	16384
 #define END_MS		30000U	/* so long a process may take to end */
-#define BEAT_MS		20U	/* and so long it is looked whether one writes */
+#define BEAT_MS		20U	/* and so long it is looked whether one writes, or goes on */
 
 static struct {
 	unsigned int procs;
@@ -33,6 +34,7 @@ static struct {
 static struct worker *workers;
 static uint64_t *bases;
 static const char **background;	/* what each does that nobody waits for */
+static uint64_t *told;		/* how many orders each was given */
 static FILE *stats;
 static uint64_t total_wrong;
 /* The error that the operation is to end with, and whether it did. */
@@ -160,14 +162,133 @@ static void hear(unsigned int i, const char *word)
 		refused(-workers[i].last.status, word);
 }
 
+static void tell(unsigned int i, const struct order *o)
+{
+	told[i]++;
+	worker_send(&workers[i], o);
+}
+
+/* Waits until a process has ended, which has been asked to in one way or another. */
+static void reap(unsigned int i, int wanted)
+{
+	int status = 0;
+
+	if (!worker_gone(&workers[i], END_MS, &status))
+		die(EXIT_WRONG, "process %u does not end", i);
+	if (status != wanted)
+		die(EXIT_WRONG, "process %u ended badly: wait status 0x%x", i, status);
+	bases[i] = 0;
+}
+
+/* Does a process end in the background, and with which status? */
+static bool leaves(unsigned int i, int *status)
+{
+	const char *word = background[i];
+
+	if (!word)
+		return false;
+	word += strspn(word, "&");
+	if (*word == '@')
+		word = strchr(word, ':') + 1;
+	*status = strcmp(word, "kill") ? 0 : SIGKILL;
+	return *status || !strcmp(word, "exit");
+}
+
 /* Waits for what a worker was told to do in the background, if anything. */
 static void join(unsigned int i)
 {
 	const char *word = background[i];
+	int status;
+	bool end = leaves(i, &status);
 
 	background[i] = NULL;
-	if (word)
+	if (end)
+		reap(i, status);
+	else if (word)
 		hear(i, word);
+}
+
+/* Has a process done what it was told to do in the background? */
+static bool has_done(unsigned int i)
+{
+	siginfo_t info = { 0 };
+	int unused;
+
+	if (!leaves(i, &unused))
+		return ops_progress[i].ended == told[i];
+	/* It stays for join() to reap. */
+	if (waitid(P_PID, (id_t)workers[i].pid, &info, WEXITED | WNOHANG | WNOWAIT))
+		die(EXIT_ENV, "waitid: %s", strerror(errno));
+	return info.si_pid;
+}
+
+static bool has_got(unsigned int i)
+{
+	return ops_progress[i].got == told[i];
+}
+
+static bool has_begun(unsigned int i)
+{
+	return ops_progress[i].begun == told[i];
+}
+
+/* Waits until a process has come so far with what it does in the background. */
+static void background_wait(unsigned int i, bool (*so_far)(unsigned int i), const char *what)
+{
+	uint64_t last = now_ms() + END_MS;
+
+	if (!background[i])
+		die(EXIT_USAGE, "process %u does nothing in the background", i);
+	while (!so_far(i)) {
+		if (now_ms() > last)
+			die(EXIT_ENV, "%s: process %u does not %s", background[i], i, what);
+		sleep_ms(1);
+	}
+}
+
+/* And the engine has been held all the time. */
+static void still_held(void)
+{
+	uint64_t unused;
+
+	if (!hold_held(&unused))
+		die(EXIT_ENV, "nobody is held any more: the test tested nothing");
+}
+
+/* A process has done what it was told, while the engine was held. */
+static void done(unsigned int i, const char *name __unused)
+{
+	background_wait(i, has_done, "end");
+	still_held();
+}
+
+static bool user_mode_linux(void)
+{
+	char line[256];
+	bool found = false;
+	FILE *f = fopen("/proc/cpuinfo", "re");
+
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = strstr(line, "User Mode Linux");
+	if (f)
+		fclose(f);
+	return found;
+}
+
+/*
+ * A process begins with what it was told to do, and has to wait for who is held. Under
+ * UML nobody comes to user space whose page table is locked: there it is about to begin.
+ */
+static void blocked(unsigned int i, const char *name __unused)
+{
+	ops_progress[i].free = told[i];
+	if (!user_mode_linux())
+		background_wait(i, has_begun, "begin");
+	sleep_ms(BEAT_MS);
+	if (has_done(i))
+		die(EXIT_ENV, "%s does not wait for who is held: the test tested nothing",
+		    background[i]);
+	still_held();
 }
 
 /*
@@ -178,21 +299,18 @@ static void end_process(unsigned int i, const char *how)
 {
 	const struct order o = { .op = OP_EXEC };
 	bool by_signal = *how == 'k';
-	int status = 0;
 
 	if (by_signal)
 		background[i] = NULL;
 	else
 		join(i);
+	if (!workers[i].pid)
+		return;		/* it was on its way already */
 	if (!strcmp(how, "exec"))
-		worker_send(&workers[i], &o);
+		tell(i, &o);
 	if (!strcmp(how, "kill") && kill(workers[i].pid, SIGKILL))
 		die(EXIT_ENV, "kill: %s", strerror(errno));
-	if (!worker_gone(&workers[i], END_MS, &status))
-		die(EXIT_WRONG, "process %u does not end", i);
-	if (status != (by_signal ? SIGKILL : 0))
-		die(EXIT_WRONG, "process %u ended badly: wait status 0x%x", i, status);
-	bases[i] = 0;
+	reap(i, by_signal ? SIGKILL : 0);
 }
 
 /* The page that the engine is held with is one of this process: has it come to that? */
@@ -223,12 +341,11 @@ static void beating(unsigned int i, const char *name __unused)
 /* A process that has written all the time must not be able to just now. */
 static void kept(unsigned int i, const char *name __unused)
 {
-	uint64_t before = ops_beats[i].strokes, unused, after;
+	uint64_t before = ops_beats[i].strokes, after;
 
 	sleep_ms(BEAT_MS);
 	after = ops_beats[i].strokes;
-	if (!hold_held(&unused))
-		die(EXIT_ENV, "nobody is held any more: the test tested nothing");
+	still_held();
 	ops_beats[i].ended++;
 	/* The last one may not have been counted yet. */
 	if (after > before + 1) {
@@ -244,7 +361,7 @@ static const struct {
 } process_ops[] = {
 	{ "exit", end_process }, { "exec", end_process }, { "kill", end_process },
 	{ "killed", end_process }, { "reborn", reborn }, { "beating", beating },
-	{ "kept", kept },
+	{ "kept", kept }, { "blocked", blocked }, { "done", done },
 };
 
 /* Operations that the parent carries out for processes; false if @name is none of them. */
@@ -350,12 +467,12 @@ static const struct {
 	{ "bear", OP_BEAR, false }, { "bury", OP_BURY, false },
 	{ "stale", OP_STALE, true }, { "uffd_rwp", OP_UFFD_RWP, false },
 	{ "group", OP_GROUP, true }, { "beat", OP_BEAT, false },
-	{ "stay", OP_STAY, false },
+	{ "stay", OP_STAY, false }, { "exit", OP_EXIT, false },
 };
 
 static void worker_op(unsigned int only, const char *name, const char *arg, const char *word)
 {
-	bool one = only < opt.procs;
+	bool one = only < opt.procs, later;
 	struct order o = { 0 };
 	unsigned int i;
 	size_t k;
@@ -365,6 +482,7 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 			break;
 	if (k == ARRAY_SIZE(worker_ops))
 		die(EXIT_USAGE, "\"%s\": no such operation", word);
+	later = !strncmp(word, "&&", 2);
 	o.op = worker_ops[k].op;
 	if (strlen(arg) >= sizeof(o.text))
 		die(EXIT_USAGE, "\"%s\": too long", word);
@@ -387,7 +505,9 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 			continue;
 		o.arg = i;
 		join(i);
-		worker_send(&workers[i], &o);
+		if (later)
+			o.op |= OP_LATER;
+		tell(i, &o);
 	}
 	for (i = 0; i < opt.procs; i++) {
 		if (!workers[i].pid || (one && i != only))
@@ -396,6 +516,8 @@ static void worker_op(unsigned int only, const char *name, const char *arg, cons
 			background[i] = word;
 		else
 			hear(i, word);
+		if (later)
+			background_wait(i, has_got, "get that");
 	}
 }
 
@@ -434,8 +556,7 @@ static void run_op(const char *word)
 		run_failing(word + 6, word);
 		return;
 	}
-	if (*body == '&')
-		body++;
+	body += strspn(body, "&");
 	if (*body == '@') {
 		char index[8];
 		size_t n = strcspn(body + 1, ":");
@@ -455,7 +576,14 @@ static void run_op(const char *word)
 		*arg++ = 0;
 	body = strchr(body, '=') ? strchr(body, '=') + 1 : "";
 
-	if (process_op(only, name))
+	/* Who ends is waited for, but in the background. */
+	if (*word == '&' && !strcmp(name, "kill") && only != MAX_PROCS) {
+		background[only] = word;
+		if (kill(workers[only].pid, SIGKILL))
+			die(EXIT_ENV, "kill: %s", strerror(errno));
+		return;
+	}
+	if ((*word != '&' || strcmp(name, "exit")) && process_op(only, name))
 		return;
 	/* All of them stay: who waits for a page on the move can do nothing. */
 	if (!parent_op(name, body) || !strcmp(name, "stay"))
@@ -497,7 +625,9 @@ static void __noreturn usage(void)
 		"  @K:beating (wait until it does)\n"
 		"\n"
 		"&@K:OPERATION or &OPERATION is not waited for but by the next of that process, or\n"
-		"by join.\n"
+		"by join. While the engine is held:\n"
+		"  @K:done (wait until it has ended)   @K:blocked (it begins, and must not end)\n"
+		"&&@K:OPERATION begins with that only: who is told before needs no system call then.\n"
 		"--huge: regions are laid out for huge pages, which they ask for.\n"
 		"--fifo: as real-time tasks, which may use some of the memory reserves.\n"
 		"settle=MS: where pages are pinned; only until all were tried, and MS more.\n"
@@ -559,7 +689,9 @@ int main(int argc, char **argv)
 	workers = xcalloc(opt.procs, sizeof(*workers));
 	bases = xcalloc(opt.procs, sizeof(*bases));
 	background = xcalloc(opt.procs, sizeof(*background));
+	told = xcalloc(opt.procs, sizeof(*told));
 	ops_beats = untracked_alloc(opt.procs * sizeof(*ops_beats));
+	ops_progress = untracked_alloc(opt.procs * sizeof(*ops_progress));
 	for (i = 0; i < opt.procs; i++)
 		worker_start(workers, i, ops_order, NULL);
 	run_op("map");
@@ -579,5 +711,6 @@ int main(int argc, char **argv)
 	free(workers);
 	free(bases);
 	free(background);
+	free(told);
 	return total_wrong ? EXIT_WRONG : 0;
 }

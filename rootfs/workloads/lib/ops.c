@@ -24,6 +24,7 @@ enum { S_DUP = 1, S_UNIQUE, S_WRITE };
 
 struct ops_options ops = { .pages = 64, .seed = 1 };
 volatile struct beat *ops_beats;
+volatile struct progress *ops_progress;
 
 /* A worker's own state; a copy in each process. */
 static struct {
@@ -553,11 +554,10 @@ static int do_group(gid_t id)
 	return setresgid(id, id, id) || prctl(PR_SET_DUMPABLE, 1) ? -errno : 0;
 }
 
-void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
+static void carry_out(const struct order *o, struct reply *r)
 {
-	switch ((enum op)o->op) {
+	switch ((enum op)(o->op & ~OP_LATER)) {
 	case OP_MAP:
-		me.index = o->arg;
 		if (!me.shadow) {
 			me.shadow = untracked_alloc(ops.pages * sizeof(*me.shadow));
 			me.room = room_alloc();
@@ -663,6 +663,8 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 	case OP_EXEC:
 		r->status = do_exec();
 		break;
+	case OP_EXIT:
+		_exit(0);
 	case OP_BEAR:
 		r->status = do_bear();
 		break;
@@ -677,4 +679,20 @@ void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
 		r->status = -EINVAL;
 	}
 	r->value[0] = (uint64_t)(uintptr_t)me.base;
+}
+
+void ops_order(void *ctx __unused, const struct order *o, struct reply *r)
+{
+	volatile struct progress *mine;
+
+	/* The first that it is told is to map its region. */
+	if (o->op == OP_MAP)
+		me.index = o->arg;
+	mine = &ops_progress[me.index];
+	mine->got++;
+	while (o->op & OP_LATER && mine->free < mine->got)
+		;
+	mine->begun++;
+	carry_out(o, r);
+	mine->ended++;
 }
