@@ -26,6 +26,11 @@ enum {
 	A_FORK, A_VERIFY, ACTIONS
 };
 
+static const char *const action_names[ACTIONS] = {
+	"fill", "rewrite", "poke", "dontneed", "free", "pageout", "move", "unmap",
+	"fork", "verify",
+};
+
 static struct {
 	unsigned int procs, mib, pause_ms;
 	uint64_t seed, settle_s, rounds, seconds;
@@ -45,8 +50,10 @@ struct process {
 	unsigned int index;
 	uint64_t random, serial;
 	struct region region[REGIONS];
-	uint64_t done[ACTIONS];
 };
+
+/* How often each was done, by all of them. */
+static uint64_t *done;
 
 static uint64_t pick(struct process *p, uint64_t below)
 {
@@ -192,7 +199,7 @@ static uint64_t one_round(struct process *p)
 	 */
 	if (!fresh)
 		wrong = region_check(r->base, r->shadow, opt.pages, "before a round");
-	p->done[action]++;
+	__atomic_fetch_add(&done[action], 1, __ATOMIC_RELAXED);
 	switch (action) {
 	case A_FILL:
 		fill_some(p, r, 100);
@@ -386,6 +393,7 @@ int main(int argc, char **argv)
 	prog_start("churn");
 	parse(argc, argv);
 	workers = xcalloc(opt.procs, sizeof(*workers));
+	done = untracked_alloc(ACTIONS * sizeof(*done));
 	start = now_ms();
 	printf("{\"tool\": \"churn\", \"engine\": \"%s\", \"before\": ", engine_name());
 	json_counters(stdout);
@@ -406,7 +414,10 @@ int main(int argc, char **argv)
 	settled &= settle();
 	printf(", \"after\": ");
 	json_counters(stdout);
-	printf(", \"ok\": %s, \"settled\": %s, \"procs\": %u, \"rounds\": %" PRIu64
+	printf(", \"steps\": {");
+	for (i = 0; i < ACTIONS; i++)
+		printf("%s\"%s\": %" PRIu64, i ? ", " : "", action_names[i], done[i]);
+	printf("}, \"ok\": %s, \"settled\": %s, \"procs\": %u, \"rounds\": %" PRIu64
 	       ", \"wrong\": %" PRIu64 ", \"ms\": %" PRIu64 "}\n",
 	       !wrong && settled ? "true" : "false", settled ? "true" : "false",
 	       opt.procs, rounds, wrong, now_ms() - start);
