@@ -118,7 +118,7 @@ def cleared(guest: Guest, who: int, acts: tuple[str, ...]) -> Report:
 
     It has a CPU of its own, where it is about the first of them, and cannot go on before
     the engine does. Under UML it does not even come to user space as long as its page table
-    is locked; but one that is killed then ends in the kernel, and meets the lock there.
+    is locked: there it begins when the engine lets go. With --arch x86_64 it waits in the act.
     """
     first, *others = acts
     before, meanwhile = [f"&&@{who}:{first}"], []
@@ -148,7 +148,7 @@ def test_r20_whatever_a_process_does_while_its_pte_is_cleared(
 ) -> None:
     """R20 to R22: it comes to the page table when the engine has done with it."""
     before = baseline(settle(apart))
-    every = {**ACTS, "killed": (("kill",), NONE)}
+    every: dict[str, tuple[tuple[str, ...], int | None]] = {**ACTS, "killed": (("kill",), NONE)}
     for name in list(every)[first::3]:
         acts, merged = every[name]
         report = cleared(apart, who, acts)
