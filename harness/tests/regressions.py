@@ -168,7 +168,7 @@ REGRESSIONS = (
     tested("R51", "run=2 and MADV_UNMERGEABLE do nothing", "madvise", "run_control"),
     tested(
         "R52", "counters updated without a lock drift",
-        "churn", "counters", "intake", "kernel_counters",
+        "churn", "counters", "intake", "kernel_counters", "moments", "smp",
     ),
 )  # fmt: skip
 
@@ -178,13 +178,21 @@ class Race:
     """A bug that needs two who do something at the same time.
 
     The engine is held at each of ``moments``, which are those of mm/pksm/hold.c, while
-    the other party acts; ``how`` says who that is, or what brings the two together
-    where the moment is not one of the engine's.
+    the other party acts; ``how`` says who that is. Where there is none of them, ``instead``
+    says what brings the two together: STATE or LUCK.
     """
 
     number: str
     moments: tuple[str, ...]
     how: str
+    instead: str = ""
+
+
+# One party has done its part, and what it leaves stays, when the other comes: there is
+# nothing to meet.
+STATE = "a state"
+# They meet by luck, which is not one of the engine's moments: tests assert that they have.
+LUCK = "luck"
 
 
 RACES = (
@@ -201,6 +209,12 @@ RACES = (
     ),
     Race("R9", ("visit",), "a process that was visited is forked, or swaps in"),
     Race("R10", ("migrate",), "migration entries stand for the page that is unmerged"),
+    Race(
+        "R11", (),
+        "memory has merged and watched pages when it goes offline; once more while pages come "
+        "and go",
+        STATE,
+    ),
     Race("R12", ("found", "frozen"), "all who brought the page end, and others get their memory"),
     Race("R14", ("lookup", "found"), "all mappings of one of several merged pages go"),
     Race("R17", ("lookup", "found"), "a sharer ends, unmaps, writes, moves, forks"),
@@ -217,16 +231,32 @@ RACES = (
     Race("R21", ("hashed", "lookup", "found", "frozen", "cleared"), "the page is given to a pipe"),
     Race("R22", ("hashed", "lookup", "found", "frozen", "cleared"), "so that the merge fails then"),
     Race("R23", ("found", "frozen"), "one of those who have the page forbids merging"),
+    Race("R25", (), "the PTE is a hint when the engine comes to the page", STATE),
+    Race("R32", (), "the folio was split when the engine comes to its pages", STATE),
     Race(
         "R33", (),
-        "nothing of a page is left but its copy in the swap device when its owner ends: a "
-        "state, and no moment",
+        "nothing of a page is left but its copy in the swap device when its owner ends", STATE,
     ),
-    Race("R44", (), "faults sleep for memory side by side: that some have lost is asserted"),
+    Race("R35", (), "the page is merged, and stays so, when it goes bad", STATE),
+    Race(
+        "R44", (),
+        "faults sleep for memory side by side, before the engine is told of anything: that some "
+        "have lost is asserted",
+        LUCK,
+    ),
     Race("R45", ("frozen",), "the page's only owner ends, and others get its anon_vma's memory"),
     Race("R46", ("lookup",), "the page is freed, and its frame is another's: asserted"),
-    Race("R47", (), "the device holds back writes whose memory goes: that it has is asserted"),
-    Race("R52", (), "pages are freed by interrupts while pksmd works: the same"),
+    Race(
+        "R47", (),
+        "a device is done with writes whose memory has gone, whenever it likes, while pksmd "
+        "works: that there were some is asserted",
+        LUCK,
+    ),
+    Race(
+        "R52", ("hashed", "lookup", "found", "frozen", "cleared"),
+        "whatever a process can do to the page: the counters are what they were when it has "
+        "ended; and pages are freed by interrupts, as with R47",
+    ),
 )  # fmt: skip
 
 

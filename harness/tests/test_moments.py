@@ -86,10 +86,14 @@ def interrupted(guest: Guest, moment: str, who: int, acts: tuple[str, ...]) -> R
 @pytest.mark.regression("R21")
 @pytest.mark.regression("R22")
 @pytest.mark.regression("R46")
+@pytest.mark.regression("R52")
 @pytest.mark.parametrize("who", [0, 1])
 @pytest.mark.parametrize("moment", ["hashed", "lookup", "found", "frozen"])
 def test_whatever_a_process_does_meanwhile(still: Guest, moment: str, who: int) -> None:
-    """R20 to R22, R46: every byte is right, and what is equal in the end is merged."""
+    """R20 to R22, R46: every byte is right, and what is equal in the end is merged.
+
+    R52: and when all of it has gone, each counter is what it was.
+    """
     before = baseline(settle(still))
     for name, (acts, merged) in ACTS.items():
         report = interrupted(still, moment, who, acts)

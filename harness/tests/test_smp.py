@@ -141,12 +141,13 @@ def cleared(guest: Guest, who: int, acts: tuple[str, ...]) -> Report:
 @pytest.mark.regression("R20")
 @pytest.mark.regression("R21")
 @pytest.mark.regression("R22")
+@pytest.mark.regression("R52")
 @pytest.mark.parametrize("who", [0, 1])
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_r20_whatever_a_process_does_while_its_pte_is_cleared(
     apart: Guest, who: int, first: int
 ) -> None:
-    """R20 to R22: it comes to the page table when the engine has done with it."""
+    """R20 to R22, R52: it comes to the page table when the engine has done with it."""
     before = baseline(settle(apart))
     every: dict[str, tuple[tuple[str, ...], int | None]] = {**ACTS, "killed": (("kill",), NONE)}
     for name in list(every)[first::3]:
