@@ -122,6 +122,10 @@ def test_memory_that_is_plugged_in_is_tracked_and_can_be_taken_out(boot_fresh: B
     guest = boot_fresh(mem="320M", cpus=1, dimm=DIMM)
     before = baseline(settle(guest))
     known = nr_blocks(guest)
+    # It has looked at all page frames once, those that there are.
+    for run in (2, 1):
+        guest.set_pksm("run", run)
+    settle(guest)
     block, first = plug(guest)
     report = pageops(
         guest, "fill=dup", "settle", "stat=born", "verify", "set=run:2", "stat=given-back",
