@@ -117,6 +117,7 @@ bool pksm_no_foreign_reference(struct folio *folio)
 	/* Pair with the atomic operations that drop a mapping, and then its reference. */
 	smp_rmb();
 	references = folio_ref_count(folio);
+	/* As above: a mapping whose reference was not counted is not there any more. */
 	smp_rmb();
 	return mappings + 1 == references && folio_mapcount(folio) == mappings;
 }
