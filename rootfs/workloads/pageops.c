@@ -156,7 +156,7 @@ static void hear(unsigned int i, const char *word)
 	worker_receive(&workers[i]);
 	total_wrong += workers[i].last.wrong;
 	bases[i] = workers[i].last.value[0];
-	if (workers[i].last.status == -EINVAL)
+	if (workers[i].last.status == -EINVAL && wanted_error != EINVAL)
 		die(EXIT_USAGE, "process %u, %s: invalid argument", i, word);
 	if (workers[i].last.status)
 		refused(-workers[i].last.status, word);
