@@ -286,11 +286,11 @@ def test_r19_writers_to_huge_pages_that_come_and_go_lose_nothing(
     assert vmstat(guest, "cow_ksm") > 4, "little was merged: the test tested nothing"
 
 
-@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("processes", [2, 4])
 def test_what_the_kernel_does_to_a_futex_is_done_at_once(
-    boot_fresh: BootFresh, threads: int
+    boot_fresh: BootFresh, processes: int
 ) -> None:
     """Other CPUs are in userspace meanwhile, and change the same word."""
-    guest = boot_fresh(cpus=threads)
-    report = workload(guest, ["hostmap", "--threads", str(threads)])
+    guest = boot_fresh(cpus=processes)
+    report = workload(guest, ["hostmap", "--processes", str(processes)])
     assert (report.raw["lost"], report.raw["unguarded"]) == (0, 0)

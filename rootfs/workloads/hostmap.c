@@ -12,28 +12,39 @@
 #include <inttypes.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "common.h"
 
 #define GIB		(1UL << 30)
 #define TOUCHED		16U	/* pages that a range has, at most */
-#define MAX_THREADS	8
-#define ADDED		50000U	/* by the kernel, and by each who takes turns */
+#define MAX_PROCESSES	8
+#define MET		300000U	/* how often the kernel adds to what changes meanwhile */
+#define TURNS		2000U	/* of each, when they take turns */
 
 static struct {
-	uint64_t threads;
+	uint64_t processes;
 } opt;
 
-static uint32_t word, added;	/* what threads have added to it, by their own count */
-static bool kernel_done;
-static unsigned int guarded;
-static pthread_mutex_t pi_mutex;
-static pthread_barrier_t barrier;
+/*
+ * Of processes, not of threads: of the threads of a process one alone is in userspace at
+ * a time, on User-Mode Linux.
+ */
+static struct {
+	uint32_t word, added;	/* what has been added to it, by those who did */
+	uint32_t nobody;	/* a futex that nobody waits for */
+	bool kernel_done;
+	unsigned int guarded;
+	pthread_mutex_t pi_mutex;
+	pthread_barrier_t barrier;
+} *shared;
 
 /*
  * A range of @bytes, with a page table of its own, is replaced by another that has one
@@ -64,69 +75,97 @@ static uint64_t replaced(size_t bytes)
 }
 
 /* As long as the kernel does. */
-static void *add_by_oneself(void *arg __unused)
+static void add_by_oneself(void)
 {
 	uint32_t mine = 0;
 
-	pthread_barrier_wait(&barrier);
-	while (!__atomic_load_n(&kernel_done, __ATOMIC_RELAXED)) {
-		__atomic_fetch_add(&word, 1, __ATOMIC_SEQ_CST);
+	while (!__atomic_load_n(&shared->kernel_done, __ATOMIC_RELAXED)) {
+		__atomic_fetch_add(&shared->word, 1, __ATOMIC_SEQ_CST);
 		mine++;
 	}
-	__atomic_fetch_add(&added, mine, __ATOMIC_SEQ_CST);
-	return NULL;
+	__atomic_fetch_add(&shared->added, mine, __ATOMIC_SEQ_CST);
 }
 
-static void *add_by_the_kernel(void *arg __unused)
+/* Until others have been at it MET times meanwhile. */
+static void add_by_the_kernel(void)
 {
-	static uint32_t nobody;
-	unsigned int i;
+	uint32_t mine = 0, met = 0, before, after = 0;
 
-	pthread_barrier_wait(&barrier);
-	for (i = 0; i < ADDED; i++)
-		if (syscall(SYS_futex, &nobody, FUTEX_WAKE_OP, 0, 0, &word,
+	while (met < MET) {
+		before = after;
+		if (syscall(SYS_futex, &shared->nobody, FUTEX_WAKE_OP, 0, 0, &shared->word,
 			    FUTEX_OP(FUTEX_OP_ADD, 1, FUTEX_OP_CMP_EQ, 0)) < 0)
 			die(EXIT_ENV, "FUTEX_WAKE_OP: %s", strerror(errno));
-	__atomic_fetch_add(&added, ADDED, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&kernel_done, true, __ATOMIC_RELAXED);
-	return NULL;
+		mine++;
+		after = __atomic_load_n(&shared->word, __ATOMIC_RELAXED);
+		met += after != before + 1;
+	}
+	__atomic_fetch_add(&shared->added, mine, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&shared->kernel_done, true, __ATOMIC_RELAXED);
 }
 
-static void *add_guarded(void *arg __unused)
+static void add_guarded(void)
 {
 	unsigned int i;
 	int err;
 
-	pthread_barrier_wait(&barrier);
-	for (i = 0; i < ADDED; i++) {
-		err = pthread_mutex_lock(&pi_mutex);
+	for (i = 0; i < TURNS; i++) {
+		err = pthread_mutex_lock(&shared->pi_mutex);
 		if (err)
 			die(EXIT_WRONG, "FUTEX_LOCK_PI: %s", strerror(err));
-		guarded++;
-		pthread_mutex_unlock(&pi_mutex);
+		shared->guarded++;
+		pthread_mutex_unlock(&shared->pi_mutex);
 	}
-	return NULL;
 }
 
-static void together(void *(*first)(void *), void *(*others)(void *))
+static void pin(uint64_t cpu)
 {
-	pthread_t threads[MAX_THREADS];
-	uint64_t t;
+	cpu_set_t one;
 
-	pthread_barrier_init(&barrier, NULL, (unsigned int)opt.threads);
-	for (t = 0; t < opt.threads; t++)
-		if (pthread_create(&threads[t], NULL, t ? others : first, NULL))
-			die(EXIT_ENV, "pthread_create failed");
-	for (t = 0; t < opt.threads; t++)
-		pthread_join(threads[t], NULL);
-	pthread_barrier_destroy(&barrier);
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	if (sched_setaffinity(0, sizeof(one), &one))
+		die(EXIT_ENV, "no CPU %" PRIu64 ": %s", cpu, strerror(errno));
+}
+
+static void together(void (*first)(void), void (*others)(void))
+{
+	pid_t children[MAX_PROCESSES];
+	pthread_barrierattr_t attr;
+	uint64_t i, k;
+	int status;
+
+	pthread_barrierattr_init(&attr);
+	pthread_barrierattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	pthread_barrier_init(&shared->barrier, &attr, (unsigned int)opt.processes);
+	for (i = 0; i < opt.processes; i++) {
+		children[i] = fork();
+		if (children[i] < 0)
+			die(EXIT_ENV, "fork: %s", strerror(errno));
+		if (!children[i]) {
+			pin(i);
+			pthread_barrier_wait(&shared->barrier);
+			(i ? others : first)();
+			_exit(0);
+		}
+	}
+	for (i = 0; i < opt.processes; i++) {
+		if (wait(&status) < 0)
+			die(EXIT_ENV, "wait: %s", strerror(errno));
+		if (!WIFEXITED(status) || WEXITSTATUS(status)) {
+			for (k = 0; k < opt.processes; k++)	/* they wait for it */
+				kill(children[k], SIGKILL);
+			die(EXIT_WRONG, "a process has ended by itself");
+		}
+	}
+	pthread_barrier_destroy(&shared->barrier);
 }
 
 static void __noreturn usage(void)
 {
-	printf("usage: hostmap [--threads N]\n"
+	printf("usage: hostmap [--processes N]\n"
 		"\n"
-		"Replaces ranges that are mapped by others. Or lets N threads, on as many CPUs,\n"
+		"Replaces ranges that are mapped by others. Or lets N processes, on as many CPUs,\n"
 		"and the kernel change one word at the same time.\n"
 		"\n"
 		"Exit status: 0, 1 something is wrong, 2 usage, 3 not possible here.\n");
@@ -136,7 +175,7 @@ static void __noreturn usage(void)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "threads", required_argument, NULL, 't' },
+		{ "processes", required_argument, NULL, 'p' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
@@ -148,8 +187,8 @@ int main(int argc, char **argv)
 
 	prog_start("hostmap");
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		if (c == 't')
-			opt.threads = parse_number("--threads", optarg, 2, MAX_THREADS);
+		if (c == 'p')
+			opt.processes = parse_number("--processes", optarg, 2, MAX_PROCESSES);
 		else if (c == 'h')
 			usage();
 		else
@@ -157,15 +196,20 @@ int main(int argc, char **argv)
 	}
 	no_more_arguments(optind, argc, argv);
 
-	if (opt.threads) {
+	if (opt.processes) {
+		shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		if (shared == MAP_FAILED)
+			die(EXIT_ENV, "mmap: %s", strerror(errno));
 		together(add_by_the_kernel, add_by_oneself);
-		lost = added - word;
+		lost = shared->added - shared->word;
 		pthread_mutexattr_init(&attr);
+		pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
 		pthread_mutexattr_setprotocol(&attr, PTHREAD_PRIO_INHERIT);
-		if (pthread_mutex_init(&pi_mutex, &attr))
+		if (pthread_mutex_init(&shared->pi_mutex, &attr))
 			die(EXIT_ENV, "no mutex with priority inheritance");
 		together(add_guarded, add_guarded);
-		unguarded = opt.threads * ADDED - guarded;
+		unguarded = opt.processes * TURNS - shared->guarded;
 	} else {
 		small = replaced(HUGE_BYTES);
 		large = replaced(GIB);
