@@ -210,10 +210,9 @@ RACES = (
     Race("R9", ("visit",), "a process that was visited is forked, or swaps in"),
     Race("R10", ("migrate",), "migration entries stand for the page that is unmerged"),
     Race(
-        "R11", (),
-        "memory has merged and watched pages when it goes offline; once more while pages come "
-        "and go",
-        STATE,
+        "R11", ("hashed", "lookup", "found", "frozen"),
+        "the memory module that a page is in is taken out; and memory has merged and watched "
+        "pages when it goes offline, once more while pages come and go",
     ),
     Race("R12", ("found", "frozen"), "all who brought the page end, and others get their memory"),
     Race("R14", ("lookup", "found"), "all mappings of one of several merged pages go"),

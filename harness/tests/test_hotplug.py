@@ -7,11 +7,21 @@ User-Mode Linux cannot take memory away: these tests run with --arch x86_64.
 from __future__ import annotations
 
 import pytest
-from lab import BootFresh, baseline, counters, hold_memdup, pageops, release, settle
+from lab import (
+    BootFresh,
+    baseline,
+    counters,
+    hold_memdup,
+    pageops,
+    parse_report,
+    release,
+    settle,
+)
 from linux_um.guest import Guest
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_MEMORY_HOTREMOVE")]
 
+HOLD = "/sys/kernel/debug/pksm/hold"
 BLOCKS = "/sys/devices/system/memory"
 # Prints the numbers of the blocks that were changed. Those with movable pages only can
 # be taken away, but for some: the kernel keeps tables in the last one of each node.
@@ -29,6 +39,8 @@ PLUGGED = f"""
 until [ $(ls -d {BLOCKS}/memory[0-9]* | wc -l) -gt {{known}} ]; do sleep 1; done
 ls -d {BLOCKS}/memory[0-9]* | grep -o '[0-9]*$' | sort -n | tail -n 1
 """
+# Waits until a command succeeds, at most ten seconds.
+SOON = "for i in $(seq 100); do {command} 2> /dev/null && exit; sleep 0.1; done; exit 1"
 # The least that there is of it, one block.
 DIMM = "128M"
 
@@ -158,4 +170,43 @@ def test_memory_that_is_plugged_in_is_tracked_and_can_be_taken_out(boot_fresh: B
     # It is offline by itself before it is taken out.
     guest.unplug_memory()
     assert nr_blocks(guest) == known
+    assert baseline(settle(guest)) == before
+
+
+@pytest.mark.regression("R11")
+@pytest.mark.parametrize(
+    ("moment", "sharers"),
+    [("hashed", 1), ("lookup", 1), ("found", 1), ("frozen", 1), ("lookup", 2), ("found", 2)],
+)
+def test_memory_is_taken_out_while_the_engine_is_about_a_page_of_it(
+    boot_fresh: BootFresh, moment: str, sharers: int
+) -> None:
+    """R11: the page that it has found, or is about to look for, is in that memory.
+
+    One process has it, or two share it. The engine has a reference to it or it has not;
+    whatever it has, the node and the records of pages do not go before it is done with them.
+    """
+    guest = boot_fresh(mem="320M", cpus=1, dimm=DIMM)
+    guest.set_pksm("scope", "madvise")
+    before = baseline(settle(guest))
+    known = nr_blocks(guest)
+    block, first = plug(guest)
+    job = guest.start(
+        ["pageops", "--procs", str(sharers + 1), "--pages", "1", "madvise=mergeable",
+         *(f"@{process}:fill=dup" for process in range(sharers)), "settle", f"hold={moment}",
+         f"@{sharers}:fill=dup", "held", "settle", "stat=after", "verify"]
+    )  # fmt: skip
+    held = guest.sh(SOON.format(command=f"grep held {HOLD}")).stdout.split()
+    assert int(held[1], 16) >= first
+    offline = guest.start(["sh", "-c", f"echo offline > {block}/state"])
+    # What the engine has a reference to cannot be migrated.
+    guest.sh(SOON.format(command="grep -q offline_pages /proc/[0-9]*/stack"))
+    assert offline.poll() is None
+    guest.write_file(HOLD, "off")
+    done = offline.wait(60)
+    assert done.status == 0, done.stderr
+    guest.unplug_memory()
+    assert nr_blocks(guest) == known
+    report = parse_report(job.wait(60).stdout)
+    assert (report.raw["wrong"], report["after"]["merged_ptes"]) == (0, sharers + 1)
     assert baseline(settle(guest)) == before
