@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,7 +28,7 @@
 #define TOUCHED		16U	/* pages that a range has, at most */
 #define MAX_PROCESSES	8
 #define MET		300000U	/* how often the kernel adds to what changes meanwhile */
-#define TURNS		2000U	/* of each, when they take turns */
+#define CONTENDED	2000U	/* how often who takes turns has to wait for one */
 
 static struct {
 	uint64_t processes;
@@ -41,7 +42,7 @@ static struct {
 	uint32_t word, added;	/* what has been added to it, by those who did */
 	uint32_t nobody;	/* a futex that nobody waits for */
 	bool kernel_done;
-	unsigned int guarded;
+	uint32_t contended, turns, guarded;	/* counts; the last is not by atomic operations */
 	pthread_mutex_t pi_mutex;
 	pthread_barrier_t barrier;
 } *shared;
@@ -104,18 +105,24 @@ static void add_by_the_kernel(void)
 	__atomic_store_n(&shared->kernel_done, true, __ATOMIC_RELAXED);
 }
 
+/* Until somebody else has had it CONTENDED times when one of them wanted it. */
 static void add_guarded(void)
 {
-	unsigned int i;
+	volatile int *owner = &shared->pi_mutex.__data.__lock;
+	uint32_t mine = 0;
 	int err;
 
-	for (i = 0; i < TURNS; i++) {
+	while (__atomic_load_n(&shared->contended, __ATOMIC_RELAXED) < CONTENDED) {
+		if (*owner)
+			__atomic_fetch_add(&shared->contended, 1, __ATOMIC_RELAXED);
 		err = pthread_mutex_lock(&shared->pi_mutex);
 		if (err)
 			die(EXIT_WRONG, "FUTEX_LOCK_PI: %s", strerror(err));
 		shared->guarded++;
 		pthread_mutex_unlock(&shared->pi_mutex);
+		mine++;
 	}
+	__atomic_fetch_add(&shared->turns, mine, __ATOMIC_SEQ_CST);
 }
 
 static void pin(uint64_t cpu)
@@ -130,19 +137,21 @@ static void pin(uint64_t cpu)
 
 static void together(void (*first)(void), void (*others)(void))
 {
-	pid_t children[MAX_PROCESSES];
 	pthread_barrierattr_t attr;
-	uint64_t i, k;
+	uint64_t i;
 	int status;
 
 	pthread_barrierattr_init(&attr);
 	pthread_barrierattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
 	pthread_barrier_init(&shared->barrier, &attr, (unsigned int)opt.processes);
 	for (i = 0; i < opt.processes; i++) {
-		children[i] = fork();
-		if (children[i] < 0)
+		pid_t child = fork();
+
+		if (child < 0)
 			die(EXIT_ENV, "fork: %s", strerror(errno));
-		if (!children[i]) {
+		if (!child) {
+			/* They wait for each other, and one may have given up. */
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			pin(i);
 			pthread_barrier_wait(&shared->barrier);
 			(i ? others : first)();
@@ -152,11 +161,10 @@ static void together(void (*first)(void), void (*others)(void))
 	for (i = 0; i < opt.processes; i++) {
 		if (wait(&status) < 0)
 			die(EXIT_ENV, "wait: %s", strerror(errno));
-		if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-			for (k = 0; k < opt.processes; k++)	/* they wait for it */
-				kill(children[k], SIGKILL);
-			die(EXIT_WRONG, "a process has ended by itself");
-		}
+		if (WIFSIGNALED(status))
+			die(EXIT_WRONG, "a process was ended by signal %d", WTERMSIG(status));
+		if (WEXITSTATUS(status))
+			exit(WEXITSTATUS(status));
 	}
 	pthread_barrier_destroy(&shared->barrier);
 }
@@ -209,7 +217,7 @@ int main(int argc, char **argv)
 		if (pthread_mutex_init(&shared->pi_mutex, &attr))
 			die(EXIT_ENV, "no mutex with priority inheritance");
 		together(add_guarded, add_guarded);
-		unguarded = opt.processes * TURNS - shared->guarded;
+		unguarded = shared->turns - shared->guarded;
 	} else {
 		small = replaced(HUGE_BYTES);
 		large = replaced(GIB);
