@@ -107,6 +107,8 @@ SELFTESTS = [
     case("mremap_dontunmap", rounds=10),
     # All of them take a PC that is emulated many minutes.
     case("uffd-unit-tests", long=True),
+    # The one above gives up before it comes to this, where an address is taken.
+    case("uffd-unit-tests -f poison"),
     case("uffd-unit-tests -f move", "CONFIG_MEM_SOFT_DIRTY"),
     case("uffd-unit-tests -f wp-", "CONFIG_PTE_MARKER_UFFD_WP"),
     case("uffd-stress anon 20 4"),
@@ -143,18 +145,25 @@ def subtests(output: str) -> Subtests:
     """Return the subtests of a program and their results, in their order.
 
     In TAP, with what is being run from comments; and as userfaultfd's tests write them,
-    "Testing THIS... done". A number that was measured is no part of a name.
+    "Testing THIS... done". A number that was measured is no part of a name; why a subtest
+    was skipped is, where that is said just before.
     """
     found: Subtests = []
-    context = ""
+    context = reason = ""
     for line in output.splitlines():
         if match := re.match(r"# \[RUN\] *(.*)", line):
-            context = match[1]
+            context, reason = match[1], ""
+        elif match := re.match(r"# (?!Totals:)(.*)", line):
+            reason = re.sub(r"0x[\da-f]+|\d+", "N", match[1])
         elif match := re.match(r"(ok|not ok) \d+ ?(?:- )?(.*)", line):
             name, _, directive = f" {match[2]}".partition(" # ")
             result = directive.split()[0].lower() if directive else match[1]
             name = MEASURED.sub(r"\1 some", name)
-            found.append((f"{context} {name.strip() or directive}".strip(), result))
+            name = name.strip() or directive
+            if result == "skip":
+                name = f"{reason} {name}".strip()
+            found.append((f"{context} {name}".strip(), result))
+            reason = ""
         elif match := re.match(r"Testing (.*?)\.\.\. *(\w+)?", line):
             found.append((f"{context} {match[1]}".strip(), (match[2] or "none").lower()))
         elif match := re.match(r"bounces: (\d+), mode: ([a-z ]+),", line):
