@@ -82,9 +82,14 @@ def test_flags_are_those_of_kpageflags(held: Held) -> None:
     held.finish()
 
 
-def unmarked_after(frames: Sequence[int], pfn: int) -> int:
-    """Return how many frames without any flag follow the frame *pfn*."""
-    return next((i for i, flags in enumerate(frames[pfn + 1 :]) if flags), len(frames) - pfn - 1)
+def block_at(frames: Sequence[int], pfn: int) -> int:
+    """Return the size in pages of the largest block that can begin at *pfn*.
+
+    It is aligned to its size, and all frames that follow in it have no flag; but such frames
+    may be the kernel's as well.
+    """
+    free = next((i for i, flags in enumerate(frames[pfn + 1 :]) if flags), len(frames) - pfn - 1)
+    return min(1 << (free + 1).bit_length() - 1, pfn & -pfn or len(frames))
 
 
 def test_each_kind_of_page_is_known(held: Held) -> None:
@@ -102,7 +107,7 @@ def test_each_kind_of_page_is_known(held: Held) -> None:
     # largest block, which is the last to be given out, and merged with no other.
     heads = [pfn for pfn, flags in enumerate(frames) if flags & buddy]
     assert heads, "the guest has no free block"
-    largest = max(heads, key=lambda pfn: unmarked_after(frames, pfn))
+    largest = max(heads, key=lambda pfn: block_at(frames, pfn))
     wanted = {largest: "free, in the buddy allocator, order "}
     for pfn, flags in enumerate(frames):
         for bit, (mask, text) in list(kinds.items()):
