@@ -19,10 +19,10 @@ from lab import (
     settle,
 )
 from linux_um.guest import Guest
+from test_moments import HOLD
 
 pytestmark = [pytest.mark.needs_pksm, pytest.mark.needs_config("CONFIG_MEMORY_HOTREMOVE")]
 
-HOLD = "/sys/kernel/debug/pksm/hold"
 BLOCKS = "/sys/devices/system/memory"
 # Prints the numbers of the blocks that were changed. Those with movable pages only can
 # be taken away, but for some: the kernel keeps tables in the last one of each node.
